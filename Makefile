@@ -1,0 +1,39 @@
+# One word for each habit; `make help` lists them. Everything sets itself up: only Python 3.11 or newer is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup train test check format bench-smoke clean
+
+help: ## list these words
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make the virtual environment with the pinned working set
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
+	$(BIN)/python jobs/train.py
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-smoke: $(READY) ## measure speed against plain PyTorch, in two minutes
+	$(BIN)/python benchmarks/smoke.py
+
+clean: ## delete what these words made, but no run
+	rm -rf $(VENV) data/phantom .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,21 @@
+"""Trains a segmentation model: python jobs/train.py [--config FILE] [--section.key value ...]."""
+
+import sys
+import time
+
+from rich.console import Console
+
+from lungseg_ray import cli
+from lungseg_ray.config import Settings
+
+
+def main(settings: Settings, console: Console) -> None:
+    """Trains, or goes on training."""
+    from lungseg_ray.train import train
+
+    train(settings, console, started=STARTED)
+
+
+if __name__ == "__main__":
+    STARTED = time.time()
+    sys.exit(cli.run(Settings, main))

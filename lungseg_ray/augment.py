@@ -1,0 +1,210 @@
+"""The augmentation presets: an image and its mask of any size become what the network sees."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lungseg_ray.corpus.decode import resize_labels
+from lungseg_ray.errors import UserError
+
+Pixels = NDArray[np.uint8]
+
+
+class Augment:
+    """A preset at one output size; the draw is a function of the seed alone."""
+
+    def __init__(self, transforms: Sequence[Any], *, size: int) -> None:
+        self.size = size
+        self._compose = A.Compose(list(transforms), p=1.0)
+
+    def __call__(self, image: Pixels, mask: Pixels, *, seed: int | Sequence[int]) -> tuple[Pixels, Pixels]:
+        """Draws one augmented pair.
+
+        Args:
+            image: (H, W, C) uint8.
+            mask: (H, W) uint8 label map.
+            seed: the same numbers give the same draw, in any process and after any history.
+
+        Returns:
+            The image (size, size, C) and the mask (size, size), uint8 and contiguous; they may share memory with the
+            input. The mask holds values of the given mask and, under a constant border, 0.
+        """
+        words = [part % 2**64 for part in ([seed] if isinstance(seed, int) else seed)]
+        generator = np.random.default_rng(words)
+        # One generator for all transforms: `set_random_seed` would give each its own with the same seed, and the choice
+        # of a flip would then decide about the holes.
+        self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        drawn = self._compose(image=image, mask=mask)
+        pixels = np.ascontiguousarray(drawn["image"]).reshape(self.size, self.size, image.shape[2])
+        return pixels, np.ascontiguousarray(drawn["mask"])
+
+
+class _Resize(A.Resize):
+    def apply_to_mask(self, mask: Pixels, **_: Any) -> Pixels:
+        return resize_labels(mask, self.height, self.width, vote="bilinear")
+
+
+class _RandomResizedCrop(A.RandomResizedCrop):
+    def apply_to_mask(self, mask: Pixels, *, crop_coords: tuple[int, int, int, int], **_: Any) -> Pixels:
+        left, top, right, bottom = crop_coords
+        return resize_labels(mask[top:bottom, left:right], *self.size, vote="bilinear")
+
+
+def _resize(size: int) -> Any:
+    return _Resize(
+        height=size,
+        width=size,
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST_EXACT,
+        area_for_downscale=None,
+        p=1.0,
+    )
+
+
+def _valid(size: int) -> list[Any]:
+    return [_resize(size)]
+
+
+def _light(size: int) -> list[Any]:
+    return [
+        _RandomResizedCrop(
+            size=(size, size),
+            scale=(0.08, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            interpolation=cv2.INTER_LINEAR,
+            mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            area_for_downscale=None,
+            p=1.0,
+        ),
+        A.OneOf(
+            [
+                A.Transpose(p=1.0),
+                A.VerticalFlip(p=1.0),
+                A.HorizontalFlip(p=1.0),
+                A.RandomRotate90(p=1.0),
+                A.NoOp(p=1.0),
+            ],
+            p=1.0,
+        ),
+    ]
+
+
+def _holes() -> Any:
+    return A.OneOf(
+        [
+            A.CoarseDropout(
+                num_holes_range=(16, 16),
+                hole_height_range=(16, 16),
+                hole_width_range=(16, 16),
+                fill=0,
+                fill_mask=None,
+                p=1.0,
+            ),
+            A.NoOp(p=1.0),
+        ],
+        p=1.0,
+    )
+
+
+def _affine(
+    *, scale: tuple[float, float], shift: float, degrees: float, shear: float, border_mode: int, p: float
+) -> Any:
+    return A.Affine(
+        scale=scale,
+        keep_ratio=True,
+        balanced_scale=False,
+        translate_percent={"x": (-shift, shift), "y": (-shift, shift)},
+        rotate=(-degrees, degrees),
+        rotate_method="largest_box",
+        shear={"x": (-shear, shear), "y": (-shear, shear)},
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST,
+        fit_output=False,
+        border_mode=border_mode,
+        fill=0,
+        fill_mask=0,
+        p=p,
+    )
+
+
+def _medium(size: int) -> list[Any]:
+    return [*_light(size), _holes()]
+
+
+def _heavy(size: int) -> list[Any]:
+    affine = _affine(scale=(0.9, 1.1), shift=0.0625, degrees=45, shear=0.0, border_mode=cv2.BORDER_REFLECT_101, p=0.75)
+    return [*_light(size), affine, _holes()]
+
+
+def _chest(size: int) -> list[Any]:
+    return [
+        _resize(size),
+        A.HorizontalFlip(p=0.5),
+        A.RandomBrightnessContrast(
+            brightness_limit=(-0.2, 0.2),
+            contrast_limit=(-0.25, 0.25),
+            brightness_by_max=True,
+            ensure_safe_range=False,
+            p=0.5,
+        ),
+        A.RandomGamma(gamma_limit=(70, 140), p=0.3),
+        # Black beyond the border is what a collimator leaves; a mirrored border would show a second shoulder.
+        _affine(scale=(0.85, 1.2), shift=0.06, degrees=10, shear=4.0, border_mode=cv2.BORDER_CONSTANT, p=0.9),
+        A.OneOf(
+            [
+                A.GaussianBlur(blur_limit=(3, 5), sigma_limit=(0.4, 1.2), p=1.0),
+                A.GaussNoise(
+                    std_range=(0.01, 0.05), mean_range=(0.0, 0.0), per_channel=False, noise_scale_factor=0.5, p=1.0
+                ),
+            ],
+            p=0.25,
+        ),
+    ]
+
+
+_BUILDERS: dict[str, Callable[[int], list[Any]]] = {
+    "valid": _valid,
+    "light": _light,
+    "medium": _medium,
+    "heavy": _heavy,
+    "chest": _chest,
+}
+PRESETS: tuple[str, ...] = tuple(_BUILDERS)
+
+
+def build(preset: str, *, size: int) -> Augment:
+    """Builds a preset by its name.
+
+    valid, light, medium, heavy: the published recipe's. chest: flips left and right, and otherwise moves, turns,
+    lights and blurs a chest only as far as a patient and a detector might.
+
+    Args:
+        preset: one of `PRESETS`.
+        size: height and width of the result, pixels; an image that is not square is stretched to it (the recipe).
+
+    Raises:
+        UserError: if the preset is unknown.
+    """
+    if preset not in _BUILDERS:
+        raise UserError(f"Unknown augmentation preset {preset!r} (feed.preset): expected one of {', '.join(PRESETS)}.")
+    return Augment(_BUILDERS[preset](size), size=size)
+
+
+def resize_image(image: Pixels, size: int) -> Pixels:
+    """Resizes an image as the preset `valid` does, for prediction.
+
+    Args:
+        image: (H, W, C) uint8.
+        size: height and width of the result, pixels.
+
+    Returns:
+        (size, size, C) uint8.
+    """
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)

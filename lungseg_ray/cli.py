@@ -1,0 +1,45 @@
+"""What every job does around its one call: settings in, messages and an exit code out."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+from rich.console import Console
+
+from lungseg_ray.config import Section, load
+from lungseg_ray.errors import UserError
+
+AnyJob = TypeVar("AnyJob", bound=Section)
+
+OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(tree: type[AnyJob], job: Callable[[AnyJob, Console], None]) -> int:
+    """Runs a job with the settings of the command line.
+
+    Args:
+        tree: its settings.
+        job: takes them, and a console to tell the user on.
+
+    Returns:
+        The exit code: 0, 1 for a failure of ours, 2 for a mistake of the user's, 130 for Ctrl-C.
+    """
+    console = Console(soft_wrap=True)
+    try:
+        job(load(tree, sys.argv[1:]), console)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return MISTAKE
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return OK

@@ -1,0 +1,372 @@
+"""The one tree of settings: what `--help` prints, what a configuration file may say, and what a run keeps."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from lungseg_ray.errors import UserError
+
+ENVIRONMENT_PREFIX = "LUNGSEG_"
+Share = Annotated[float, Field(ge=0, le=1)]
+Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
+
+
+class Section(BaseModel):
+    """A branch of the tree: unknown keys are refused, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhantomSettings(Section):
+    """The synthetic chests that `corpus.root = phantom` stands for."""
+
+    count: PositiveInt = Field(160, description="How many X-rays to draw.")
+    size: Annotated[int, Field(ge=64, le=4096)] = Field(512, description="Height and width in pixels.")
+    seed: int = Field(0, description="Another seed, other patients.")
+
+
+class SplitSettings(Section):
+    """How patients are dealt to the three sides where the corpus does not say it."""
+
+    val: Share = Field(0.15, description="Share of patients for validation.")
+    test: Share = Field(0.15, description="Share of patients for the test.")
+    seed: int = Field(0, description="Another seed, another deal.")
+
+    @model_validator(mode="after")
+    def _leave_some_to_train(self) -> SplitSettings:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test must leave a share for training, found {self.val} + {self.test}")
+        return self
+
+
+class CorpusSettings(Section):
+    """Where X-rays and masks come from."""
+
+    root: str = Field("phantom", description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests.")
+    layout: Literal["auto", "pairs", "manifest"] = Field(
+        "auto", description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file."
+    )
+    channels: Channels = Field(1, description="1: grey (a colour file's first channel). 3: RGB.")
+    classes: PositiveInt = Field(1, description="1: one structure. k > 1: k labels, of which 0 is background.")
+    class_names: list[str] = Field(["lung"], description="Names of the labels from 1 on, for tables and pictures.")
+    mask_values: dict[int, int | Literal["ignore"]] = Field(
+        {},
+        description="Label of each value in a mask file; 'ignore' leaves the pixel out. "
+        "By default 0 is background, 1 and 255 are the structure; with several classes a value is its own label.",
+    )
+    empty_masks: Literal["set_aside", "keep"] = Field(
+        "set_aside", description="What to do with a mask that marks nothing."
+    )
+    about: str = Field("", description="A sentence on the data, for the model card.")
+    licence: str = Field("", description="Licence of the data, for the model card.")
+    split: SplitSettings = SplitSettings()
+    phantom: PhantomSettings = PhantomSettings()
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> CorpusSettings:
+        labels = max(self.classes - 1, 1)
+        if len(self.class_names) != labels:
+            raise ValueError(f"class_names must name {labels} label(s), found {self.class_names}")
+        wrong = {
+            value: label for value, label in self.mask_values.items() if label not in ("ignore", *range(labels + 1))
+        }
+        if wrong:
+            raise ValueError(f"mask_values must map to labels 0 to {labels} or 'ignore', found {wrong}")
+        return self
+
+    @property
+    def labels(self) -> dict[int, int | Literal["ignore"]]:
+        """Label of each value in a mask file: the configured map, or the usual one for the number of classes."""
+        if self.mask_values:
+            return self.mask_values
+        return {0: 0, 1: 1, 255: 1} if self.classes == 1 else {label: label for label in range(self.classes)}
+
+
+class ShardSettings(Section):
+    """What a shard holds."""
+
+    root: str = Field("data/phantom", description="Folder or s3:// prefix of the Parquet shards.")
+    longer_side: Annotated[int, Field(ge=32, le=8192)] = Field(
+        1024, description="Images larger than this, in pixels, are reduced to it; the aspect stays."
+    )
+    rows: PositiveInt = Field(64, description="Images per shard file.")
+    max_set_aside: Share = Field(0.05, description="Fail when a larger share of the files cannot be used.")
+
+
+class FeedSettings(Section):
+    """How shards become batches."""
+
+    preset: str = Field("chest", description="Augmentation: valid, light, medium, heavy (the recipe's) or chest.")
+    size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = Field(
+        256, description="Height and width that the network sees, in pixels."
+    )
+    batch: PositiveInt = Field(8, description="Images that one step of the optimiser sees, over all workers.")
+    window: PositiveInt = Field(64, description="Shards whose rows are shuffled together.")
+    tasks: NonNegativeInt = Field(0, description="Data tasks at a time for each worker; 0: as many as fit.")
+    ahead: PositiveInt = Field(64, description="Images that each worker keeps ready.")
+
+
+class ModelSettings(Section):
+    """The network."""
+
+    architecture: str = Field("UnetPlusPlus", description="Unet, UnetPlusPlus, FPN, DeepLabV3(Plus), Linknet or MAnet.")
+    encoder: str = Field("timm-regnety_004", description="Any encoder that segmentation_models_pytorch accepts for it.")
+    weights: str = Field("none", description="Encoder weights to start from: imagenet, none, or a weights file.")
+
+
+class LossSettings(Section):
+    """Weights of the two parts of the loss."""
+
+    dice: NonNegativeFloat = Field(1.0, description="Weight of the Dice loss.")
+    bce: NonNegativeFloat = Field(0.8, description="Weight of the (binary) cross-entropy.")
+
+
+class OptimSettings(Section):
+    """Optimiser, learning rates and their schedule."""
+
+    name: Literal["radam", "adamw"] = Field("radam", description="Both with decoupled weight decay.")
+    lr: PositiveFloat = Field(5e-3, description="Learning rate of decoder and head.")
+    encoder_lr: PositiveFloat = Field(5e-3, description="Learning rate of the encoder.")
+    weight_decay: NonNegativeFloat = Field(3e-4, description="Weight decay of decoder and head; biases have none.")
+    encoder_weight_decay: NonNegativeFloat = Field(3e-5, description="Weight decay of the encoder; biases have none.")
+    lookahead_k: NonNegativeInt = Field(5, description="Lookahead: steps between two pulls; 0: no Lookahead.")
+    lookahead_alpha: Share = Field(0.5, description="Lookahead: how far a pull goes.")
+    schedule: Literal["plateau", "one_cycle", "cosine", "constant"] = Field(
+        "one_cycle",
+        description="plateau: by validation loss. one_cycle, cosine: by step, over the run.",
+    )
+    factor: Share = Field(0.25, description="plateau: the rate is multiplied by this.")
+    patience: NonNegativeInt = Field(10, description="plateau: epochs without a better validation loss to wait for.")
+    warmup: Share = Field(0.25, description="one_cycle, cosine: share of the steps in which the rate rises.")
+    clip: NonNegativeFloat = Field(0.0, description="Largest norm of the gradient; 0: no clipping.")
+
+
+class TrainSettings(Section):
+    """The training loop."""
+
+    epochs: PositiveInt = Field(10, description="Passes over the training images.")
+    seed: int = Field(0, description="Weights, order and augmentation follow from it.")
+    workers: PositiveInt = Field(1, description="Training processes; the batch is dealt among them.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU for each worker.")
+    threads: NonNegativeInt = Field(0, description="CPU threads of each worker; 0: cores / workers.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: the fastest of fp32 and bf16 in a probe of two steps; the choice is kept on resume."
+    )
+    channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
+    accumulate: PositiveInt = Field(1, description="Passes that share a step, so that a batch fits in memory.")
+    average: Share = Field(0.0, description="Decay of the moving average of the weights, per step; 0: none.")
+    early_stop: NonNegativeInt = Field(0, description="Stop after so many epochs without a better one; 0: never.")
+
+
+class CheckpointSettings(Section):
+    """What is kept while a run goes on."""
+
+    keep: PositiveInt = Field(2, description="How many of the best checkpoints to keep, beside the latest.")
+
+
+class RunSettings(Section):
+    """Where the run is kept."""
+
+    root: str = Field("runs", description="Folder or s3:// prefix of all runs.")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "local", description="The run's folder; the same name goes on with the same run."
+    )
+
+
+class EvaluateSettings(Section):
+    """How a trained model is measured."""
+
+    threshold: Share = Field(0.5, description="Probability above which a pixel is positive (one class).")
+    batch: PositiveInt = Field(4, description="Images per forward pass.")
+    workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
+    clean_up: bool = Field(True, description="Report beside it: the two largest components alone, holes filled.")
+    resamples: PositiveInt = Field(2000, description="Bootstrap resamples of the patients, for the 95 % intervals.")
+    subgroups: list[str] | None = Field(None, description="Columns to report apart; else all with 2 to 12 values.")
+
+
+class Settings(Section):
+    """Everything that shapes a run."""
+
+    corpus: CorpusSettings = CorpusSettings()
+    shards: ShardSettings = ShardSettings()
+    feed: FeedSettings = FeedSettings()
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    optim: OptimSettings = OptimSettings()
+    train: TrainSettings = TrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    runs: RunSettings = RunSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Settings:
+        parts = self.train.workers * self.train.accumulate
+        if self.feed.batch % parts:
+            raise ValueError(
+                f"feed.batch must divide by train.workers x train.accumulate = {parts}, found {self.feed.batch}"
+            )
+        return self
+
+
+class EvaluateJob(Section):
+    """Measure a trained model: on its own test images, or on another corpus."""
+
+    run: str = Field(description="The run's folder or s3:// prefix.")
+    corpus: CorpusSettings | None = Field(None, description="Another corpus, read as it is; else the run's shards.")
+    split: Literal["train", "val", "test", "all"] | None = Field(
+        None, description="Which images; by default test of the run's shards, all of another corpus."
+    )
+    out: str | None = Field(None, description="Folder for the figures and pictures; by default evaluation/ in the run.")
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+class PredictJob(Section):
+    """Write the masks that a trained model sees in a folder of images."""
+
+    run: str = Field(description="The run's folder or s3:// prefix.")
+    images: str = Field(description="Folder or s3:// prefix of images.")
+    out: str = Field(description="Folder or s3:// prefix for the masks; images already done there are not done again.")
+    overlay: bool = Field(False, description="Write each image with the outline of its mask, too.")
+    clean_up: bool = Field(False, description="Keep the two largest components and fill their holes.")
+    batch: PositiveInt = Field(4, description="Images per forward pass.")
+    workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
+
+
+AnyJob = TypeVar("AnyJob", bound=Section)
+
+
+def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
+    """Reads a job's settings: defaults < YAML file (`--config`) < environment (`LUNGSEG_...`) < command line.
+
+    Prints the help and exits with 0 when `--help` is among the arguments.
+
+    Raises:
+        UserError: for an unknown key, a value that does not fit, or a file that cannot be read; it names each.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    path = early.parse_known_args(arguments)[0].config
+    from_file = _read_yaml(path) if path else {}
+
+    class Sources(BaseSettings):
+        model_config = SettingsConfigDict(
+            extra="forbid",
+            env_prefix=ENVIRONMENT_PREFIX,
+            env_nested_delimiter="__",
+            nested_model_default_partial_update=True,
+            cli_avoid_json=True,
+            cli_hide_none_type=True,
+            cli_use_class_docs_for_groups=True,
+            cli_exit_on_error=False,
+            cli_prog_name=Path(sys.argv[0]).name,
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: Any, **sources: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return sources["env_settings"], InitSettingsSource(settings_cls, init_kwargs=from_file)
+
+    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in tree.model_fields.items()}
+    config = Field(None, description="YAML file of settings; the environment and the command line override it.")
+    parser = create_model(tree.__name__, __base__=Sources, __doc__=tree.__doc__, config=(str | None, config), **fields)
+    try:
+        found = CliApp.run(parser, cli_args=list(arguments)).model_dump(exclude={"config"}, exclude_unset=True)
+        return tree.model_validate(found)
+    except ValidationError as error:
+        raise UserError(_explain(error, tree)) from None
+    except SettingsError as error:
+        raise UserError(_explain_arguments(str(error), tree)) from None
+
+
+def dump(settings: Section) -> str:
+    """The whole tree as YAML, as `--config` reads it."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """One line for each leaf in which two dumped trees differ: `train.seed: 0 -> 1`."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {before} -> {after}"
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror}). Expected a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: is not YAML: {error}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"--config {path}: expected sections such as 'train:', found {type(content).__name__}.")
+    return content or {}
+
+
+def _leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in tree.model_fields.items():
+        branch = info.annotation
+        if isinstance(branch, type) and issubclass(branch, BaseModel):
+            yield from _leaves(branch, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _suggest(key: str, tree: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(key, list(_leaves(tree)), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else " --help lists all settings."
+
+
+def _explain(error: ValidationError, tree: type[BaseModel]) -> str:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            lines.append(f"{key}: there is no such setting.{_suggest(key, tree)}")
+        elif detail["type"] == "missing":
+            lines.append(f"--{key} is needed: {tree.model_fields[key].description if key in tree.model_fields else ''}")
+        elif detail["type"] == "value_error":
+            lines.append((f"{key}: " if key else "") + detail["msg"].removeprefix("Value error, "))
+        else:
+            lines.append(f"{key}: {detail['msg'].lower()}, found {detail['input']!r}")
+    return "\n".join(lines)
+
+
+def _explain_arguments(message: str, tree: type[BaseModel]) -> str:
+    unknown = re.search(r"unrecognized arguments: --(\S+)", message)
+    if unknown:
+        key = unknown.group(1).split("=")[0]
+        return f"--{key}: there is no such setting.{_suggest(key, tree)}"
+    return message.removeprefix("error parsing CLI: ")

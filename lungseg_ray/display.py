@@ -1,0 +1,106 @@
+"""What a person sees while a run goes on: a line for each epoch, a bar in between, and TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from torch.utils.tensorboard import SummaryWriter
+
+from lungseg_ray.storage import Location
+
+TENSORBOARD = "tensorboard"
+AnyItem = TypeVar("AnyItem")
+_TIMINGS = ("images_per_second", "data_wait_share", "train_seconds", "seconds")
+
+
+def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator[AnyItem]:
+    """Hands on items under a bar that is gone in the end; there is none where the output is no terminal."""
+    return iter(track(items, total=total, description=description, transient=True, disable=not sys.stdout.isatty()))
+
+
+class Display:
+    """Follows a run; to be used as a context and called with each event of its workers.
+
+    Attributes:
+        first_step: time of the first step, seconds since the epoch of the clock; None before it.
+    """
+
+    def __init__(self, console: Console, place: Location, epochs: int) -> None:
+        self.first_step: float | None = None
+        self._console = console
+        self._epochs = epochs
+        self._best = float("inf")
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("waiting for workers", total=None)
+        self._place = place / TENSORBOARD
+        self._local = Path(place.path) / TENSORBOARD if place.is_local else Path(tempfile.mkdtemp(prefix="lungseg-"))
+        self._writer: SummaryWriter | None = None
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._writer:
+            self._writer.close()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Shows one event."""
+        getattr(self, f"_{event['event']}")(event)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        self._console.print(event["text"], highlight=False)
+
+    def _start(self, event: dict[str, Any]) -> None:
+        where = f"from epoch {event['epoch'] + 1}" if event["epoch"] else "from the start"
+        self._console.print(
+            f"Training {where} on {event['workers']} worker(s): {event['device']}, {event['precision']}, "
+            f"{event['threads']} thread(s) each, {event['parameters'] / 1e6:.1f} M parameters",
+            highlight=False,
+        )
+        if event["frozen"]:
+            self._console.print(
+                f"  {len(event['frozen'])} parameters get no gradient in this pair of architecture and encoder and are "
+                f"frozen, {event['frozen'][0]} the first",
+                highlight=False,
+            )
+        self._writer = SummaryWriter(str(self._local), purge_step=event["epoch"] + 1)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        self.first_step = self.first_step or event["time"]
+        self._bar.update(
+            self._task,
+            description=f"epoch {event['epoch']}/{self._epochs}  loss {event['loss']:.4f}",
+            completed=event["number"],
+            total=event["steps"],
+        )
+
+    def _epoch(self, event: dict[str, Any]) -> None:
+        row = event["row"]
+        mark = " *" if row["val_loss"] < self._best else ""
+        self._best = min(self._best, row["val_loss"])
+        self._console.print(
+            f"epoch {row['epoch']:3d}/{self._epochs}"
+            f"  loss {row['loss']:.4f} (Dice {row['loss_dice']:.4f}, BCE {row['loss_bce']:.4f})"
+            f"  val {row['val_loss']:.4f}  IoU {row['val_iou']:.4f}  Dice {row['val_dice']:.4f}"
+            f"  lr {row['lr']:.1e}  {row['images_per_second']:.1f} images/s"
+            f"  data wait {row['data_wait_share']:.1%}  {row['seconds']:.0f} s{mark}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if self._writer:
+            for key, value in row.items():
+                if key not in ("epoch", "step"):
+                    part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
+                    self._writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
+            self._writer.flush()
+            if not self._place.is_local:
+                self._place.upload(self._local)

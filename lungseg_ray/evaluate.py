@@ -1,0 +1,422 @@
+"""A trained model over a set of images with masks: figures for each, with their intervals, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import torch
+from rich.table import Table
+
+from lungseg_ray import metrics, predictor, report, resources
+from lungseg_ray.config import CorpusSettings, EvaluateJob, EvaluateSettings
+from lungseg_ray.corpus import Record, SetAside, Split, assign_splits, list_corpus, read_sample
+from lungseg_ray.display import ticks
+from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.run import BEST, EVALUATION, Run
+from lungseg_ray.shards import Row, Shard, read_index, read_rows
+from lungseg_ray.storage import Location, locate
+
+FIGURES = ("dice", "iou", "hd95", "assd")
+PER_IMAGE = "per_image.csv"
+RESULT = "evaluation.json"
+SHEET = "contact_sheet.png"
+SHOWN = 4
+"""Images on each row of the contact sheet: the worst, those around the median, the best."""
+
+
+class Images(Protocol):
+    """Images with masks, by number."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def read(self, number: int) -> Row:
+        """One of them.
+
+        Raises:
+            BadFileError: if it cannot be used.
+        """
+
+
+@dataclass(frozen=True)
+class ShardImages:
+    """The rows of some shards."""
+
+    root: Location
+    rows: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.rows)
+
+    def read(self, number: int) -> Row:
+        """One of them."""
+        file, row = self.rows[number]
+        return read_rows(self.root / file, [row])[0]
+
+    @classmethod
+    def of(cls, root: Location, shards: Iterable[Shard]) -> ShardImages:
+        """All rows of these files that count."""
+        return cls(root, [(shard.file, row) for shard in shards for row in shard.usable])
+
+
+@dataclass(frozen=True)
+class CorpusImages:
+    """The records of a corpus, read as sharding reads them."""
+
+    records: list[Record]
+    corpus: CorpusSettings
+    longer_side: int
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.records)
+
+    def read(self, number: int) -> Row:
+        """One of them."""
+        record = self.records[number]
+        sample = read_sample(record, self.corpus, longer_side=self.longer_side)
+        return Row(record.image_id, record.patient_id, dict(record.groups), sample)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Measures a chunk of images; runs in a data task, which keeps the model for the next."""
+
+    model: Location
+    images: Images
+    chunks: list[range]
+    settings: EvaluateSettings
+    device: str
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        cv2.setNumThreads(0)
+        if self.device == "cpu":
+            # One thread each, so that the order of a sum does not depend on the number of processes.
+            torch.set_num_threads(1)
+        model = predictor.load(self.model, device=self.device)
+        rows: list[Row] = []
+        found: list[dict[str, Any]] = []
+        for number in self.chunks[batch.column("id")[0].as_py()]:
+            try:
+                rows.append(self.images.read(number))
+                found.append({"number": number})
+            except BadFileError as error:
+                record = self.images.records[number]  # type: ignore[attr-defined]
+                aside = SetAside(record.image_id, record.image_uri, error.reason, error.detail)
+                found.append({"number": number, "set_aside": vars(aside)})
+        good = [one for one in found if "set_aside" not in one]
+        if rows:
+            for one, row, map_ in zip(good, rows, model([row.sample.image for row in rows]), strict=True):
+                one |= measure(row, model.labels(map_), model.sidecar.class_names, clean_up=self.settings.clean_up)
+        return pa.table({"row": [json.dumps(one) for one in found]})
+
+
+def measure(
+    row: Row, prediction: npt.NDArray[np.uint8], class_names: Sequence[str], *, clean_up: bool
+) -> dict[str, Any]:
+    """The figures of one image, on the grid of its decoded pixels.
+
+    Args:
+        row: with the true mask (H, W).
+        prediction: (H, W) uint8 labels.
+        class_names: of the labels from 1 on.
+        clean_up: also measure what is left of each label after `metrics.clean_up`.
+
+    Returns:
+        Columns of the per-image table: `dice`, `iou`, `hd95`, `assd` (means over the classes; distances in pixels of
+        the source, and in mm as `hd95_mm`, `assd_mm` where its spacing is known), the same for each class where there
+        are several, `empty` (classes with one side empty), and the pixel counts. Cleaned ones start with `clean_`.
+    """
+    sample = row.sample
+    height, width = sample.mask.shape
+    scale = (sample.source_height / height, sample.source_width / width)
+    columns: dict[str, Any] = {
+        "image_id": row.image_id,
+        "patient_id": row.patient_id,
+        **row.groups,
+        "height": sample.source_height,
+        "width": sample.source_width,
+    }
+    valid = sample.mask != IGNORE_LABEL
+    versions = {"": prediction}
+    if clean_up:
+        cleaned = np.zeros_like(prediction)
+        for label in range(1, len(class_names) + 1):
+            cleaned[metrics.clean_up(prediction == label)] = label
+        versions["clean_"] = cleaned
+    for prefix, labels in versions.items():
+        columns |= {
+            f"{prefix}{key}": value
+            for key, value in _compare(labels, sample.mask, valid, class_names, scale, sample.spacing).items()
+        }
+    return columns
+
+
+def _compare(
+    prediction: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    valid: npt.NDArray[np.bool_],
+    class_names: Sequence[str],
+    scale: tuple[float, float],
+    spacing: tuple[float, float] | None,
+) -> dict[str, Any]:
+    counts = metrics.confusion_counts(
+        torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None], classes=max(len(class_names) + 1, 2)
+    )
+    by_class: list[dict[str, float]] = []
+    empty = 0
+    for label, _ in enumerate(class_names, start=1):
+        pair = (prediction == label) & valid, (truth == label) & valid
+        found = metrics.surface_distances(*pair, spacing=scale)
+        figures = {
+            "dice": float(metrics.dice(counts)[0, label - 1]),
+            "iou": float(metrics.iou(counts)[0, label - 1]),
+            "hd95": found.hd95,
+            "assd": found.assd,
+        }
+        if spacing:
+            pixel = (scale[0] * spacing[0], scale[1] * spacing[1])
+            found = metrics.surface_distances(*pair, spacing=pixel)
+            figures |= {"hd95_mm": found.hd95, "assd_mm": found.assd}
+        empty += found.empty
+        by_class.append(figures)
+    columns: dict[str, Any] = {
+        key: float(np.mean([figures[key] for figures in by_class])) for key in (by_class[0] if by_class else ())
+    }
+    columns["empty"] = empty
+    several = len(class_names) > 1
+    for label, (name, figures) in enumerate(zip(class_names, by_class, strict=True)):
+        if several:
+            columns |= {f"{key}_{name}": value for key, value in figures.items()}
+        suffix = f"_{name}" if several else ""
+        columns |= {f"{key}{suffix}": int(getattr(counts, key)[0, label]) for key in ("tp", "fp", "fn")}
+    if several:
+        both = valid & (prediction == 0)
+        columns["tp_background"] = int((both & (truth == 0)).sum())
+        columns["fp_background"] = int((both & (truth != 0)).sum())
+        columns["fn_background"] = int((valid & (truth == 0) & (prediction != 0)).sum())
+    return columns
+
+
+def summarise(rows: Sequence[dict[str, Any]], class_names: Sequence[str], settings: EvaluateSettings) -> dict[str, Any]:
+    """Means with their 95 % bootstrap intervals over patients, for all images and for each subgroup.
+
+    Returns:
+        `n`, `n_empty` (images in which truth or prediction, but not both, is empty), `patients`, and for each figure
+        `mean`, `low`, `high`; `iou_pooled`, over the pixels of all images together; `classes` where there are several,
+        with the background's `iou_pooled` and the mean of all as `iou_pooled_with_background`; `clean_up`, the same
+        after cleaning; `groups`, the same for each value of each subgroup.
+    """
+    result = _figures(rows, class_names, settings, "")
+    if settings.clean_up:
+        result["clean_up"] = _figures(rows, class_names, settings, "clean_")
+    result["groups"] = {
+        column: {
+            value: _figures([row for row in rows if row.get(column) == value], class_names, settings, "")
+            for value in values
+        }
+        for column, values in _subgroups(rows, settings).items()
+    }
+    return result
+
+
+def _figures(
+    rows: Sequence[dict[str, Any]], class_names: Sequence[str], settings: EvaluateSettings, prefix: str
+) -> dict[str, Any]:
+    patients = [row["patient_id"] for row in rows]
+
+    def interval(key: str) -> dict[str, float]:
+        values = [row[prefix + key] for row in rows]
+        return metrics.bootstrap_interval(values, patients, resamples=settings.resamples)._asdict()
+
+    def pooled(suffix: str) -> float:
+        tp, fp, fn = (sum(row[f"{prefix}{key}{suffix}"] for row in rows) for key in ("tp", "fp", "fn"))
+        return tp / (tp + fp + fn) if tp + fp + fn else 1.0
+
+    known = [key for key in (*FIGURES, "hd95_mm", "assd_mm") if all(prefix + key in row for row in rows)]
+    result: dict[str, Any] = {
+        "n": len(rows),
+        "n_empty": sum(row[f"{prefix}empty"] > 0 for row in rows),
+        "patients": len(set(patients)),
+        **{key: interval(key) for key in known},
+    }
+    if len(class_names) == 1:
+        return {**result, "iou_pooled": pooled("")}
+    shares = {name: pooled(f"_{name}") for name in ("background", *class_names)}
+    result["iou_pooled"] = float(np.mean([shares[name] for name in class_names]))
+    result["iou_pooled_with_background"] = float(np.mean(list(shares.values())))
+    result["classes"] = {
+        name: {**{key: interval(f"{key}_{name}") for key in known}, "iou_pooled": shares[name]} for name in class_names
+    } | {"background": {"iou_pooled": shares["background"]}}
+    return result
+
+
+def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> dict[str, list[str]]:
+    columns = [key for key in rows[0] if isinstance(rows[0][key], str) and key not in ("image_id", "patient_id")]
+    values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in columns}
+    if settings.subgroups is None:
+        return {key: found for key, found in values.items() if 2 <= len(found) <= 12}
+    missing = [key for key in settings.subgroups if key not in values]
+    if missing:
+        raise UserError(f"evaluate.subgroups: the corpus has no column {missing}; it has {sorted(values)}.")
+    return {key: values[key] for key in settings.subgroups}
+
+
+def evaluate(model: Location, images: Images, out: Location, settings: EvaluateSettings) -> dict[str, Any]:
+    """Measures a model on images and writes tables and pictures. Needs a running Ray cluster.
+
+    The figures do not depend on the number of processes: the images of a forward pass are fixed by their order.
+
+    Args:
+        model: a run's folder `best/`.
+        images: what to measure on.
+        out: folder for `per_image.csv`, `evaluation.json` and `contact_sheet.png`.
+        settings: of the evaluation.
+
+    Returns:
+        The content of `evaluation.json`.
+
+    Raises:
+        UserError: if there is no image that can be used.
+    """
+    side = predictor.load(model).sidecar
+    cpus, gpus = resources.available()
+    chunks = [range(len(images))[start : start + settings.batch] for start in range(0, len(images), settings.batch)]
+    if not chunks:
+        raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
+    device = "cuda" if gpus else "cpu"
+    done = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
+        _Measure(model, images, chunks, settings, device),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(
+            size=min(settings.workers or (gpus or max(min(cpus, resources.cores()), 1)), cpus, len(chunks))
+        ),
+        num_gpus=1 if gpus else None,
+        max_calls=0,
+    )
+    done_rows = ticks(done.iter_rows(), total=len(images), description="Evaluating")
+    found = sorted((json.loads(row["row"]) for row in done_rows), key=lambda row: row["number"])
+    rows = [row for row in found if "set_aside" not in row]
+    set_aside = [row["set_aside"] for row in found if "set_aside" in row]
+    if not rows:
+        raise UserError(f"None of {len(images)} images can be used; the first: {set_aside[0]}")
+    result = {**summarise(rows, side.class_names, settings), "set_aside": set_aside}
+    (out / PER_IMAGE).write_text(_to_csv(rows))
+    (out / SHEET).write_bytes(_sheet(model, images, rows))
+    (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
+    """Measures a finished run on its own shards, or on another corpus. Needs a running Ray cluster.
+
+    Returns:
+        The content of `evaluation.json`, and the folder it lies in.
+
+    Raises:
+        UserError: if the run is not there or not finished, or if there is nothing to measure on.
+    """
+    run = Run(locate(job.run))
+    kept = run.kept().settings
+    if job.corpus is None:
+        root = locate(kept.shards.root)
+        index = read_index(root)
+        if index.fingerprint != run.kept().shards:
+            raise UserError(
+                f"{root}: these are other shards than those that {run.place} was trained on, and their test images may "
+                "have been trained on. Restore them, or evaluate another corpus with --corpus.root."
+            )
+        shards = index.shards if job.split == "all" else index.of(job.split or "test")
+        images: Images = ShardImages.of(root, shards)
+        name: str = job.split or "test"
+    else:
+        images = _corpus_images(kept.corpus, job, kept.shards.longer_side)
+        name = locate(job.corpus.root).stem
+    out = locate(job.out) if job.out else run.place / EVALUATION / name
+    return evaluate(run.place / BEST, images, out, job.evaluate), out
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures of `evaluation.json` as a table for the terminal."""
+    known = [key for key in (*FIGURES, "hd95_mm", "assd_mm") if key in result]
+    drawn = Table("images", "n", *known, "IoU pooled", title="Mean over images (95 % interval over patients)")
+
+    def add(name: str, figures: dict[str, Any]) -> None:
+        cells = [f"{figures[key]['mean']:.4g} ({figures[key]['low']:.4g}-{figures[key]['high']:.4g})" for key in known]
+        drawn.add_row(name, str(figures.get("n", "")), *cells, f"{figures['iou_pooled']:.4f}")
+
+    add("all", result)
+    for name, figures in result.get("classes", {}).items():
+        if name != "background":
+            add(f"  {name}", figures)
+    if "clean_up" in result:
+        add("all, cleaned up", result["clean_up"])
+    for column, values in result["groups"].items():
+        for value, figures in values.items():
+            add(f"{column} = {value}", figures)
+    return drawn
+
+
+def _corpus_images(trained: CorpusSettings, job: EvaluateJob, longer_side: int) -> CorpusImages:
+    """The images of another corpus; what the command does not say of it is as it was in training."""
+    corpus = CorpusSettings.model_validate(
+        {**trained.model_dump(exclude_unset=True), **(job.corpus.model_dump(exclude_unset=True) if job.corpus else {})}
+    )
+    if (corpus.channels, corpus.classes) != (trained.channels, trained.classes):
+        raise UserError(
+            f"The model was trained with {trained.channels} channel(s) and {trained.classes} class(es); "
+            f"corpus.channels = {corpus.channels} and corpus.classes = {corpus.classes} do not fit it."
+        )
+    listing = list_corpus(corpus)
+    records = listing.records
+    if job.split not in (None, "all"):
+        split: Split = job.split  # type: ignore[assignment]
+        records = [record for record in assign_splits(records, corpus.split) if record.split == split]
+    return CorpusImages(records, corpus, longer_side)
+
+
+def _sheet(model: Location, images: Images, rows: list[dict[str, Any]]) -> bytes:
+    """The contact sheet; its few images are predicted again, so that no pixels travel."""
+    order = sorted(rows, key=lambda row: (row["dice"], row["image_id"]))
+    count = min(SHOWN, len(order))
+    middle = max((len(order) - count) // 2, 0)
+    use = predictor.load(model)
+    panels = {}
+    for title, chosen in {
+        "worst": order[:count],
+        "median": order[middle : middle + count],
+        "best": order[::-1][:count],
+    }.items():
+        samples = [images.read(row["number"]).sample for row in chosen]
+        panels[title] = [
+            report.Panel(
+                title=f"{row['image_id']}\nDice {row['dice']:.3f}  HD95 {row['hd95']:.0f} px",
+                image=sample.image,
+                truth=sample.mask,
+                prediction=use.labels(use([sample.image])[0]),
+            )
+            for row, sample in zip(chosen, samples, strict=True)
+        ]
+    return report.contact_sheet(panels, use.sidecar.class_names)
+
+
+def _to_csv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "number"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,284 @@
+"""The feed: from shards to the batches that a training worker takes, the same for any number of workers and tasks.
+
+What the model sees at a step follows from (seed, epoch, index of the shards) alone. `epoch_order` says which row stands
+at which place of an epoch; a global batch is a run of places, and each rank takes its slice of it. Each rank pulls its
+own Ray Data pipeline, which starts at whatever step the run goes on from: a range of chunk numbers, each turned by one
+task into one block of augmented rows. Ranks share no splitter, so none can be dealt another's rows, and a task never
+yields twice, so none can hold a CPU while another rank waits for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from lungseg_ray import augment
+from lungseg_ray.batch import Batch
+from lungseg_ray.corpus.record import Split
+from lungseg_ray.errors import UserError
+from lungseg_ray.shards import Shard, ShardIndex, read_rows
+from lungseg_ray.storage import Location
+
+CHUNK_IMAGES = 32
+"""Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which rows are fed, and how they are prepared.
+
+    Attributes:
+        root: folder of the shards.
+        index: what it holds.
+        preset: augmentation of the training images.
+        size: height and width that the network sees, pixels.
+        batch: images of a global batch.
+        window: shards whose rows are shuffled together.
+        seed: of order and augmentation.
+    """
+
+    root: Location
+    index: ShardIndex
+    preset: str
+    size: int
+    batch: int
+    window: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        augment.build(self.preset, size=self.size)
+        if self.steps_per_epoch < 1:
+            raise UserError(
+                f"{self.root}: {self.index.count('train')} training images do not fill one batch of {self.batch}. "
+                "Lower feed.batch."
+            )
+        if not self.index.count("val"):
+            raise UserError(
+                f"{self.root}: no images for validation. Raise corpus.split.val, or give the corpus a split column "
+                "with 'val' in it, and make the shards again."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch; the last incomplete one is dropped."""
+        return self.index.count("train") // self.batch
+
+
+def epoch_order(shards: list[Shard], *, seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
+    """The order of an epoch: shards permuted, then the rows of each `window` shards shuffled together.
+
+    Returns:
+        (n, 2): at each place of the epoch, a number in `shards` and a row of that shard.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    numbers = generator.permutation(len(shards))
+    parts = []
+    for start in range(0, len(numbers), window):
+        rows = [(number, row) for number in numbers[start : start + window] for row in shards[number].usable]
+        parts.append(generator.permutation(np.asarray(rows, np.int64).reshape(-1, 2)))
+    return np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
+
+
+_ORDERS: dict[tuple[str, int, int, int], npt.NDArray[np.int64]] = {}
+
+
+def _train_places(source: Source, epoch: int) -> npt.NDArray[np.int64]:
+    """`epoch_order`, worked out once per process and epoch."""
+    key = (source.index.fingerprint, source.seed, epoch, source.window)
+    if key not in _ORDERS:
+        _ORDERS.clear()
+        _ORDERS[key] = epoch_order(source.index.of("train"), seed=source.seed, epoch=epoch, window=source.window)
+    return _ORDERS[key]
+
+
+def _validation_places(source: Source) -> npt.NDArray[np.int64]:
+    shards = source.index.of("val")
+    return np.asarray([(number, row) for number, shard in enumerate(shards) for row in shard.usable], np.int64)
+
+
+@lru_cache(maxsize=4)
+def _cached_augment(preset: str, size: int) -> augment.Augment:
+    cv2.setNumThreads(0)
+    return augment.build(preset, size=size)
+
+
+def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """Reads and augments the rows that stand at some places of the stream.
+
+    Args:
+        source: where from.
+        split: `train`, with the source's preset, or `val`, with the preset `valid`.
+        epoch: whose order and augmentation; validation has one for all.
+        slots: (n,) places in the epoch.
+
+    Returns:
+        `slot` (n,), `image_id` (n,), `image` uint8 (n, size, size, channels), `mask` uint8 (n, size, size).
+    """
+    places = (_train_places(source, epoch) if split == "train" else _validation_places(source))[slots]
+    change = _cached_augment(source.preset if split == "train" else "valid", source.size)
+    shards = source.index.of(split)
+    images = np.empty((len(slots), source.size, source.size, source.index.corpus.channels), np.uint8)
+    masks = np.empty((len(slots), source.size, source.size), np.uint8)
+    names = np.empty(len(slots), object)
+    for number in np.unique(places[:, 0]):
+        at = np.flatnonzero(places[:, 0] == number)
+        rows = read_rows(source.root / shards[number].file, places[at, 1].tolist())
+        for place, row in zip(at, rows, strict=True):
+            name = int.from_bytes(hashlib.sha256(row.image_id.encode()).digest()[:8], "big")
+            images[place], masks[place] = change(row.sample.image, row.sample.mask, seed=(source.seed, epoch, name))
+            names[place] = row.image_id
+    return {"slot": slots, "image_id": names, "image": images, "mask": masks}
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Turns a chunk's number into its block of prepared rows; runs in a data task."""
+
+    source: Source
+    split: Split
+    epoch: int
+    slots: list[npt.NDArray[np.int64]]
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return prepare(self.source, self.split, self.epoch, self.slots[int(batch["id"][0])])
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One rank's share of a source, through Ray Data.
+
+    Attributes:
+        source: what is fed.
+        rank: of this worker.
+        world_size: workers.
+        tasks: data tasks at a time.
+        ahead: images kept ready.
+    """
+
+    source: Source
+    rank: int
+    world_size: int
+    tasks: int
+    ahead: int
+
+    @property
+    def batch(self) -> int:
+        """Images of this rank in one step."""
+        return self.source.batch // self.world_size
+
+    def train(self, *, step: int, epochs: int) -> ReadAhead:
+        """Batches from a global step to the end of the last epoch, prepared ahead in the background.
+
+        Args:
+            step: the first one wanted, counted from 0 over all epochs.
+            epochs: after how many the stream ends.
+
+        Raises:
+            RuntimeError: if a row is not the one that the order says.
+        """
+        return ReadAhead(self._epochs(step, epochs), depth=max(self.ahead // self.batch, 1))
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's share of the validation images; over all ranks, each image once."""
+        slots = np.arange(self.rank, self.source.index.count("val"), self.world_size)
+        yield from self._run("val", 0, slots, step=0)
+
+    def _epochs(self, step: int, epochs: int) -> Iterator[Batch]:
+        steps = self.source.steps_per_epoch
+        for epoch in range(step // steps, epochs):
+            first = max(step - epoch * steps, 0)
+            starts = np.arange(first, steps)[:, None] * self.source.batch + self.rank * self.batch
+            slots = (starts + np.arange(self.batch)).ravel()
+            yield from self._run("train", epoch, slots, step=epoch * steps + first)
+
+    def _run(self, split: Split, epoch: int, slots: npt.NDArray[np.int64], *, step: int) -> Iterator[Batch]:
+        if not len(slots):
+            return
+        length = max(CHUNK_IMAGES // self.batch, 1) * self.batch
+        chunks = [slots[start : start + length] for start in range(0, len(slots), length)]
+        blocks = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
+            _Chunk(self.source, split, epoch, chunks),
+            batch_size=None,
+            batch_format="numpy",
+            compute=ray.data.TaskPoolStrategy(size=min(self.tasks, len(chunks))),
+        )
+        blocks.context.execution_options.preserve_order = True
+        blocks.context.enable_progress_bars = False
+        done = 0
+        for found in blocks.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=1):
+            count = len(found["slot"])
+            if not np.array_equal(found["slot"], slots[done : done + count]):
+                raise RuntimeError(
+                    f"rank {self.rank}, {split} step {step}: expected rows {slots[done : done + count].tolist()}, "
+                    f"found {found['slot'].tolist()}"
+                )
+            done += count
+            yield Batch(
+                step=step,
+                images=torch.from_numpy(np.ascontiguousarray(found["image"])).permute(0, 3, 1, 2),
+                masks=torch.from_numpy(np.ascontiguousarray(found["mask"])),
+                image_ids=found["image_id"].tolist(),
+            )
+            step += 1
+        if done != len(slots):
+            raise RuntimeError(f"rank {self.rank}: expected {len(slots)} {split} rows, found {done}")
+
+
+class ReadAhead:
+    """Runs an iterator of batches in a thread that keeps some of them ready, from the moment it is made.
+
+    Args:
+        batches: what to run.
+        depth: how many batches to keep ready.
+    """
+
+    def __init__(self, batches: Iterator[Batch], *, depth: int) -> None:
+        self._batches = batches
+        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        item = self._ready.get()
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread; nothing more can be taken."""
+        self._stop.set()
+        self._thread.join(timeout=30)
+
+    def _work(self) -> None:
+        try:
+            for batch in self._batches:
+                self._put(batch)
+                if self._stop.is_set():
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue

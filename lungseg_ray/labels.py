@@ -1,0 +1,3 @@
+"""The one label value that every module has to agree on."""
+
+IGNORE_LABEL = 255

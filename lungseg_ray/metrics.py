@@ -1,0 +1,266 @@
+"""Quality of label maps: overlap counts, sums over a validation set, surface distances and intervals."""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from lungseg_ray.errors import UserError
+from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.losses import validation_losses
+
+
+class Counts(NamedTuple):
+    """True positives, false positives and false negatives: int64 of shape (N, F), F foreground classes."""
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+
+
+class SurfaceDistances(NamedTuple):
+    """Distances between two outlines in the unit of the spacing; `empty` if exactly one of the masks has no pixel."""
+
+    hd95: float
+    assd: float
+    empty: bool
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return float32 probabilities (N, K, H, W): the sigmoid of one channel, the softmax over several.
+
+    Args:
+        logits: (N, K, H, W), any floating dtype.
+    """
+    return logits.float().sigmoid() if logits.shape[1] == 1 else logits.float().softmax(dim=1)
+
+
+def predict_labels(probability: Tensor, *, threshold: float = 0.5) -> Tensor:
+    """Return the predicted label map (N, H, W) as uint8.
+
+    Args:
+        probability: (N, K, H, W) in [0, 1], as `probabilities` returns it.
+        threshold: with one channel, label 1 is where the probability is above it; several channels take the largest.
+    """
+    if probability.shape[1] == 1:
+        return (probability[:, 0] > threshold).to(torch.uint8)
+    return probability.argmax(dim=1).to(torch.uint8)
+
+
+def confusion_counts(prediction: Tensor, target: Tensor, *, classes: int) -> Counts:
+    """Count the pixels of each image and foreground class; ignored pixels are left out.
+
+    Args:
+        prediction: (N, H, W) integer labels.
+        target: (N, H, W) integer labels; pixels of `IGNORE_LABEL` count nowhere.
+        classes: 1 for binary (foreground: label 1), otherwise the number of labels (foreground: all but label 0).
+
+    Returns:
+        Int64 counts of shape (N, F) with F = max(classes - 1, 1).
+    """
+    valid = target != IGNORE_LABEL
+    labels = range(1, max(classes, 2))
+    predicted = torch.stack([(prediction == label) & valid for label in labels], dim=1)
+    true = torch.stack([target == label for label in labels], dim=1)
+    return Counts(
+        tp=(predicted & true).sum(dim=(2, 3)),
+        fp=(predicted & ~true).sum(dim=(2, 3)),
+        fn=(~predicted & true).sum(dim=(2, 3)),
+    )
+
+
+def dice(counts: Counts) -> Tensor:
+    """Return Dice = 2 tp / (2 tp + fp + fn) as float64 of the counts' shape; 1 where truth and prediction are empty."""
+    return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn)
+
+
+def iou(counts: Counts) -> Tensor:
+    """Return IoU = tp / (tp + fp + fn) as float64 of the counts' shape; 1 where truth and prediction are empty."""
+    return _ratio(counts.tp, counts.tp + counts.fp + counts.fn)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator == 0, 1.0, numerator.double() / denominator.clamp(min=1))
+
+
+class ValidationSums:
+    """Float64 sums over the images of a validation set, from which its figures follow.
+
+    Sums of several workers add up: each calls `update` on its images, one all-reduce (SUM) of `as_tensor()` joins them,
+    and `load` puts the result back. How the images were dealt to batches and workers changes nothing but the last bits.
+    """
+
+    _MEANS = ("loss", "loss_dice", "loss_bce", "iou", "dice")
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        dice_weight: float = 1.0,
+        bce_weight: float = 0.8,
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.classes = classes
+        self.dice_weight = dice_weight
+        self.bce_weight = bce_weight
+        self.threshold = threshold
+        foreground = max(classes - 1, 1)
+        self._sums = torch.zeros(len(self._MEANS) + 1 + 3 * foreground, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            logits: (N, classes, H, W), any floating dtype, on the device given to the constructor.
+            target: (N, H, W) uint8 labels, `IGNORE_LABEL` allowed.
+        """
+        losses = validation_losses(
+            logits, target, classes=self.classes, dice_weight=self.dice_weight, bce_weight=self.bce_weight
+        )
+        prediction = predict_labels(probabilities(logits), threshold=self.threshold)
+        counts = confusion_counts(prediction, target, classes=self.classes)
+        per_image = torch.stack(
+            [*losses, iou(counts).mean(dim=1), dice(counts).mean(dim=1), torch.ones_like(losses.total)]
+        )
+        pooled = torch.cat([count.sum(dim=0) for count in counts])
+        self._sums += torch.cat([per_image.sum(dim=1), pooled.double()])
+
+    def as_tensor(self) -> Tensor:
+        """Return a copy of the sums, a flat float64 tensor on the constructor's device, ready for one all-reduce."""
+        return self._sums.clone()
+
+    def load(self, sums: Tensor) -> None:
+        """Replace the sums by those of `as_tensor`, summed over workers."""
+        self._sums.copy_(sums)
+
+    def result(self) -> dict[str, float]:
+        """Return the figures of all images seen.
+
+        Keys: `loss`, `loss_dice`, `loss_bce`, `iou`, `dice` (means over images; IoU and Dice first averaged over the
+        foreground classes of an image), `iou_pooled` (pixels of all images together, averaged over the foreground
+        classes) and `n` (number of images).
+
+        Raises:
+            UserError: no image was seen.
+        """
+        sums = self._sums.cpu()
+        n = int(sums[len(self._MEANS)])
+        if n == 0:
+            raise UserError(
+                "The validation set holds no image, expected at least one: check that the validation split is not "
+                "empty."
+            )
+        tp, fp, fn = sums[len(self._MEANS) + 1 :].reshape(3, -1)
+        means = {name: float(total) / n for name, total in zip(self._MEANS, sums, strict=False)}
+        return {**means, "iou_pooled": float(iou(Counts(tp, fp, fn)).mean()), "n": n}
+
+
+def surface_distances(
+    prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, spacing: tuple[float, float] = (1.0, 1.0)
+) -> SurfaceDistances:
+    """Return HD95 and ASSD between the outlines of two masks, as MONAI computes them.
+
+    HD95 is the larger of the two directed 95th percentiles; ASSD is the mean distance to the other outline over the
+    outline pixels of both masks. Both masks empty: 0. One of them empty: the image diagonal, and `empty` is set.
+
+    Args:
+        prediction: (H, W) bool.
+        truth: (H, W) bool.
+        spacing: height and width of a pixel; it carries the unit of the result (1 = pixels, or mm).
+
+    Raises:
+        UserError: the masks differ in shape.
+    """
+    if prediction.shape != truth.shape:
+        raise UserError(
+            f"Cannot measure the distance between masks of different shapes: the truth has {truth.shape}, the "
+            f"prediction has {prediction.shape}. Resize the prediction to the truth's grid first."
+        )
+    if not prediction.any() and not truth.any():
+        return SurfaceDistances(hd95=0.0, assd=0.0, empty=False)
+    if not prediction.any() or not truth.any():
+        diagonal = math.hypot(truth.shape[0] * spacing[0], truth.shape[1] * spacing[1])
+        return SurfaceDistances(hd95=diagonal, assd=diagonal, empty=True)
+
+    # MONAI takes seconds to import (more than ten from a cold disk), and only evaluation needs it.
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_distance import compute_average_surface_distance
+
+    # Copies: arrays from a shared object store are read-only, which torch takes with a warning.
+    pair = [mask[None, None].astype(np.float32) for mask in (prediction, truth)]
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+        assd = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing)
+    return SurfaceDistances(hd95=float(hd95), assd=float(assd), empty=False)
+
+
+def clean_up(mask: NDArray[np.bool_], *, components: int = 2) -> NDArray[np.bool_]:
+    """Keep the largest connected components of a mask (the two lungs) and fill their holes.
+
+    Components are 4-connected, as are the lungs' outlines in `surface_distances`; of equal ones the first in reading
+    order is kept.
+
+    Args:
+        mask: (H, W) bool.
+        components: how many to keep; a mask with fewer keeps all of them.
+
+    Returns:
+        (H, W) bool, a new array.
+    """
+    labelled, count = ndimage.label(mask)
+    sizes = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
+    largest = np.argsort(-sizes, kind="stable")[:components] + 1
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(np.isin(labelled, largest))
+    return filled
+
+
+def bootstrap_interval(
+    values: ArrayLike, patients: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return the mean over images with a percentile bootstrap interval over patients.
+
+    Patients are drawn with replacement and a patient's images go together, since images of one patient are not
+    independent; the mean of a resample is over its images. One patient alone gives an interval of width 0.
+
+    Args:
+        values: (N,) one figure per image.
+        patients: (N,) the patient of each image, any sortable values.
+        confidence: probability mass between the bounds, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: seed of the draws; the same arguments give the same interval.
+
+    Raises:
+        UserError: no values, or not one patient per value.
+    """
+    figures = np.asarray(values, dtype=np.float64)
+    owners = np.asarray(patients)
+    if figures.ndim != 1 or figures.size == 0 or owners.shape != figures.shape:
+        raise UserError(
+            f"Cannot bootstrap: expected one value and one patient per image, found values of shape {figures.shape} "
+            f"and patients of shape {owners.shape}."
+        )
+    _, index, images = np.unique(owners, return_inverse=True, return_counts=True)
+    sums = np.bincount(index, weights=figures)
+    mean = float(figures.mean())
+    if images.size == 1:
+        return Interval(mean=mean, low=mean, high=mean)
+    draws = np.random.default_rng(seed).multinomial(images.size, np.full(images.size, 1 / images.size), size=resamples)
+    low, high = np.quantile((draws @ sums) / (draws @ images), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean=mean, low=float(low), high=float(high))

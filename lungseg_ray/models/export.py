@@ -1,0 +1,53 @@
+"""The form in which a trained model leaves: a folder that segmentation_models_pytorch opens without this project."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+from safetensors import SafetensorError
+from segmentation_models_pytorch.base import SegmentationModel
+
+from lungseg_ray.errors import UserError
+
+
+def export(model: SegmentationModel, directory: Path) -> None:
+    """Write `config.json`, `model.safetensors` and a model card, for `segmentation_models_pytorch.from_pretrained`.
+
+    The configuration names no pretrained encoder weights, since the folder holds all weights itself and opening it
+    would otherwise ask the network for them.
+
+    Args:
+        model: from `build`, not wrapped, in any mode and on any device.
+        directory: created if need be; files of an earlier export in it are overwritten.
+    """
+    config = {name: value for name, value in model.config.items() if name != "pretrained_cfg_overlay"}
+    config |= {"encoder_weights": None, "_model_class": type(model).__name__}
+    model.save_pretrained(directory, config=config)
+
+
+def load_export(directory: Path) -> SegmentationModel:
+    """Open a folder that `export` wrote; needs no network.
+
+    Args:
+        directory: the folder.
+
+    Returns:
+        The model in evaluation mode, on the CPU, giving logits of shape (N, classes, H, W).
+
+    Raises:
+        UserError: the folder lacks a file, or its files do not fit together.
+    """
+    missing = [name for name in ("config.json", "model.safetensors") if not (directory / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{directory}: not an exported model, expected config.json and model.safetensors, found no "
+            f"{' and no '.join(missing)}. Give the folder that a finished run wrote its best model to."
+        )
+    try:
+        # The hub's loader prints a line for each folder that it opens.
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = smp.from_pretrained(str(directory))
+    except (AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"{directory}: the files of this exported model do not fit together: {error}") from error
+    return model.eval()

@@ -1,0 +1,144 @@
+"""Pictures: outlines over an X-ray, a contact sheet, the curves of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lungseg_ray.labels import IGNORE_LABEL
+
+TRUTH = (46, 204, 113)
+PREDICTED = ((255, 99, 71), (255, 193, 7), (103, 183, 255), (214, 130, 255))
+"""Colours (RGB) of true outlines, and of predicted ones by label; later labels take them again from the first."""
+
+_PANEL_PIXELS = 512
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a contact sheet.
+
+    Attributes:
+        title: above it.
+        image: (H, W, C) uint8.
+        truth: (H, W) uint8 labels.
+        prediction: (H, W) uint8 labels.
+    """
+
+    title: str
+    image: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.uint8]
+    prediction: npt.NDArray[np.uint8]
+
+
+def overlay(
+    image: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
+    """An image with the outlines of its labels.
+
+    Args:
+        image: (H, W, C) uint8, C = 1 or 3.
+        prediction: (H, W) uint8 labels, 0 is background.
+        truth: (H, W) uint8 labels, drawn beneath; `IGNORE_LABEL` is not drawn.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    canvas = np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+    if canvas is image:
+        canvas = image.copy()
+    width = max(round(max(image.shape[:2]) / 300), 1)
+    if truth is not None:
+        for label in np.unique(truth[(truth != 0) & (truth != IGNORE_LABEL)]):
+            _outline(canvas, truth == label, TRUTH, width)
+    for label in np.unique(prediction[prediction != 0]):
+        _outline(canvas, prediction == label, PREDICTED[(label - 1) % len(PREDICTED)], width)
+    return canvas
+
+
+def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[str]) -> bytes:
+    """A PNG with a row of panels for each name.
+
+    Args:
+        panels: by the name of their row.
+        class_names: of the labels from 1 on, for the legend.
+    """
+    columns = max(len(row) for row in panels.values())
+    figure = Figure(figsize=(3.1 * columns, 3.5 * len(panels) + 0.5), dpi=110, layout="constrained")
+    axes = figure.subplots(len(panels), columns, squeeze=False)
+    for line, (name, row) in zip(axes, panels.items(), strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, panel in zip(line, row, strict=False):
+            axis.imshow(_reduced(panel))
+            axis.set_title(panel.title, fontsize=8)
+        line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=11)
+    handles = [Line2D([], [], color=_hex(TRUTH), label="true outline")]
+    handles += [
+        Line2D([], [], color=_hex(PREDICTED[number % len(PREDICTED)]), label=f"predicted {name}")
+        for number, name in enumerate(class_names)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return _png(figure)
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> bytes:
+    """A PNG with loss, IoU and Dice, and the learning rate, against the epoch.
+
+    Args:
+        history: a row for each epoch, as in `history.csv`.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")
+    loss, quality, rate = figure.subplots(1, 3)
+    loss.plot(epochs, [row["loss"] for row in history], label="training")
+    loss.plot(epochs, [row["val_loss"] for row in history], label="validation")
+    loss.set_title("Loss: Dice + weighted BCE")
+    quality.plot(epochs, [row["val_dice"] for row in history], label="Dice")
+    quality.plot(epochs, [row["val_iou"] for row in history], label="IoU")
+    quality.set_title("Validation, mean over images")
+    rate.plot(epochs, [row["lr"] for row in history], label="decoder and head")
+    rate.plot(epochs, [row["encoder_lr"] for row in history], label="encoder", linestyle="--")
+    rate.set_yscale("log")
+    rate.set_title("Learning rate at the epoch's start")
+    best = min(history, key=lambda row: row["val_loss"])["epoch"]
+    for axis in (loss, quality):
+        axis.axvline(best, color="0.6", linewidth=0.8, linestyle=":")
+    for axis in (loss, quality, rate):
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    return _png(figure)
+
+
+def _reduced(panel: Panel) -> npt.NDArray[np.uint8]:
+    height, width = panel.image.shape[:2]
+    scale = _PANEL_PIXELS / max(height, width)
+    size = (round(width * scale), round(height * scale))
+    image = cv2.resize(panel.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    masks = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in (panel.prediction, panel.truth)]
+    return overlay(image.reshape(size[1], size[0], -1), masks[0], masks[1])
+
+
+def _outline(
+    canvas: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], width: int
+) -> None:
+    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, lines, -1, colour, width, cv2.LINE_AA)
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()

@@ -1,0 +1,135 @@
+"""What fits: the Ray cluster to run on, and how its CPUs and GPUs are dealt to training and to data."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+
+from lungseg_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who gets what.
+
+    Attributes:
+        workers: training processes.
+        device: what each of them computes on.
+        cpus_per_worker: logical CPUs that Ray reserves for each; 0 on GPUs, so that all serve the data.
+        data_cpus: logical CPUs left for Ray Data.
+        data_tasks: data tasks at a time for each worker.
+    """
+
+    workers: int
+    device: Literal["cpu", "cuda"]
+    cpus_per_worker: int
+    data_cpus: int
+    data_tasks: int
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan(
+    *, cpus: int, gpus: int, workers: int, device: Literal["auto", "cpu", "cuda"] = "auto", tasks: int = 0
+) -> Layout:
+    """Deals a cluster's CPUs and GPUs to training workers and data tasks, or says why that cannot be.
+
+    Whole CPUs alone are dealt: Ray Data gets what is left, floored to a whole number, and a fraction would starve it.
+
+    Args:
+        cpus: logical CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        workers: training processes, at least 1.
+        device: `auto` takes GPUs where there is one for each worker.
+        tasks: data tasks at a time for each worker; 0 for as many as fit.
+
+    Raises:
+        UserError: if the workers do not fit, or if no CPU would be left for the data.
+    """
+    on_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
+    if on_gpu and gpus < workers:
+        raise UserError(
+            f"train.device = cuda needs a GPU for each of {workers} worker(s); the cluster has {gpus}. "
+            f"Lower train.workers to {gpus} or add GPUs."
+            if gpus
+            else f"train.device = cuda needs {workers} GPU(s); the cluster has none. Use train.device = cpu."
+        )
+    cpus_per_worker = 0 if on_gpu else 1
+    data_cpus = cpus - workers * cpus_per_worker
+    if data_cpus < 1:
+        most = max((cpus - 1) if not on_gpu else workers, 0)
+        raise UserError(
+            f"train.workers = {workers} needs {workers * cpus_per_worker} of the cluster's {cpus} CPU(s) and leaves "
+            "none for reading data, which needs at least 1; the run would wait for ever. "
+            + (f"Lower train.workers to {most} or add CPUs." if most else "Add CPUs.")
+        )
+    fit = max(data_cpus // workers, 1)
+    return Layout(
+        workers=workers,
+        device="cuda" if on_gpu else "cpu",
+        cpus_per_worker=cpus_per_worker,
+        data_cpus=data_cpus,
+        data_tasks=min(tasks, fit) if tasks else fit,
+    )
+
+
+@contextmanager
+def cluster(*, processes: int) -> Iterator[None]:
+    """A Ray cluster for the time of the block: the one at hand, the one `RAY_ADDRESS` names, or one of our own.
+
+    Our own has a logical CPU for each process and at least one for the data, whatever the number of cores, and is
+    stopped at the end; others are left as they are.
+
+    Args:
+        processes: training or evaluating processes that will want a CPU each.
+
+    Raises:
+        UserError: if `RAY_ADDRESS` names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(**quiet)
+        else:
+            ray.init(num_cpus=max(cores(), processes + 1), **quiet)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, "
+            "or unset RAY_ADDRESS to run on this machine alone."
+            if address
+            else f"Ray does not start on this machine: {error}"
+        ) from error
+    try:
+        quiet_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_data() -> None:
+    """Keeps Ray Data's bars out of the output of this process and of those it starts."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def available() -> tuple[int, int]:
+    """Logical CPUs and GPUs of the connected cluster."""
+    found = ray.cluster_resources()
+    return int(found.get("CPU", 0)), int(found.get("GPU", 0))

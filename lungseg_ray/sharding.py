@@ -1,0 +1,264 @@
+"""The job that turns a corpus into shards: list, split by patient, decode in parallel, write, index."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from lungseg_ray.config import CorpusSettings, Settings
+from lungseg_ray.corpus.decode import Sample, read_sample
+from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
+from lungseg_ray.corpus.split import assign_splits
+from lungseg_ray.display import ticks
+from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.shards import INDEX, SCHEMA_VERSION, Shard, ShardIndex, Side, read_facts, read_notes, write_file
+from lungseg_ray.storage import Location, locate
+
+SET_ASIDE = "set_aside.csv"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What sharding led to.
+
+    Attributes:
+        root: the folder of shards.
+        index: what it holds.
+        set_aside: the files that are not used.
+        fresh: False if the shards were there already.
+    """
+
+    root: Location
+    index: ShardIndex
+    set_aside: list[SetAside]
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Decodes the records of one shard and writes it; runs in a data task."""
+
+    root: Location
+    corpus: CorpusSettings
+    longer_side: int
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        file = batch.column("file")[0].as_py()
+        target = self.root / file
+        if not target.exists():
+            rows: list[tuple[Record, Sample]] = []
+            bad: list[SetAside] = []
+            for text in batch.column("record").to_pylist():
+                record = Record(**json.loads(text))
+                try:
+                    rows.append((record, read_sample(record, self.corpus, longer_side=self.longer_side)))
+                except BadFileError as error:
+                    bad.append(SetAside(record.image_id, record.image_uri, error.reason, error.detail))
+            write_file(target, rows, {"set_aside": [asdict(one) for one in bad]})
+        return pa.table({"file": [file]})
+
+
+def shard(settings: Settings) -> Outcome:
+    """Makes the shards of a corpus, or finds that they are up to date. Needs a running Ray cluster.
+
+    A shard is written whole or not at all, and the index last: a job that was killed leaves nothing half-written, and
+    the same command goes on with the shards that are missing.
+
+    Raises:
+        UserError: if the corpus cannot be listed, if a patient stands on two sides of the split, or if a larger share
+            of the files cannot be used than `shards.max_set_aside`.
+    """
+    root = locate(settings.shards.root)
+    listing = list_corpus(settings.corpus)
+    source = _fingerprint(
+        [asdict(record) for record in listing.records],
+        [asdict(one) for one in listing.set_aside],
+        settings.corpus.model_dump(mode="json", exclude={"root", "about", "licence"}),
+        settings.shards.model_dump(mode="json", exclude={"root", "max_set_aside"}),
+        SCHEMA_VERSION,
+    )
+    current = _current(root)
+    if current and current.source == source:
+        return Outcome(root, current, read_set_aside(root), fresh=False)
+    records = assign_splits(listing.records, settings.corpus.split)
+    plan = list(_deal(records, settings.shards.rows, source))
+    _write_all(root, plan, settings)
+    index, set_aside = _build_index(root, [file for file, _ in plan], settings, source, listing.layout)
+    set_aside = sorted([*listing.set_aside, *set_aside], key=lambda one: (one.reason, one.image_id))
+    index = index.model_copy(update={"set_aside": dict(Counter(one.reason for one in set_aside))})
+    _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
+    if not index.count("train"):
+        raise UserError(f"{settings.corpus.root}: no usable image is left for training.\n{table(set_aside)}")
+    (root / SET_ASIDE).write_text(_to_csv(set_aside))
+    (root / INDEX).write_text(index.model_dump_json(indent=2))
+    keep = {shard.file for shard in index.shards}
+    for place, _ in root.list():
+        if place.name.endswith(".parquet") and place.name.split("-")[0] in SPLITS and place.name not in keep:
+            place.delete()
+    return Outcome(root, index, set_aside, fresh=True)
+
+
+def read_set_aside(root: Location) -> list[SetAside]:
+    """The files that were set aside when the shards were made."""
+    return [SetAside(**row) for row in csv.DictReader(io.StringIO((root / SET_ASIDE).read_text()))]
+
+
+def describe(outcome: Outcome) -> str:
+    """What lies in a folder of shards, for a person."""
+    index = outcome.index
+    lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {index.layout}"]
+    for split, side in index.sides.items():
+        shares = ", ".join(f"{label}: {share:.1%}" for label, share in side.label_shares.items())
+        lines.append(
+            f"  {split:5s}  {side.images:6d} images of {side.patients} patients; pixels by label {shares or '-'}; "
+            f"intensity {side.intensity_mean:.3f} +- {side.intensity_std:.3f}"
+        )
+    if outcome.set_aside:
+        lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", table(outcome.set_aside)]
+    return "\n".join(lines)
+
+
+def table(set_aside: list[SetAside], most: int = 10) -> str:
+    """Files set aside, as text: the count of each reason, then the first files."""
+    counts = Counter(one.reason for one in set_aside)
+    lines = [f"  {count:6d}  {reason}: {REASONS.get(reason, '')}" for reason, count in counts.most_common()]
+    lines += [f"  {one.uri}: {one.reason}: {one.detail}" for one in set_aside[:most]]
+    if len(set_aside) > most:
+        lines.append(f"  ... and {len(set_aside) - most} more")
+    return "\n".join(lines)
+
+
+def _current(root: Location) -> ShardIndex | None:
+    place = root / INDEX
+    if not place.exists():
+        return None
+    text = place.read_text()
+    return ShardIndex.model_validate_json(text) if json.loads(text)["schema_version"] == SCHEMA_VERSION else None
+
+
+def _fingerprint(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _deal(records: list[Record], rows: int, source: str) -> Iterable[tuple[str, list[Record]]]:
+    for split in SPLITS:
+        side = [record for record in records if record.split == split]
+        for number, start in enumerate(range(0, len(side), rows)):
+            yield f"{split}-{number:05d}-{source[:8]}.parquet", side[start : start + rows]
+
+
+def _write_all(root: Location, plan: list[tuple[str, list[Record]]], settings: Settings) -> None:
+    root.make_dir()
+    tasks = [
+        pa.table({"file": [file] * len(records), "record": [json.dumps(asdict(record)) for record in records]})
+        for file, records in plan
+    ]
+    writer = _Writer(root, settings.corpus, settings.shards.longer_side)
+    done = ray.data.from_arrow(tasks).map_batches(writer, batch_size=None, batch_format="pyarrow")
+    for _ in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
+        pass
+
+
+def _build_index(
+    root: Location, files: list[str], settings: Settings, source: str, layout: str
+) -> tuple[ShardIndex, list[SetAside]]:
+    seen: dict[str, str] = {}
+    set_aside: list[SetAside] = []
+    shards: list[Shard] = []
+    content: list[tuple[str, ...]] = []
+    tallies: dict[Split, _Tally] = {split: _Tally() for split in SPLITS}
+    for file in files:
+        place = root / file
+        split: Split = next(split for split in SPLITS if file.startswith(f"{split}-"))
+        set_aside += [SetAside(**one) for one in read_notes(place)["set_aside"]]
+        facts = read_facts(place).to_pylist(maps_as_pydicts="strict")
+        skip = []
+        for number, row in enumerate(facts):
+            twin = seen.setdefault(row["image_sha256"], row["image_id"])
+            if twin != row["image_id"]:
+                skip.append(number)
+                set_aside.append(SetAside(row["image_id"], row["image_id"], "duplicate", f"same bytes as {twin}"))
+            else:
+                tallies[split].add(row)
+                content.append((split, row["image_id"], row["patient_id"], row["image_sha256"], row["mask_sha256"]))
+        shards.append(Shard(file=file, split=split, rows=len(facts), skip=tuple(skip)))
+    corpus = settings.corpus
+    index = ShardIndex(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=_fingerprint(
+            content,
+            [shard.model_dump(exclude={"file"}) for shard in shards],
+            corpus.model_dump(mode="json", include={"channels", "classes", "mask_values"}),
+            settings.shards.longer_side,
+            SCHEMA_VERSION,
+        ),
+        source=source,
+        layout=layout,
+        corpus=corpus,
+        longer_side=settings.shards.longer_side,
+        sides={split: tally.side() for split, tally in tallies.items()},
+        shards=shards,
+        set_aside={},
+    )
+    return index, set_aside
+
+
+class _Tally:
+    """Adds up the figures of one side of the split."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.patients: set[str] = set()
+        self.labels: Counter[int] = Counter()
+        self.pixels = 0
+        self.mean = 0.0
+        self.square = 0.0
+
+    def add(self, row: dict[str, Any]) -> None:
+        pixels = row["height"] * row["width"]
+        self.images += 1
+        self.patients.add(row["patient_id"])
+        self.labels.update(row["label_pixels"])
+        self.pixels += pixels
+        self.mean += row["intensity_mean"] * pixels
+        self.square += row["intensity_square"] * pixels
+
+    def side(self) -> Side:
+        pixels, valid = max(self.pixels, 1), max(sum(self.labels.values()), 1)
+        mean = self.mean / pixels
+        return Side(
+            images=self.images,
+            patients=len(self.patients),
+            label_shares={label: count / valid for label, count in sorted(self.labels.items())},
+            intensity_mean=mean,
+            intensity_std=math.sqrt(max(self.square / pixels - mean**2, 0.0)),
+        )
+
+
+def _refuse_too_many(set_aside: list[SetAside], total: int, settings: Settings) -> None:
+    share = len(set_aside) / max(total, 1)
+    if share > settings.shards.max_set_aside:
+        raise UserError(
+            f"{settings.corpus.root}: {len(set_aside)} of {total} files ({share:.1%}) cannot be used; at most "
+            f"{settings.shards.max_set_aside:.1%} may be (shards.max_set_aside). Mend them or raise the limit.\n"
+            f"{table(set_aside)}"
+        )
+
+
+def _to_csv(set_aside: list[SetAside]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(SetAside)])
+    writer.writeheader()
+    writer.writerows(asdict(one) for one in set_aside)
+    return text.getvalue()

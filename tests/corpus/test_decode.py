@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.decode import (
+    Sample,
+    Vote,
+    decode_image,
+    decode_mask,
+    limit_size,
+    read_image,
+    read_sample,
+    resize_labels,
+)
+from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.record import REASONS, Record
+from lungseg_ray.errors import BadFileError
+
+LUNGS = Path(__file__).parents[2] / "../shared/data/cxr-lungs"
+BINARY: dict[int, int] = {0: 0, 1: 1, 255: 1}
+
+
+def encoded(pixels: NDArray[np.uint8] | NDArray[np.uint16], suffix: str = ".png", *options: int) -> bytes:
+    """The file's bytes; colours are given in BGR."""
+    return bytes(cv2.imencode(suffix, pixels, list(options))[1])
+
+
+def png(colour_type: int, bits: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG written by hand, for the kinds that OpenCV does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def smooth(height: int, width: int) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 3)
+
+
+def ellipse(height: int, width: int) -> NDArray[np.uint8]:
+    mask = np.zeros((height, width), np.uint8)
+    cv2.ellipse(mask, (int(width * 0.45), int(height * 0.52)), (width // 4, height // 3), 20, 0, 360, 1, -1)
+    return mask
+
+
+def centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(row, column) in units of the side, so that sizes compare."""
+    return (np.argwhere(mask).mean(0) + 0.5) / mask.shape
+
+
+class TestDecodeImage:
+    def test_grey_8_bit(self) -> None:
+        # (2, 3) -> (2, 3, 1)
+        pixels = np.array([[0, 1, 2], [253, 254, 255]], np.uint8)
+        decoded = decode_image(encoded(pixels), channels=1)
+        assert decoded.dtype == np.uint8
+        np.testing.assert_array_equal(decoded, pixels[:, :, None])
+
+    def test_grey_16_bit_is_scaled_by_the_formats_maximum(self) -> None:
+        # 65535 -> 255; 128 -> 0.498 -> 0; 129 -> 0.502 -> 1; 257 -> 1; 32768 -> 127.502 -> 128
+        pixels = np.array([[65535, 128, 129, 257, 32768]], np.uint16)
+        assert decode_image(encoded(pixels), channels=1)[0, :, 0].tolist() == [255, 0, 1, 1, 128]
+
+    def test_grey_is_repeated_for_three_channels(self) -> None:
+        assert decode_image(encoded(np.array([[7, 9]], np.uint8)), channels=3).tolist() == [[[7, 7, 7], [9, 9, 9]]]
+
+    def test_colour_is_rgb_and_its_first_channel_is_red(self) -> None:
+        # One pixel of red 30, green 20, blue 10.
+        data = encoded(np.array([[[10, 20, 30]]], np.uint8))
+        assert decode_image(data, channels=3).tolist() == [[[30, 20, 10]]]
+        assert decode_image(data, channels=1).tolist() == [[[30]]]
+
+    def test_alpha_is_dropped(self) -> None:
+        data = encoded(np.array([[[10, 20, 30, 5]]], np.uint8))
+        assert decode_image(data, channels=3).tolist() == [[[30, 20, 10]]]
+        grey_alpha = png(4, 8, [bytes([77, 5])], 1)
+        assert decode_image(grey_alpha, channels=1).tolist() == [[[77]]]
+
+    def test_exif_rotation_is_ignored(self) -> None:
+        # An APP1 segment with orientation 6 (a quarter turn) after the start marker of a 20 x 30 JPEG.
+        tiff = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
+        body = b"Exif\0\0" + tiff
+        plain = encoded(smooth(20, 30), ".jpg")
+        turned = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+        upright = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
+        assert upright is not None
+        assert upright.shape == (30, 20, 3)
+        assert decode_image(turned, channels=1).shape == (20, 30, 1)
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg"])
+    @pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
+    def test_truncated_file(self, suffix: str, share: float) -> None:
+        data = encoded(smooth(200, 300), suffix)
+        with pytest.raises(BadFileError, match=r"unreadable: (truncated|OpenCV)"):
+            decode_image(data[: int(len(data) * share)], channels=1)
+
+    def test_truncated_progressive_jpeg(self) -> None:
+        data = encoded(smooth(200, 300), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+        assert decode_image(data, channels=1).shape == (200, 300, 1)
+        with pytest.raises(BadFileError, match="truncated"):
+            decode_image(data[: len(data) // 2], channels=1)
+
+    def test_end_marker_of_a_preview_is_not_the_end(self) -> None:
+        preview = encoded(smooth(8, 8), ".jpg")
+        plain = encoded(smooth(200, 300), ".jpg")
+        data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(preview) + 2) + preview + plain[2:]
+        assert decode_image(data, channels=1).shape == (200, 300, 1)
+        with pytest.raises(BadFileError, match="truncated"):
+            decode_image(data[: len(data) - 500], channels=1)
+
+    def test_bytes_after_the_end_do_no_harm(self) -> None:
+        assert decode_image(encoded(smooth(8, 9), ".jpg") + b"\0\0", channels=1).shape == (8, 9, 1)
+
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [(b"", "empty_file"), (b"GIF89a....", "unreadable"), (b"\x89PNG\r\n\x1a\nIEND\xaeB`\x82", "unreadable")],
+    )
+    def test_not_an_image(self, data: bytes, reason: str) -> None:
+        with pytest.raises(BadFileError) as caught:
+            decode_image(data, channels=1)
+        assert caught.value.reason == reason
+
+
+class TestDecodeMask:
+    def test_values_become_labels(self) -> None:
+        # (1, 4), values 0 7 200 255 -> labels 0 2 1 ignore
+        data = encoded(np.array([[0, 7, 200, 255]], np.uint8))
+        labels = decode_mask(data, mask_values={0: 0, 200: 1, 7: 2, 255: "ignore", 9: 1})
+        assert labels.dtype == np.uint8
+        assert labels.tolist() == [[0, 2, 1, 255]]
+
+    def test_unknown_values_are_named_and_counted(self) -> None:
+        data = encoded(np.array([[0, 3, 3, 9]], np.uint8))
+        with pytest.raises(BadFileError, match=r"unknown_label.*\[0, 1, 255\].*3 \(2 px\), 9 \(1 px\)"):
+            decode_mask(data, mask_values=BINARY)
+
+    def test_16_bit_values_are_not_scaled(self) -> None:
+        data = encoded(np.array([[0, 1, 65535, 300]], np.uint16))
+        assert decode_mask(data, mask_values={0: 0, 1: 1, 65535: 1, 300: 0}).tolist() == [[0, 1, 1, 0]]
+
+    def test_1_bit(self) -> None:
+        # 0b10100000: the first three pixels are 1 0 1.
+        assert decode_mask(png(0, 1, [b"\xa0"], 3), mask_values=BINARY).tolist() == [[1, 0, 1]]
+
+    def test_grey_palette(self) -> None:
+        palette = (b"PLTE", bytes([0, 0, 0, 255, 255, 255]))
+        assert decode_mask(png(3, 8, [bytes([1, 0])], 2, palette), mask_values=BINARY).tolist() == [[1, 0]]
+
+    def test_three_equal_channels(self) -> None:
+        data = encoded(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
+        assert decode_mask(data, mask_values=BINARY).tolist() == [[0, 1]]
+
+    @pytest.mark.parametrize("pixel", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+    def test_colours_are_refused(self, pixel: tuple[int, int, int]) -> None:
+        with pytest.raises(BadFileError, match="coloured_mask"):
+            decode_mask(encoded(np.array([[pixel]], np.uint8)), mask_values=BINARY)
+
+
+class TestResizeLabels:
+    def test_majority_of_an_area_wins(self) -> None:
+        # (2, 4) -> (1, 2): three of four 3s; three of four 255s
+        mask = np.array([[3, 3, 255, 255], [3, 0, 255, 3]], np.uint8)
+        assert resize_labels(mask, 1, 2).tolist() == [[3, 255]]
+
+    def test_no_value_between_two_labels(self) -> None:
+        mask = np.random.default_rng(0).choice(np.array([0, 2, 9, 255], np.uint8), (101, 77))
+        vote: Vote
+        for vote in ("area", "bilinear"):
+            for shape in ((33, 40), (101, 30), (200, 150), (50, 150)):
+                resized = resize_labels(mask, *shape, vote=vote)
+                assert resized.shape == shape
+                assert set(np.unique(resized)) <= {0, 2, 9, 255}
+
+    @pytest.mark.parametrize("shape", [(2000, 2000), (1000, 777), (421, 640), (257, 255), (512, 512), (120, 120)])
+    @pytest.mark.parametrize("labels", [(0, 1), (0, 2)])
+    @pytest.mark.parametrize("vote", ["area", "bilinear"])
+    def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], vote: Vote) -> None:
+        # Mean over 12 places of an ellipse: within 0.05 px of the 256 x 256 map, there and back. (One place alone says
+        # little: the pixels of its outline round to one side or the other.)
+        height, width = shape
+        rng = np.random.default_rng(0)
+        shifts, overlaps = [], []
+        for row, column in rng.uniform(0.4, 0.6, (12, 2)):
+            mask = np.zeros(shape, np.uint8)
+            centre, axes = (int(width * column), int(height * row)), (width // 4, height // 3)
+            cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, labels[1], -1)
+            small = resize_labels(mask, 256, 256, vote=vote)
+            back = resize_labels(small, height, width, vote=vote)
+            shifts.append([centroid(resized > 0) - centroid(mask > 0) for resized in (small, back)])
+            overlaps.append(2 * np.sum((back > 0) & (mask > 0)) / (np.sum(back > 0) + np.sum(mask > 0)))
+        np.testing.assert_allclose(np.mean(shifts, 0) * 256, 0, atol=0.05)
+        assert min(overlaps) > 0.99
+
+    def test_limit_size_keeps_the_aspect(self) -> None:
+        # 300 x 201 to at most 100: a third, 100 x 67
+        image, mask = limit_size(np.full((300, 201, 3), 9, np.uint8), ellipse(300, 201), longer_side=100)
+        assert image.shape == (100, 67, 3)
+        assert mask.shape == (100, 67)
+
+    def test_limit_size_averages_the_image(self) -> None:
+        # (2, 2, 1) -> (1, 1, 1): the mean of 0, 100, 100, 200
+        image, _ = limit_size(
+            np.array([[[0], [100]], [[100], [200]]], np.uint8), np.zeros((2, 2), np.uint8), longer_side=1
+        )
+        assert image.tolist() == [[[100]]]
+
+    def test_limit_size_leaves_small_ones(self) -> None:
+        image, mask = np.zeros((5, 4, 1), np.uint8), np.zeros((5, 4), np.uint8)
+        limited = limit_size(image, mask, longer_side=5)
+        assert limited[0] is image
+        assert limited[1] is mask
+
+
+class TestReadSample:
+    def read(self, folder: Path, image: bytes, mask: bytes, **settings: object) -> Sample:
+        (folder / "image.png").write_bytes(image)
+        (folder / "mask.png").write_bytes(mask)
+        record = Record("x", str(folder / "image.png"), str(folder / "mask.png"), "x")
+        return read_sample(record, CorpusSettings.model_validate(settings), longer_side=32)
+
+    def test_pair(self, tmp_path: Path) -> None:
+        image, mask = encoded(smooth(64, 48)), encoded(ellipse(64, 48) * np.uint8(255))
+        sample = self.read(tmp_path, image, mask, channels=3)
+        assert sample.image.shape == (32, 24, 3)
+        assert sample.mask.shape == (32, 24)
+        assert set(np.unique(sample.mask)) == {0, 1}
+        assert (sample.source_height, sample.source_width, sample.spacing) == (64, 48, None)
+        assert sample.image_sha256 == hashlib.sha256(image).hexdigest()
+        assert sample.mask_sha256 == hashlib.sha256(mask).hexdigest()
+        pixels, height, width, spacing = read_image(str(tmp_path / "image.png"), channels=3, longer_side=32)
+        np.testing.assert_array_equal(pixels, sample.image)
+        assert (height, width, spacing) == (64, 48, None)
+
+    def test_size_mismatch_names_both(self, tmp_path: Path) -> None:
+        with pytest.raises(BadFileError, match=r"size_mismatch.*48 x 64.*40 x 64"):
+            self.read(tmp_path, encoded(smooth(64, 48)), encoded(ellipse(64, 40)))
+
+    def test_empty_mask(self, tmp_path: Path) -> None:
+        # Ignored pixels alone mark nothing.
+        image, mask = encoded(smooth(8, 8)), encoded(np.array([[0, 9] * 4] * 8, np.uint8))
+        values = {0: 0, 1: 1, 9: "ignore"}
+        with pytest.raises(BadFileError, match="empty_mask"):
+            self.read(tmp_path, image, mask, mask_values=values)
+        kept = self.read(tmp_path, image, mask, mask_values=values, empty_masks="keep")
+        assert set(np.unique(kept.mask)) == {0, 255}
+
+    def test_missing_files(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(encoded(smooth(8, 8)))
+        record = Record("a", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "a")
+        with pytest.raises(BadFileError, match=r"unreadable: .*b\.png"):
+            read_sample(record, CorpusSettings(), longer_side=32)
+        with pytest.raises(BadFileError, match="no_mask"):
+            read_sample(Record("a", str(tmp_path / "a.png"), None, "a"), CorpusSettings(), longer_side=32)
+
+    def test_phantom(self) -> None:
+        record = Record("p", "phantom://3/64/5", "phantom://3/64/5", "p")
+        sample = read_sample(record, CorpusSettings(mask_values={0: 0, 255: 1}), longer_side=64)
+        image, mask = draw(5, seed=3, size=64)
+        np.testing.assert_array_equal(sample.image[:, :, 0], image)
+        np.testing.assert_array_equal(sample.mask, mask)
+        np.testing.assert_array_equal(read_image("phantom://3/64/5", channels=1, longer_side=64)[0], sample.image)
+
+    def test_real_pair(self) -> None:
+        if not LUNGS.exists():
+            pytest.skip(f"needs the real X-rays in {LUNGS}")
+        image = sorted((LUNGS / "images").iterdir())[0]
+        record = Record("r", str(image), str(LUNGS / "masks" / f"{image.stem}.png"), "r")
+        sample = read_sample(record, CorpusSettings(), longer_side=1024)
+        assert max(sample.image.shape) <= 1024
+        assert sample.image.shape == (*sample.mask.shape, 1)
+        assert 0.05 < sample.mask.mean() < 0.6
+
+
+def test_every_reason_is_explained() -> None:
+    source = (Path(__file__).parents[2] / "lungseg_ray/corpus/decode.py").read_text()
+    raised = {line.split('BadFileError("')[1].split('"')[0] for line in source.splitlines() if 'BadFileError("' in line}
+    assert raised <= REASONS.keys()
+    assert len(raised) >= 5

@@ -1,0 +1,82 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from segmentation_models_pytorch.base import SegmentationModel
+
+from lungseg_ray.errors import UserError
+from lungseg_ray.models import build, export, load_export
+
+OPEN_WITHOUT_THIS_PROJECT = """
+import sys
+import segmentation_models_pytorch as smp
+import torch
+folder = sys.argv[1]
+model = smp.from_pretrained(folder)
+with torch.no_grad():
+    torch.save(model(torch.load(folder + "/images.pt", weights_only=True)), folder + "/logits.pt")
+assert not any(name.startswith("lungseg_ray") for name in sys.modules)
+"""
+
+
+def test_the_export_opens_in_the_library_without_a_network(tmp_path: Path) -> None:
+    model: SegmentationModel = build(architecture="UnetPlusPlus", encoder="timm-regnety_002", in_channels=1, classes=2)
+    model.to(memory_format=torch.channels_last)
+    model.config["encoder_weights"] = "imagenet"
+    model.config["pretrained_cfg_overlay"] = {"file": "/gone"}
+    images = torch.rand(2, 1, 64, 64)
+    model(images)  # BatchNorm's buffers leave their initial values
+    model.eval()
+    export(model, tmp_path / "best")
+    torch.save(images, tmp_path / "best" / "images.pt")
+
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", OPEN_WITHOUT_THIS_PROJECT, str(tmp_path / "best")]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+
+    with torch.no_grad():
+        expected = model(images)
+        opened = load_export(tmp_path / "best")
+        torch.testing.assert_close(opened(images), expected, atol=1e-6, rtol=0)
+    found = torch.load(tmp_path / "best" / "logits.pt", weights_only=True)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not opened.training
+    assert all(torch.equal(value, opened.state_dict()[name]) for name, value in model.state_dict().items())
+    assert model.config["encoder_weights"] == "imagenet"
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "FPN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "MAnet"])
+def test_every_architecture_comes_back(tmp_path: Path, architecture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build(architecture=architecture, encoder="resnet18", in_channels=3, classes=1).eval()
+    export(model, tmp_path)
+    opened = load_export(tmp_path)
+    assert type(opened) is type(model)
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(opened(images), model(images))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_later_export_replaces_an_earlier_one(tmp_path: Path) -> None:
+    export(build(architecture="Unet", encoder="resnet18", in_channels=1, classes=1), tmp_path)
+    export(build(architecture="FPN", encoder="resnet18", in_channels=3, classes=1), tmp_path)
+    assert type(load_export(tmp_path)).__name__ == "FPN"
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config.json and no model.safetensors"):
+        load_export(tmp_path)
+
+
+def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    export(build(architecture="Unet", encoder="resnet18", in_channels=1, classes=1), tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    export(build(architecture="FPN", encoder="resnet18", in_channels=1, classes=1), tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match="do not fit together"):
+        load_export(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="do not fit together"):
+        load_export(tmp_path)

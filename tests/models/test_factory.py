@@ -1,0 +1,125 @@
+import pytest
+import torch
+
+from lungseg_ray.errors import UserError
+from lungseg_ray.models import (
+    ARCHITECTURES,
+    build,
+    check,
+    find_unused_parameters,
+    freeze_unused_parameters,
+    resolve_encoder,
+)
+
+
+@pytest.mark.parametrize("encoder", ["tu-regnety_002", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_builds_runs_and_learns(architecture: str, encoder: str) -> None:
+    check(architecture=architecture, encoder=encoder, in_channels=1, classes=3, size=64)
+    model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=3)
+    unused = freeze_unused_parameters(model, in_channels=1, size=64)
+    logits = model(torch.randn(2, 1, 64, 64))
+    assert logits.shape == (2, 3, 64, 64)
+    assert logits.isfinite().all()
+    logits.square().mean().backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == set(unused)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "unused"),
+    [
+        ("Unet", "resnet18", set()),
+        ("UnetPlusPlus", "vgg11", {"decoder.center"}),
+        ("Unet", "efficientnet-b0", {"encoder._conv_head", "encoder._bn1"}),
+    ],
+)
+def test_unused_parameters_are_found_and_frozen(architecture: str, encoder: str, unused: set[str]) -> None:
+    model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=1)
+    found = freeze_unused_parameters(model, in_channels=1, size=64)
+    assert {".".join(name.split(".")[:2]) for name in found} == unused
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == found
+
+
+def test_the_probe_leaves_no_trace() -> None:
+    # MobileNet's architecture has BatchNorm, DeepLab's decoder draws for dropout.
+    model = build(architecture="DeepLabV3", encoder="mobilenet_v2", in_channels=1, classes=1).eval()
+    model.get_submodule("encoder").train()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert find_unused_parameters(model, in_channels=1, size=64) == []
+    check(architecture="FPN", encoder="resnet18")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved"),
+    [
+        ("resnet34", "resnet34"),
+        ("timm-regnety_004", "tu-regnety_004"),
+        ("regnety_002", "tu-regnety_002"),
+        ("tu-regnety_004", "tu-regnety_004"),
+        ("timm-resnest200e", "tu-resnest200e"),
+        ("timm-res2net50_26w_4s", "tu-res2net50_26w_4s"),
+        ("timm-gernet_l", "tu-gernet_l"),
+        ("timm-mobilenetv3_small_075", "tu-tf_mobilenetv3_small_075"),
+        ("timm-skresnet18", "timm-skresnet18"),
+        ("timm-efficientnet-b0", "timm-efficientnet-b0"),
+        ("xception", "xception"),
+        ("tu-regnety_002.pycls_in1k", "tu-regnety_002.pycls_in1k"),
+    ],
+)
+def test_encoder_names_old_and_new(name: str, resolved: str) -> None:
+    assert resolve_encoder(name) == resolved
+
+
+# One of each family that the recipe names.
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "resnet34", "resnext50_32x4d", "timm-resnest200e", "timm-res2net50_26w_4s", "timm-regnety_004", "timm-gernet_s",
+        "se_resnet50", "timm-skresnet18", "densenet121", "inceptionv4", "efficientnet-b0", "mobilenet_v2", "dpn68",
+        "vgg11", "xception",
+    ],
+)  # fmt: skip
+def test_every_family_of_the_recipe_fits_both_of_its_architectures(encoder: str) -> None:
+    check(architecture="Unet", encoder=encoder)
+    check(architecture="UnetPlusPlus", encoder=encoder)
+
+
+def test_names_may_be_written_in_any_case() -> None:
+    check(architecture="unetplusplus", encoder="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "message"),
+    [
+        ("Unett", "resnet18", "no architecture 'Unett'. Did you mean Unet"),
+        ("Unet", "resnt34", "no encoder 'resnt34'. Did you mean resnet34"),
+        ("Unet", "ResNeSt-200e", "no encoder 'ResNeSt-200e'. Did you mean tu-resnest200e"),
+        ("DeepLabV3", "vgg11", "DeepLabV3 does not work with encoder vgg11: .*dilated"),
+        ("DeepLabV3", "densenet121", "does not work with encoder densenet121: .*dilated"),
+        ("DeepLabV3", "inceptionv4", "does not work with encoder inceptionv4: .*dilated"),
+        ("DeepLabV3", "xception", "does not work with encoder xception: .*dilated"),
+        ("UnetPlusPlus", "tu-xception", "does not work with encoder tu-xception: Sizes of tensors must match"),
+        ("Linknet", "mit_b0", "does not work with encoder mit_b0: .*not supported"),
+        ("Unet", "tu-swin_tiny_patch4_window7_224", r"Input height \(256\) doesn't match model \(224\)"),
+        ("Unet", "tu-vit_tiny_patch16_224", "Unsupported model downsampling pattern"),
+    ],
+)
+def test_check_refuses_with_the_reason(architecture: str, encoder: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(architecture=architecture, encoder=encoder)
+
+
+def test_check_runs_what_the_meta_device_cannot() -> None:
+    check(architecture="DeepLabV3", encoder="mit_b0", size=64)
+
+
+def test_build_refuses_what_cannot_be_built() -> None:
+    with pytest.raises(UserError, match="UnetPlusPlus does not work with encoder mit_b0"):
+        build(architecture="UnetPlusPlus", encoder="mit_b0", in_channels=1, classes=1)
