@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lungseg_ray.config import Settings
@@ -19,7 +20,7 @@ def model_card(
         validation: `loss`, `iou` and `dice` of the best epoch.
         test: the content of `evaluation.json`; None where there are no test images.
     """
-    corpus, sides = index.corpus, index.sides
+    corpus, sides = settings.corpus, index.sides
     names = ", ".join(corpus.class_names)
     figures = [f"| validation | {sides['val'].images} | {validation['dice']:.4f} | {validation['iou']:.4f} | |"]
     weak = "- No test images: nothing is known of its failures yet."
@@ -39,14 +40,17 @@ def model_card(
         weak = "\n".join(
             [*lowest, empty, "- The worst test images are in the run's `evaluation/test/contact_sheet.png`."]
         )
-    size = settings.feed.size
-    reading = f"sigmoid, threshold {settings.evaluate.threshold}" if corpus.classes == 1 else "softmax, the largest"
+    size, threshold = settings.feed.size, settings.evaluate.threshold or 0.5
+    patients = "No patient stands on two sides."
+    if all(side.patients == side.images for side in sides.values()):
+        patients = "Each image counts as a patient of its own; where that is wrong, one stands on two sides."
+    reading = f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest"
     origin = "synthetic chest phantoms, drawn by lungseg-ray" if index.layout == "phantom" else f"{corpus.root}"
     return f"""---
 library_name: segmentation-models-pytorch
 pipeline_tag: image-segmentation
 tags: [medical, chest-x-ray, segmentation]
-license: {corpus.licence or "other"}
+license: {json.dumps(corpus.licence or "other")}
 ---
 # {settings.runs.name}: {names} by {settings.model.architecture} with {settings.model.encoder}
 
@@ -71,7 +75,7 @@ Licence of the data: {corpus.licence or "not stated (corpus.licence)"}.
 | val | {sides["val"].images} | {sides["val"].patients} |
 | test | {sides["test"].images} | {sides["test"].patients} |
 
-No patient stands on two sides. Shards: {index.fingerprint[:16]}.
+{patients} Shards: {index.fingerprint[:16]}.
 
 ## Figures
 

@@ -42,8 +42,8 @@ class Progress:
 
     @property
     def best(self) -> dict[str, float]:
-        """The row of the epoch with the lowest validation loss; the first of equal ones."""
-        return min(self.history, key=lambda row: row["val_loss"])
+        """The row of the epoch with the lowest validation loss; the last of equal ones, as Ray keeps it."""
+        return ranked(self.history)[0]
 
     def stops_early(self, patience: int) -> bool:
         """Whether `patience` epochs have passed without a better validation loss; never if it is 0."""
@@ -67,6 +67,11 @@ class Checkpoint:
     progress: Progress
 
 
+def ranked(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The rows of a history from the best to the worst."""
+    return sorted(history, key=lambda row: (row["val_loss"], -row["epoch"]))
+
+
 def name(step: int) -> str:
     """The folder's name of the checkpoint after `step` steps; names sort as steps do."""
     return f"checkpoint_{step:09d}"
@@ -83,14 +88,14 @@ def write(directory: Path, content: Checkpoint) -> None:
     (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1))
 
 
-def read(directory: Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint's files; nothing in them is executed."""
+def read(directory: Path) -> Checkpoint:
+    """Reads a checkpoint's files, to the CPU; nothing in them is executed."""
     average = directory / AVERAGE
     return Checkpoint(
-        weights=load_file(directory / WEIGHTS, device=str(device)),
-        average=load_file(average, device=str(device)) if average.exists() else None,
-        training=torch.load(directory / TRAINING, map_location=device, weights_only=True),
-        progress=read_progress(directory),
+        weights=load_file(directory / WEIGHTS, device="cpu"),
+        average=load_file(average, device="cpu") if average.exists() else None,
+        training=torch.load(directory / TRAINING, map_location="cpu", weights_only=True),
+        progress=Progress(**json.loads((directory / PROGRESS).read_text())),
     )
 
 
@@ -103,19 +108,16 @@ def read_from(place: Location) -> Checkpoint:
         return read(Path(folder))
 
 
-def read_progress(directory: Path) -> Progress:
-    """How far the run of a checkpoint had come."""
-    return Progress(**json.loads((directory / PROGRESS).read_text()))
-
-
 def damage(place: Location) -> str | None:
     """What is wrong with the checkpoint that lies there, in words; None if every file is as it was written."""
     try:
         sums = json.loads((place / CHECKSUMS).read_text())
+        if not isinstance(sums, dict) or not {WEIGHTS, TRAINING, PROGRESS} <= sums.keys():
+            return f"{place / CHECKSUMS}: does not name the checkpoint's files"
         for file, expected in sums.items():
             if _sha256((place / file).read_bytes()) != expected:
                 return f"{place / file}: its checksum is another than when it was written"
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         return f"{place}: is not complete ({Path(str(error.filename or error)).name} is missing)"
     except ValueError:
         return f"{place / CHECKSUMS}: cannot be read"
@@ -127,11 +129,17 @@ def listed(run: Location) -> list[Location]:
     return [place for place, _ in reversed(run.list()) if _NAME.fullmatch(place.name)]
 
 
-def newest(run: Location) -> tuple[Location | None, list[str]]:
+def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[str]]:
     """The newest checkpoint of a run that passes its checksums, and what is wrong with the newer ones.
 
+    A run that has finished no epoch yet may have left a part of its first checkpoint; that is no loss.
+
+    Args:
+        run: its folder.
+        any_finished: whether the run has finished an epoch.
+
     Raises:
-        UserError: if there are checkpoints, but none of them passes.
+        UserError: if it has, and none of its checkpoints passes.
     """
     wrong: list[str] = []
     for place in listed(run):
@@ -139,9 +147,9 @@ def newest(run: Location) -> tuple[Location | None, list[str]]:
         if reason is None:
             return place, wrong
         wrong.append(reason)
-    if wrong:
+    if any_finished:
         raise UserError(
-            f"{run}: none of its {len(wrong)} checkpoints can be used:\n  " + "\n  ".join(wrong) + "\n"
+            "\n  ".join([f"{run}: none of its {len(wrong)} checkpoints can be used:", *wrong]) + "\n"
             "Nothing was changed. Restore one of them, or start again under another runs.name."
         )
     return None, wrong

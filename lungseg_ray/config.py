@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,24 +36,40 @@ from pydantic_settings import (
 )
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.storage import locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
 
 
+def _absolute(text: str) -> str:
+    """Jobs' workers have other current directories than the driver."""
+    return text if text == PHANTOM else locate(text).uri
+
+
+def _absolute_file(text: str) -> str:
+    return str(Path(text).absolute()) if Path(text).is_file() else text
+
+
+PHANTOM = "phantom"
+Device = Literal["auto", "cpu", "cuda"]
+Place = Annotated[str, AfterValidator(_absolute)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class Section(BaseModel):
     """A branch of the tree: unknown keys are refused, and nothing changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class PhantomSettings(Section):
     """The synthetic chests that `corpus.root = phantom` stands for."""
 
-    count: PositiveInt = Field(160, description="How many X-rays to draw.")
+    count: PositiveInt = Field(240, description="How many X-rays to draw.")
     size: Annotated[int, Field(ge=64, le=4096)] = Field(512, description="Height and width in pixels.")
-    seed: int = Field(0, description="Another seed, other patients.")
+    seed: Seed = Field(0, description="Another seed, other patients.")
 
 
 class SplitSettings(Section):
@@ -59,7 +77,7 @@ class SplitSettings(Section):
 
     val: Share = Field(0.15, description="Share of patients for validation.")
     test: Share = Field(0.15, description="Share of patients for the test.")
-    seed: int = Field(0, description="Another seed, another deal.")
+    seed: Seed = Field(0, description="Another seed, another deal.")
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> SplitSettings:
@@ -71,7 +89,7 @@ class SplitSettings(Section):
 class CorpusSettings(Section):
     """Where X-rays and masks come from."""
 
-    root: str = Field("phantom", description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests.")
+    root: Place = Field(PHANTOM, description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests.")
     layout: Literal["auto", "pairs", "manifest"] = Field(
         "auto", description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file."
     )
@@ -114,7 +132,7 @@ class CorpusSettings(Section):
 class ShardSettings(Section):
     """What a shard holds."""
 
-    root: str = Field("data/phantom", description="Folder or s3:// prefix of the Parquet shards.")
+    root: Place = Field("data/phantom", description="Folder or s3:// prefix of the Parquet shards.")
     longer_side: Annotated[int, Field(ge=32, le=8192)] = Field(
         1024, description="Images larger than this, in pixels, are reduced to it; the aspect stays."
     )
@@ -127,7 +145,7 @@ class FeedSettings(Section):
 
     preset: str = Field("chest", description="Augmentation: valid, light, medium, heavy (the recipe's) or chest.")
     size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = Field(
-        256, description="Height and width that the network sees, in pixels."
+        128, description="Height and width that the network sees, in pixels; the recipes use 256."
     )
     batch: PositiveInt = Field(8, description="Images that one step of the optimiser sees, over all workers.")
     window: PositiveInt = Field(64, description="Shards whose rows are shuffled together.")
@@ -140,7 +158,9 @@ class ModelSettings(Section):
 
     architecture: str = Field("UnetPlusPlus", description="Unet, UnetPlusPlus, FPN, DeepLabV3(Plus), Linknet or MAnet.")
     encoder: str = Field("timm-regnety_004", description="Any encoder that segmentation_models_pytorch accepts for it.")
-    weights: str = Field("none", description="Encoder weights to start from: imagenet, none, or a weights file.")
+    weights: Annotated[str, AfterValidator(_absolute_file)] = Field(
+        "none", description="Encoder weights to start from: imagenet, none, or a weights file."
+    )
 
 
 class LossSettings(Section):
@@ -154,10 +174,10 @@ class OptimSettings(Section):
     """Optimiser, learning rates and their schedule."""
 
     name: Literal["radam", "adamw"] = Field("radam", description="Both with decoupled weight decay.")
-    lr: PositiveFloat = Field(5e-3, description="Learning rate of decoder and head.")
-    encoder_lr: PositiveFloat = Field(5e-3, description="Learning rate of the encoder.")
-    weight_decay: NonNegativeFloat = Field(3e-4, description="Weight decay of decoder and head; biases have none.")
-    encoder_weight_decay: NonNegativeFloat = Field(3e-5, description="Weight decay of the encoder; biases have none.")
+    lr: PositiveFloat = Field(3e-3, description="Learning rate of decoder and head.")
+    encoder_lr: PositiveFloat = Field(3e-3, description="Learning rate of the encoder.")
+    weight_decay: NonNegativeFloat = Field(1e-2, description="Weight decay of decoder and head; biases have none.")
+    encoder_weight_decay: NonNegativeFloat = Field(1e-2, description="Weight decay of the encoder; biases have none.")
     lookahead_k: NonNegativeInt = Field(5, description="Lookahead: steps between two pulls; 0: no Lookahead.")
     lookahead_alpha: Share = Field(0.5, description="Lookahead: how far a pull goes.")
     schedule: Literal["plateau", "one_cycle", "cosine", "constant"] = Field(
@@ -167,16 +187,16 @@ class OptimSettings(Section):
     factor: Share = Field(0.25, description="plateau: the rate is multiplied by this.")
     patience: NonNegativeInt = Field(10, description="plateau: epochs without a better validation loss to wait for.")
     warmup: Share = Field(0.25, description="one_cycle, cosine: share of the steps in which the rate rises.")
-    clip: NonNegativeFloat = Field(0.0, description="Largest norm of the gradient; 0: no clipping.")
+    clip: NonNegativeFloat = Field(1.0, description="Largest norm of the gradient; 0: no clipping.")
 
 
 class TrainSettings(Section):
     """The training loop."""
 
     epochs: PositiveInt = Field(10, description="Passes over the training images.")
-    seed: int = Field(0, description="Weights, order and augmentation follow from it.")
+    seed: Seed = Field(0, description="Weights, order and augmentation follow from it.")
     workers: PositiveInt = Field(1, description="Training processes; the batch is dealt among them.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU for each worker.")
+    device: Device = Field("auto", description="auto: cuda if there is a GPU for each worker.")
     threads: NonNegativeInt = Field(0, description="CPU threads of each worker; 0: cores / workers.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the fastest of fp32 and bf16 in a probe of two steps; the choice is kept on resume."
@@ -196,7 +216,7 @@ class CheckpointSettings(Section):
 class RunSettings(Section):
     """Where the run is kept."""
 
-    root: str = Field("runs", description="Folder or s3:// prefix of all runs.")
+    root: Place = Field("runs", description="Folder or s3:// prefix of all runs.")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         "local", description="The run's folder; the same name goes on with the same run."
     )
@@ -205,7 +225,9 @@ class RunSettings(Section):
 class EvaluateSettings(Section):
     """How a trained model is measured."""
 
-    threshold: Share = Field(0.5, description="Probability above which a pixel is positive (one class).")
+    threshold: Share | None = Field(
+        None, description="Probability above which a pixel is positive (one class); else the model's own, first 0.5."
+    )
     batch: PositiveInt = Field(4, description="Images per forward pass.")
     workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
     clean_up: bool = Field(True, description="Report beside it: the two largest components alone, holes filled.")
@@ -240,25 +262,28 @@ class Settings(Section):
 class EvaluateJob(Section):
     """Measure a trained model: on its own test images, or on another corpus."""
 
-    run: str = Field(description="The run's folder or s3:// prefix.")
+    run: Place = Field(description="The run's folder or s3:// prefix.")
     corpus: CorpusSettings | None = Field(None, description="Another corpus, read as it is; else the run's shards.")
+    shards: Place | None = Field(None, description="Where the run's shards lie now; else where they lay in training.")
     split: Literal["train", "val", "test", "all"] | None = Field(
         None, description="Which images; by default test of the run's shards, all of another corpus."
     )
-    out: str | None = Field(None, description="Folder for the figures and pictures; by default evaluation/ in the run.")
+    out: Place | None = Field(None, description="Folder for figures and pictures; else evaluation/ in the run.")
+    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU.")
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
 class PredictJob(Section):
     """Write the masks that a trained model sees in a folder of images."""
 
-    run: str = Field(description="The run's folder or s3:// prefix.")
-    images: str = Field(description="Folder or s3:// prefix of images.")
-    out: str = Field(description="Folder or s3:// prefix for the masks; images already done there are not done again.")
+    run: Place = Field(description="The run's folder or s3:// prefix.")
+    images: Place = Field(description="Folder or s3:// prefix of images.")
+    out: Place = Field(description="Folder or s3:// prefix for the masks; what is done there is not done again.")
     overlay: bool = Field(False, description="Write each image with the outline of its mask, too.")
     clean_up: bool = Field(False, description="Keep the two largest components and fill their holes.")
     batch: PositiveInt = Field(4, description="Images per forward pass.")
     workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
+    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU.")
 
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -273,9 +298,10 @@ def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
         UserError: for an unknown key, a value that does not fit, or a file that cannot be read; it names each.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config")
+    early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
     path = early.parse_known_args(arguments)[0].config
     from_file = _read_yaml(path) if path else {}
+    _refuse_unknown(tree, from_file)
 
     class Sources(BaseSettings):
         model_config = SettingsConfigDict(
@@ -313,6 +339,35 @@ def dump(settings: Section) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def chosen(section: Section) -> dict[str, Any]:
+    """What of a section differs from its defaults, as a tree."""
+    default = type(section)().model_dump()
+    return _changed(default, section.model_dump())
+
+
+def _changed(default: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    result = {}
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(default.get(key), dict) and default[key]:
+            inner = _changed(default[key], value)
+            if inner:
+                result[key] = inner
+        elif value != default.get(key):
+            result[key] = value
+    return result
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """A tree with the leaves of another in place of its own."""
+    return {
+        **base,
+        **{
+            key: merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+            for key, value in change.items()
+        },
+    }
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """One line for each leaf in which two dumped trees differ: `train.seed: 0 -> 1`."""
     for key in [*old, *(key for key in new if key not in old)]:
@@ -335,13 +390,27 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return content or {}
 
 
+def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
+    """What the sources' own checks let pass: a section that does not exist."""
+    if "config" in from_file:
+        raise UserError("config: a file of settings cannot name another.")
+    for name in os.environ:
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        if name.startswith(ENVIRONMENT_PREFIX) and key.split(".")[0] not in (*tree.model_fields, "config"):
+            raise UserError(f"{name}: there is no such setting.{_suggest(key, tree)}")
+
+
 def _leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, info in tree.model_fields.items():
-        branch = info.annotation
-        if isinstance(branch, type) and issubclass(branch, BaseModel):
+        branch = next((one for one in (info.annotation, *get_args(info.annotation)) if _is_section(one)), None)
+        if branch:
             yield from _leaves(branch, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _suggest(key: str, tree: type[BaseModel]) -> str:
@@ -360,7 +429,7 @@ def _explain(error: ValidationError, tree: type[BaseModel]) -> str:
         elif detail["type"] == "value_error":
             lines.append((f"{key}: " if key else "") + detail["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"{key}: {detail['msg'].lower()}, found {detail['input']!r}")
+            lines.append(f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r}")
     return "\n".join(lines)
 
 

@@ -72,6 +72,7 @@ class Display:
                 f"frozen, {event['frozen'][0]} the first",
                 highlight=False,
             )
+        self._best = event["best"]
         self._writer = SummaryWriter(str(self._local), purge_step=event["epoch"] + 1)
 
     def _step(self, event: dict[str, Any]) -> None:
@@ -103,4 +104,7 @@ class Display:
                     self._writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
             self._writer.flush()
             if not self._place.is_local:
-                self._place.upload(self._local)
+                try:
+                    self._place.upload(self._local)
+                except OSError as error:
+                    self._console.print(f"TensorBoard's file could not be written to {self._place}: {error}")

@@ -9,17 +9,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import ray
 import torch
+from pydantic import ValidationError
 from rich.table import Table
 
 from lungseg_ray import metrics, predictor, report, resources
-from lungseg_ray.config import CorpusSettings, EvaluateJob, EvaluateSettings
-from lungseg_ray.corpus import Record, SetAside, Split, assign_splits, list_corpus, read_sample
+from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, chosen, merge
+from lungseg_ray.corpus import Record, SetAside, assign_splits, list_corpus, read_sample
 from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.labels import IGNORE_LABEL
@@ -41,6 +39,9 @@ class Images(Protocol):
     def __len__(self) -> int:
         """How many."""
 
+    def name(self, number: int) -> tuple[str, str]:
+        """Id and place of one of them."""
+
     def read(self, number: int) -> Row:
         """One of them.
 
@@ -59,6 +60,11 @@ class ShardImages:
     def __len__(self) -> int:
         """How many."""
         return len(self.rows)
+
+    def name(self, number: int) -> tuple[str, str]:
+        """Id and place of one of them."""
+        file, row = self.rows[number]
+        return f"{file}:{row}", str(self.root / file)
 
     def read(self, number: int) -> Row:
         """One of them."""
@@ -83,6 +89,10 @@ class CorpusImages:
         """How many."""
         return len(self.records)
 
+    def name(self, number: int) -> tuple[str, str]:
+        """Id and place of one of them."""
+        return self.records[number].image_id, self.records[number].image_uri
+
     def read(self, number: int) -> Row:
         """One of them."""
         record = self.records[number]
@@ -92,35 +102,29 @@ class CorpusImages:
 
 @dataclass(frozen=True)
 class _Measure:
-    """Measures a chunk of images; runs in a data task, which keeps the model for the next."""
+    """Measures a chunk of images."""
 
     model: Location
     images: Images
-    chunks: list[range]
     settings: EvaluateSettings
-    device: str
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        cv2.setNumThreads(0)
-        if self.device == "cpu":
-            # One thread each, so that the order of a sum does not depend on the number of processes.
-            torch.set_num_threads(1)
-        model = predictor.load(self.model, device=self.device)
-        rows: list[Row] = []
+    def __call__(self, chunk: int, device: str) -> list[dict[str, Any]]:
+        model = predictor.load(self.model, device=device)
+        first = chunk * self.settings.batch
+        good: dict[int, Row] = {}
         found: list[dict[str, Any]] = []
-        for number in self.chunks[batch.column("id")[0].as_py()]:
+        for number in range(first, min(first + self.settings.batch, len(self.images))):
             try:
-                rows.append(self.images.read(number))
-                found.append({"number": number})
+                good[number] = self.images.read(number)
             except BadFileError as error:
-                record = self.images.records[number]  # type: ignore[attr-defined]
-                aside = SetAside(record.image_id, record.image_uri, error.reason, error.detail)
-                found.append({"number": number, "set_aside": vars(aside)})
-        good = [one for one in found if "set_aside" not in one]
-        if rows:
-            for one, row, map_ in zip(good, rows, model([row.sample.image for row in rows]), strict=True):
-                one |= measure(row, model.labels(map_), model.sidecar.class_names, clean_up=self.settings.clean_up)
-        return pa.table({"row": [json.dumps(one) for one in found]})
+                image_id, uri = self.images.name(number)
+                found.append(vars(SetAside(image_id, uri, error.reason, error.detail)) | {"number": number})
+        maps = model([row.sample.image for row in good.values()]) if good else []
+        for (number, row), probability in zip(good.items(), maps, strict=True):
+            labels = model.labels(probability, threshold=self.settings.threshold)
+            figures = measure(row, labels, model.sidecar.class_names, clean_up=self.settings.clean_up)
+            found.append({**figures, "sha256": row.sample.image_sha256, "number": number})
+        return found
 
 
 def measure(
@@ -143,19 +147,16 @@ def measure(
     height, width = sample.mask.shape
     scale = (sample.source_height / height, sample.source_width / width)
     columns: dict[str, Any] = {
+        **row.groups,
         "image_id": row.image_id,
         "patient_id": row.patient_id,
-        **row.groups,
         "height": sample.source_height,
         "width": sample.source_width,
     }
     valid = sample.mask != IGNORE_LABEL
     versions = {"": prediction}
     if clean_up:
-        cleaned = np.zeros_like(prediction)
-        for label in range(1, len(class_names) + 1):
-            cleaned[metrics.clean_up(prediction == label)] = label
-        versions["clean_"] = cleaned
+        versions["clean_"] = metrics.clean_up_labels(prediction, classes=len(class_names))
     for prefix, labels in versions.items():
         columns |= {
             f"{prefix}{key}": value
@@ -264,7 +265,8 @@ def _figures(
 
 
 def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> dict[str, list[str]]:
-    columns = [key for key in rows[0] if isinstance(rows[0][key], str) and key not in ("image_id", "patient_id")]
+    texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
+    columns = sorted(texts - {"image_id", "patient_id", "sha256"})
     values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in columns}
     if settings.subgroups is None:
         return {key: found for key, found in values.items() if 2 <= len(found) <= 12}
@@ -274,7 +276,15 @@ def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> di
     return {key: values[key] for key in settings.subgroups}
 
 
-def evaluate(model: Location, images: Images, out: Location, settings: EvaluateSettings) -> dict[str, Any]:
+def evaluate(
+    model: Location,
+    images: Images,
+    out: Location,
+    settings: EvaluateSettings,
+    *,
+    device: Device = "auto",
+    set_aside: Sequence[SetAside] = (),
+) -> dict[str, Any]:
     """Measures a model on images and writes tables and pictures. Needs a running Ray cluster.
 
     The figures do not depend on the number of processes: the images of a forward pass are fixed by their order.
@@ -284,69 +294,71 @@ def evaluate(model: Location, images: Images, out: Location, settings: EvaluateS
         images: what to measure on.
         out: folder for `per_image.csv`, `evaluation.json` and `contact_sheet.png`.
         settings: of the evaluation.
+        device: to compute on.
+        set_aside: files that were found unusable before any was read.
 
     Returns:
-        The content of `evaluation.json`.
+        The content of `evaluation.json`: that of `summarise`, and `set_aside`.
 
     Raises:
         UserError: if there is no image that can be used.
     """
-    side = predictor.load(model).sidecar
-    cpus, gpus = resources.available()
-    chunks = [range(len(images))[start : start + settings.batch] for start in range(0, len(images), settings.batch)]
-    if not chunks:
+    class_names = predictor.load(model).sidecar.class_names
+    if not len(images):
         raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
-    device = "cuda" if gpus else "cpu"
-    done = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
-        _Measure(model, images, chunks, settings, device),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(
-            size=min(settings.workers or (gpus or max(min(cpus, resources.cores()), 1)), cpus, len(chunks))
-        ),
-        num_gpus=1 if gpus else None,
-        max_calls=0,
-    )
-    done_rows = ticks(done.iter_rows(), total=len(images), description="Evaluating")
-    found = sorted((json.loads(row["row"]) for row in done_rows), key=lambda row: row["number"])
-    rows = [row for row in found if "set_aside" not in row]
-    set_aside = [row["set_aside"] for row in found if "set_aside" in row]
+    work = _Measure(model, images, settings)
+    count = -(-len(images) // settings.batch)
+    done = resources.map_chunks(work, count, workers=settings.workers, device=device)
+    found = sorted(ticks(done, total=len(images), description="Evaluating"), key=lambda row: row["number"])
+    rows: list[dict[str, Any]] = []
+    bad = [vars(one) for one in set_aside]
+    seen: dict[str, str] = {}
+    for row in found:
+        if "reason" in row:
+            bad.append({key: value for key, value in row.items() if key != "number"})
+        elif (twin := seen.setdefault(row["sha256"], row["image_id"])) != row["image_id"]:
+            uri = images.name(row["number"])[1]
+            bad.append(vars(SetAside(row["image_id"], uri, "duplicate", f"same bytes as {twin}")))
+        else:
+            rows.append(row)
     if not rows:
-        raise UserError(f"None of {len(images)} images can be used; the first: {set_aside[0]}")
-    result = {**summarise(rows, side.class_names, settings), "set_aside": set_aside}
+        raise UserError(f"None of {len(images)} images can be used; the first: {bad[0]['uri']}: {bad[0]['detail']}.")
+    result = {**summarise(rows, class_names, settings), "set_aside": bad}
     (out / PER_IMAGE).write_text(_to_csv(rows))
-    (out / SHEET).write_bytes(_sheet(model, images, rows))
+    (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
 def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
-    """Measures a finished run on its own shards, or on another corpus. Needs a running Ray cluster.
+    """Measures a run's best model on its own shards, or on another corpus. Needs a running Ray cluster.
 
     Returns:
         The content of `evaluation.json`, and the folder it lies in.
 
     Raises:
-        UserError: if the run is not there or not finished, or if there is nothing to measure on.
+        UserError: if the run is not there or has no best model yet, or if there is nothing to measure on.
     """
     run = Run(locate(job.run))
-    kept = run.kept().settings
+    kept = run.kept()
+    set_aside: list[SetAside] = []
     if job.corpus is None:
-        root = locate(kept.shards.root)
+        root = locate(job.shards or kept.settings.shards.root)
         index = read_index(root)
-        if index.fingerprint != run.kept().shards:
+        if index.fingerprint != kept.shards:
             raise UserError(
                 f"{root}: these are other shards than those that {run.place} was trained on, and their test images may "
                 "have been trained on. Restore them, or evaluate another corpus with --corpus.root."
             )
-        shards = index.shards if job.split == "all" else index.of(job.split or "test")
-        images: Images = ShardImages.of(root, shards)
         name: str = job.split or "test"
+        images: Images = ShardImages.of(root, index.shards if name == "all" else index.of(name))  # type: ignore[arg-type]
     else:
-        images = _corpus_images(kept.corpus, job, kept.shards.longer_side)
-        name = locate(job.corpus.root).stem
+        images, set_aside = _corpus_images(kept.settings, job.corpus, job.split)
+        name = "-".join([locate(job.corpus.root).stem, *([job.split] if job.split else [])])
+        name = f"corpus-{name}"
     out = locate(job.out) if job.out else run.place / EVALUATION / name
-    return evaluate(run.place / BEST, images, out, job.evaluate), out
+    result = evaluate(run.place / BEST, images, out, job.evaluate, device=job.device, set_aside=set_aside)
+    return result, out
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -362,6 +374,8 @@ def table(result: dict[str, Any]) -> Table:
     for name, figures in result.get("classes", {}).items():
         if name != "background":
             add(f"  {name}", figures)
+    if result["set_aside"]:
+        drawn.caption = f"{len(result['set_aside'])} files set aside, listed in {RESULT}"
     if "clean_up" in result:
         add("all, cleaned up", result["clean_up"])
     for column, values in result["groups"].items():
@@ -370,51 +384,51 @@ def table(result: dict[str, Any]) -> Table:
     return drawn
 
 
-def _corpus_images(trained: CorpusSettings, job: EvaluateJob, longer_side: int) -> CorpusImages:
+def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, list[SetAside]]:
     """The images of another corpus; what the command does not say of it is as it was in training."""
-    corpus = CorpusSettings.model_validate(
-        {**trained.model_dump(exclude_unset=True), **(job.corpus.model_dump(exclude_unset=True) if job.corpus else {})}
-    )
-    if (corpus.channels, corpus.classes) != (trained.channels, trained.classes):
+    try:
+        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), chosen(asked)))
+    except ValidationError as error:
+        raise UserError(f"The corpus does not fit the model: {error.errors()[0]['msg']}.") from None
+    if (corpus.channels, corpus.classes) != (trained.corpus.channels, trained.corpus.classes):
         raise UserError(
-            f"The model was trained with {trained.channels} channel(s) and {trained.classes} class(es); "
+            f"The model was trained with {trained.corpus.channels} channel(s) and {trained.corpus.classes} class(es); "
             f"corpus.channels = {corpus.channels} and corpus.classes = {corpus.classes} do not fit it."
         )
     listing = list_corpus(corpus)
     records = listing.records
-    if job.split not in (None, "all"):
-        split: Split = job.split  # type: ignore[assignment]
+    if split not in (None, "all"):
         records = [record for record in assign_splits(records, corpus.split) if record.split == split]
-    return CorpusImages(records, corpus, longer_side)
+    return CorpusImages(records, corpus, trained.shards.longer_side), listing.set_aside
 
 
-def _sheet(model: Location, images: Images, rows: list[dict[str, Any]]) -> bytes:
+def _sheet(model: Location, images: Images, rows: list[dict[str, Any]], settings: EvaluateSettings) -> bytes:
     """The contact sheet; its few images are predicted again, so that no pixels travel."""
     order = sorted(rows, key=lambda row: (row["dice"], row["image_id"]))
     count = min(SHOWN, len(order))
     middle = max((len(order) - count) // 2, 0)
     use = predictor.load(model)
     panels = {}
-    for title, chosen in {
+    for title, few in {
         "worst": order[:count],
         "median": order[middle : middle + count],
         "best": order[::-1][:count],
     }.items():
-        samples = [images.read(row["number"]).sample for row in chosen]
+        samples = [images.read(row["number"]).sample for row in few]
         panels[title] = [
             report.Panel(
                 title=f"{row['image_id']}\nDice {row['dice']:.3f}  HD95 {row['hd95']:.0f} px",
                 image=sample.image,
                 truth=sample.mask,
-                prediction=use.labels(use([sample.image])[0]),
+                prediction=use.labels(use([sample.image])[0], threshold=settings.threshold),
             )
-            for row, sample in zip(chosen, samples, strict=True)
+            for row, sample in zip(few, samples, strict=True)
         ]
     return report.contact_sheet(panels, use.sidecar.class_names)
 
 
 def _to_csv(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "number"))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("number", "sha256")))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

@@ -226,8 +226,8 @@ class Feed:
             done += count
             yield Batch(
                 step=step,
-                images=torch.from_numpy(np.ascontiguousarray(found["image"])).permute(0, 3, 1, 2),
-                masks=torch.from_numpy(np.ascontiguousarray(found["mask"])),
+                images=torch.from_numpy(np.require(found["image"], requirements=["C", "W"])).permute(0, 3, 1, 2),
+                masks=torch.from_numpy(np.require(found["mask"], requirements=["C", "W"])),
                 image_ids=found["image_id"].tolist(),
             )
             step += 1
@@ -245,7 +245,8 @@ class ReadAhead:
 
     def __init__(self, batches: Iterator[Batch], *, depth: int) -> None:
         self._batches = batches
-        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+        self._last: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
@@ -254,12 +255,12 @@ class ReadAhead:
         return self
 
     def __next__(self) -> Batch:
-        item = self._ready.get()
-        if item is None:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        if self._last is None and not self._stop.is_set():
+            item = self._ready.get()
+            if isinstance(item, Batch):
+                return item
+            self._last = item
+        raise self._last or StopIteration
 
     def close(self) -> None:
         """Ends the thread; nothing more can be taken."""
@@ -272,11 +273,11 @@ class ReadAhead:
                 self._put(batch)
                 if self._stop.is_set():
                     return
-            self._put(None)
+            self._put(StopIteration())
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: Batch | BaseException | None) -> None:
+    def _put(self, item: Batch | BaseException) -> None:
         while not self._stop.is_set():
             try:
                 return self._ready.put(item, timeout=0.2)

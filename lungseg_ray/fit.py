@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from lungseg_ray import checkpoint, resources
 from lungseg_ray.batch import Batch
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
+from lungseg_ray.events import watched
 from lungseg_ray.feed import Feed, ReadAhead, Source
 from lungseg_ray.loop import TrainingDivergedError, train_loop
 from lungseg_ray.run import Run
@@ -32,23 +32,6 @@ from lungseg_ray.storage import Location
 
 CACHED_VALIDATION_BYTES = 1 << 30
 """Validation images, made ready once, are kept by each worker up to this size."""
-
-
-class _Events:
-    """Carries what workers tell to the driver, wherever they run."""
-
-    def __init__(self) -> None:
-        self._waiting: list[dict[str, Any]] = []
-
-    def put(self, event: dict[str, Any]) -> None:
-        self._waiting.append(event)
-
-    def take(self) -> list[dict[str, Any]]:
-        taken, self._waiting = self._waiting, []
-        return taken
-
-
-_EventsActor: Any = ray.remote(num_cpus=0)(_Events)
 
 
 @dataclass
@@ -61,7 +44,7 @@ class _Worker:
     device: torch.device
     rank: int
     world_size: int
-    events: Any
+    mailbox: Any
 
     def train(self, *, step: int, epochs: int) -> ReadAhead:
         return self.feed.train(step=step, epochs=epochs)
@@ -94,11 +77,11 @@ class _Worker:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
-    def restore(self) -> Path | None:
+    def restore(self) -> checkpoint.Checkpoint | None:
         choice: list[Any] = [None]
         if self.rank == 0:
             try:
-                found, wrong = checkpoint.newest(self.run.place)
+                found, wrong = self.run.newest_checkpoint()
                 for reason in wrong:
                     self.tell({"event": "note", "text": f"Checkpoint passed over: {reason}"})
                 choice = [found]
@@ -109,13 +92,7 @@ class _Worker:
         if isinstance(choice[0], UserError):
             raise choice[0]
         place: Location | None = choice[0]
-        if place is None:
-            return None
-        if place.is_local:
-            return Path(place.path)
-        copy = Path(tempfile.mkdtemp(prefix="lungseg-"))
-        place.download(copy)
-        return copy
+        return checkpoint.read_from(place) if place else None
 
     def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
         metrics = {"val_loss": row["val_loss"], "epoch": row["epoch"]}
@@ -133,7 +110,7 @@ class _Worker:
     def tell(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
             facts = {"time": time.time(), "workers": self.world_size, "threads": torch.get_num_threads()}
-            self.events.put.remote({**facts, **event})
+            self.mailbox.put.remote({**facts, **event})
 
 
 def _work(task: dict[str, Any]) -> None:
@@ -156,34 +133,9 @@ def _work(task: dict[str, Any]) -> None:
         device=device,
         rank=rank,
         world_size=world_size,
-        events=task["events"],
+        mailbox=task["mailbox"],
     )
     train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker)
-
-
-@contextmanager
-def _watching(events: Any, watch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Hands on what workers tell, from a thread; on the way out the rest of it is handed on."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while True:
-            last = stop.wait(0.25)
-            try:
-                for event in ray.get(events.take.remote(), timeout=30):
-                    watch(event)
-            except ray.exceptions.RayError:
-                return
-            if last:
-                return
-
-    thread = threading.Thread(target=work, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=40)
 
 
 def fit(
@@ -207,32 +159,35 @@ def fit(
         UserError: for what a user can mend: no usable checkpoint, a diverged loss.
         ray.train.TrainingFailedError: for anything else that ends the workers.
     """
-    events = _EventsActor.remote()
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"settings": settings, "run": run, "source": source, "layout": layout, "events": events},
-        scaling_config=ScalingConfig(
-            num_workers=layout.workers,
-            use_gpu=layout.device == "cuda",
-            resources_per_worker={"GPU": 1} if layout.device == "cuda" else {"CPU": layout.cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=run.place.name,
-            storage_path=run.place.uri.rsplit("/", 1)[0],
-            failure_config=FailureConfig(max_failures=0),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=settings.checkpoint.keep,
-                checkpoint_score_attribute="val_loss",
-                checkpoint_score_order="min",
-            ),
+    run.tidy(keep=settings.checkpoint.keep)
+    scaling = ScalingConfig(
+        num_workers=layout.workers,
+        use_gpu=layout.device == "cuda",
+        resources_per_worker={"GPU": 1} if layout.device == "cuda" else {"CPU": layout.cpus_per_worker},
+    )
+    running = RunConfig(
+        name=run.place.name,
+        storage_path=run.place.uri.rsplit("/", 1)[0],
+        failure_config=FailureConfig(max_failures=0),
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=settings.checkpoint.keep,
+            checkpoint_score_attribute="val_loss",
+            checkpoint_score_order="min",
         ),
     )
-    with _watching(events, watch):
+    with watched(watch) as mailbox:
+        task = {"settings": settings, "run": run, "source": source, "layout": layout, "mailbox": mailbox}
+        before = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit()
+            TorchTrainer(_work, train_loop_config=task, scaling_config=scaling, run_config=running).fit()
         except ray.train.TrainingFailedError as error:
             for cause in getattr(error, "worker_failures", {}).values():
                 inner = getattr(cause, "cause", cause)
                 if isinstance(inner, UserError | TrainingDivergedError):
                     raise UserError(str(inner)) from error
             raise
+        except SystemExit:
+            # Ray answers Ctrl-C by leaving with status 0, and keeps the handler for what comes after.
+            raise KeyboardInterrupt from None
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +22,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PROBE_SIZE = 128
 PROBE_BATCH = 2
 UNUSED_PROBE_SIZE = 64
+_ADVICE = "Lower optim.lr, set optim.clip, or use train.precision = fp32, under another runs.name."
 
 
 class TrainingDivergedError(Exception):
@@ -63,8 +64,8 @@ class Runtime(Protocol):
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrites tensors with those of rank 0."""
 
-    def restore(self) -> Path | None:
-        """The folder of the checkpoint to go on from, the same on every worker; None at the start of a run."""
+    def restore(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint to go on from, the same on every worker; None at the start of a run."""
 
     def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
         """Keeps a checkpoint after an epoch; every worker calls it, and rank 0 alone makes the content."""
@@ -136,7 +137,8 @@ class Learner:
 
     def forward(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 (n, k, h, w) of images uint8 (n, c, h, w)."""
-        inputs = images.to(self.device, non_blocking=True).to(torch.float32).div_(255)
+        layout = torch.channels_last if self.settings.train.channels_last else torch.contiguous_format
+        inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=layout).div_(255)
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "fp32"):
             logits: torch.Tensor = model(inputs)
@@ -168,8 +170,7 @@ class Learner:
         if not torch.isfinite(sums).all():
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingDivergedError(
-                f"The loss is {float(sums[0])} at step {batch.step}. Images: {', '.join(batch.image_ids)}. "
-                "Lower optim.lr, set optim.clip, or use train.precision = fp32."
+                f"The loss is {float(sums[0])} at step {batch.step}. Images: {', '.join(batch.image_ids)}. {_ADVICE}"
             )
         if self.settings.optim.clip:
             self.scaler.unscale_(self.optimizer)
@@ -270,7 +271,7 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
     """
     device, epochs = runtime.device, settings.train.epochs
     kept = runtime.restore()
-    progress = checkpoint.read_progress(kept) if kept else _start(settings, runtime)
+    progress = kept.progress if kept else _start(settings, runtime)
     batches = runtime.train(step=progress.step, epochs=epochs)
     learner = Learner(
         settings=settings if not kept else _without_weights(settings),
@@ -280,7 +281,7 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
         wrap=runtime.wrap,
     )
     if kept:
-        learner.load(checkpoint.read(kept, device=device))
+        learner.load(kept)
     runtime.tell(
         {
             "event": "start",
@@ -290,6 +291,7 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
             "device": str(device),
             "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
             "frozen": learner.frozen,
+            "best": progress.best["val_loss"] if progress.history else float("inf"),
         }
     )
     try:
@@ -358,6 +360,8 @@ def _epoch(learner: Learner, runtime: Runtime, batches: Iterator[Batch], *, epoc
     learner.validate(runtime.validation(), validation)
     validation.load(runtime.sum(validation.as_tensor()))
     found = validation.result()
+    if not math.isfinite(found["loss"]):
+        raise TrainingDivergedError(f"The validation loss is {found['loss']} after epoch {epoch + 1}. {_ADVICE}")
     learner.schedule.after_epoch(found["loss"])
     images = float(totals[3])
     return {

@@ -231,6 +231,22 @@ def clean_up(mask: NDArray[np.bool_], *, components: int = 2) -> NDArray[np.bool
     return filled
 
 
+def clean_up_labels(labels: NDArray[np.uint8], *, classes: int) -> NDArray[np.uint8]:
+    """`clean_up` for each label of a map; what fills a hole takes the place of background alone.
+
+    Args:
+        labels: (H, W) uint8, 0 is background.
+        classes: labels from 1 to this one are cleaned.
+
+    Returns:
+        (H, W) uint8, a new array.
+    """
+    cleaned = np.zeros_like(labels)
+    for label in range(1, classes + 1):
+        cleaned[clean_up(labels == label) & ((labels == 0) | (labels == label))] = label
+    return cleaned
+
+
 def bootstrap_interval(
     values: ArrayLike, patients: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:

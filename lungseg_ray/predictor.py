@@ -80,10 +80,16 @@ class Predictor:
             for one, (height, width) in zip(found, sizes, strict=True)
         ]
 
-    def labels(self, probability: Probability) -> npt.NDArray[np.uint8]:
-        """The label map (h, w) uint8 of a probability map."""
+    def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
+        """The label map (h, w) uint8 of a probability map.
+
+        Args:
+            probability: (h, w, k).
+            threshold: for one class, in place of the model's own.
+        """
         if self.sidecar.classes == 1:
-            return (probability[:, :, 0] > self.sidecar.threshold).astype(np.uint8)
+            bound = self.sidecar.threshold if threshold is None else threshold
+            return (probability[:, :, 0] > bound).astype(np.uint8)
         return probability.argmax(axis=2).astype(np.uint8)
 
 
@@ -102,6 +108,7 @@ def save(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None
         (Path(folder) / CARD).write_text(card)
         for file in sorted(Path(folder).iterdir()):
             (place / file.name).write_bytes(file.read_bytes())
+    load.cache_clear()
 
 
 @lru_cache(maxsize=1)

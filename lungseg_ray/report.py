@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lungseg_ray.checkpoint import ranked
 from lungseg_ray.labels import IGNORE_LABEL
 
 TRUTH = (46, 204, 113)
@@ -71,8 +72,10 @@ def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[s
         class_names: of the labels from 1 on, for the legend.
     """
     columns = max(len(row) for row in panels.values())
-    figure = Figure(figsize=(3.1 * columns, 3.5 * len(panels) + 0.5), dpi=110, layout="constrained")
-    axes = figure.subplots(len(panels), columns, squeeze=False)
+    # A row is as high as its tallest picture, in the unit of a picture's width.
+    heights = [max(panel.image.shape[0] / panel.image.shape[1] for panel in row) + 0.2 for row in panels.values()]
+    figure = Figure(figsize=(3.1 * columns, 3.1 * sum(heights) + 0.4), dpi=110, layout="constrained")
+    axes = figure.subplots(len(panels), columns, squeeze=False, height_ratios=heights)
     for line, (name, row) in zip(axes, panels.items(), strict=True):
         for axis in line:
             axis.axis("off")
@@ -89,7 +92,7 @@ def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[s
     return _png(figure)
 
 
-def curves(history: Sequence[Mapping[str, float]]) -> bytes:
+def curves(history: list[dict[str, float]]) -> bytes:
     """A PNG with loss, IoU and Dice, and the learning rate, against the epoch.
 
     Args:
@@ -108,7 +111,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
     rate.plot(epochs, [row["encoder_lr"] for row in history], label="encoder", linestyle="--")
     rate.set_yscale("log")
     rate.set_title("Learning rate at the epoch's start")
-    best = min(history, key=lambda row: row["val_loss"])["epoch"]
+    best = ranked(history)[0]["epoch"]
     for axis in (loss, quality):
         axis.axvline(best, color="0.6", linewidth=0.8, linestyle=":")
     for axis in (loss, quality, rate):

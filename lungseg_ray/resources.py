@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import cv2
+import pyarrow as pa
 import ray
+import ray.data
+import torch
 
 from lungseg_ray.errors import UserError
 
@@ -34,8 +40,14 @@ class Layout:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use, as its affinity and its container's quota allow; at least 1."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            found = min(found, max(int(allowed) // int(period), 1))
+    return found
 
 
 def plan(
@@ -99,19 +111,17 @@ def cluster(*, processes: int) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(**quiet)
         else:
-            ray.init(num_cpus=max(cores(), processes + 1), **quiet)
-    except (ConnectionError, RuntimeError) as error:
+            ray.init(address="local", num_cpus=max(cores(), processes + 1), **quiet)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, "
-            "or unset RAY_ADDRESS to run on this machine alone."
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, set "
+            "RAY_AUTH_MODE=token if it asks for one, or unset RAY_ADDRESS to run on this machine alone."
             if address
             else f"Ray does not start on this machine: {error}"
         ) from error
@@ -120,6 +130,55 @@ def cluster(*, processes: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def map_chunks(
+    work: Callable[[int, str], list[dict[str, Any]]],
+    count: int,
+    *,
+    workers: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Iterator[dict[str, Any]]:
+    """Does work in data tasks, each of which makes one chunk; processes, and what they cache, serve many.
+
+    Args:
+        work: takes a chunk's number and the device to compute on; returns JSON-able rows.
+        count: of chunks.
+        workers: tasks at a time; 0 for as many as fit.
+        device: `auto` takes GPUs where there are any, one for each task.
+
+    Yields:
+        The rows, in the order in which they are done.
+    """
+    cpus, gpus = available()
+    if device == "cuda" and not gpus:
+        raise UserError("device = cuda needs a GPU; the cluster has none. Use device = cpu.")
+    on_gpu = device != "cpu" and gpus > 0
+    fit = gpus if on_gpu else max(min(cpus, cores()), 1)
+    done = ray.data.range(count, override_num_blocks=count).map_batches(
+        _ChunkTask(work, "cuda" if on_gpu else "cpu"),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=min(workers or fit, cpus, count)),
+        num_gpus=1 if on_gpu else None,
+        max_calls=0,
+    )
+    for row in done.iter_rows():
+        yield json.loads(row["row"])
+
+
+@dataclass(frozen=True)
+class _ChunkTask:
+    work: Callable[[int, str], list[dict[str, Any]]]
+    device: str
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        cv2.setNumThreads(0)
+        if self.device == "cpu":
+            # One thread each, so that the order of a sum does not depend on the number of processes.
+            torch.set_num_threads(1)
+        rows = [row for number in batch.column("id").to_pylist() for row in self.work(number, self.device)]
+        return pa.table({"row": [json.dumps(row) for row in rows]})
 
 
 def quiet_data() -> None:

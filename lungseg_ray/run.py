@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from lungseg_ray import checkpoint
-from lungseg_ray.config import Settings, differences, dump
+from lungseg_ray.config import Section, Settings, differences, dump
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 
@@ -27,10 +26,11 @@ HISTORY = "history.csv"
 SUMMARY = "summary.json"
 BEST = "best"
 EVALUATION = "evaluation"
+_RAY_LIST = "checkpoint_manager_snapshot.json"
 
 FREE = (
     "corpus",
-    "shards.root",
+    "shards",
     "runs",
     "evaluate",
     "checkpoint",
@@ -39,6 +39,7 @@ FREE = (
     "train.workers",
     "train.threads",
     "train.device",
+    "train.early_stop",
 )
 """Settings that may change while a run goes on: they move or speed it, and leave what it learns as it is. The corpus
 is held by the fingerprint of its shards."""
@@ -46,7 +47,7 @@ is held by the fingerprint of its shards."""
 _PACKAGES = ("ray", "torch", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "numpy", "lungseg-ray")
 
 
-class Kept(BaseModel):
+class Kept(Section):
     """What the run's `config.yaml` holds.
 
     Attributes:
@@ -64,11 +65,12 @@ class Run:
 
     place: Location
 
-    def open(self, settings: Settings, *, fingerprint: str) -> bool:
-        """Starts the run, or goes on with it if it is there.
+    def check(self, settings: Settings, *, fingerprint: str | None) -> bool:
+        """Whether the run is there already, and may be gone on with.
 
-        Returns:
-            Whether it is there already.
+        Args:
+            settings: that the command asks for.
+            fingerprint: of the shards; None while they are not made.
 
         Raises:
             UserError: if a run of that name was started with other settings or other shards.
@@ -76,15 +78,11 @@ class Run:
         place = self.place / CONFIG
         if not place.exists():
             if checkpoint.listed(self.place):
-                raise UserError(
-                    f"{place}: is missing beside the run's checkpoints. Restore it, or use another runs.name."
-                )
-            self.write_environment()
-            place.write_text(f"shards: {fingerprint}\nsettings:\n" + _indent(dump(settings)))
+                raise UserError(f"{place}: is missing beside the checkpoints. Restore it, or use another runs.name.")
             return False
         kept = self.kept()
         changed = list(_binding(differences(kept.settings.model_dump(mode="json"), settings.model_dump(mode="json"))))
-        if kept.shards != fingerprint:
+        if fingerprint and kept.shards != fingerprint:
             changed.append(f"shards in {settings.shards.root}: fingerprint {kept.shards[:12]} -> {fingerprint[:12]}")
         if changed:
             raise UserError(
@@ -92,6 +90,13 @@ class Run:
                 "Use another runs.name, or the former settings to go on."
             )
         return True
+
+    def start(self, settings: Settings, *, fingerprint: str) -> None:
+        """Writes down the settings and the environment of a new run; one that is there keeps its own."""
+        place = self.place / CONFIG
+        if not place.exists():
+            self.write_environment()
+            place.write_text(dump(Kept(shards=fingerprint, settings=settings)))
 
     def kept(self) -> Kept:
         """The settings that the run was started with.
@@ -135,9 +140,31 @@ class Run:
         }
         (self.place / ENVIRONMENT).write_text(json.dumps(found, indent=2) + "\n")
 
+    def newest_checkpoint(self) -> tuple[Location | None, list[str]]:
+        """The newest checkpoint that can be used, None before the first; and what is wrong with the newer ones.
+
+        Raises:
+            UserError: if the run has finished an epoch, but no checkpoint can be used.
+        """
+        return checkpoint.newest(self.place, any_finished=(self.place / HISTORY).exists())
+
+    def tidy(self, *, keep: int) -> None:
+        """Deletes the checkpoints but the newest that can be used and the best, and Ray's list of them.
+
+        Ray's list is written in place and may be cut; after a damaged checkpoint was passed over it would name one
+        folder twice, and delete it once too often.
+        """
+        (self.place / _RAY_LIST).delete()
+        place, _ = self.newest_checkpoint()
+        best = checkpoint.ranked(self._progress(place).history)[:keep] if place else []
+        kept = {checkpoint.name(int(row["step"])) for row in best} | ({place.name} if place else set())
+        for other in checkpoint.listed(self.place):
+            if other.name not in kept:
+                other.delete()
+
     def is_trained(self, settings: Settings) -> bool:
         """Whether the last epoch, or the one of early stopping, has its checkpoint."""
-        place, _ = checkpoint.newest(self.place)
+        place, _ = self.newest_checkpoint()
         if place is None:
             return False
         progress = self._progress(place)
@@ -149,7 +176,7 @@ class Run:
         Raises:
             UserError: if no checkpoint can be used.
         """
-        place, _ = checkpoint.newest(self.place)
+        place, _ = self.newest_checkpoint()
         if place is None:
             raise UserError(f"{self.place}: the run has no checkpoint yet.")
         progress = self._progress(place)
@@ -161,10 +188,6 @@ class Run:
 
     def _progress(self, place: Location) -> checkpoint.Progress:
         return checkpoint.Progress(**json.loads((place / checkpoint.PROGRESS).read_text()))
-
-
-def _indent(text: str) -> str:
-    return "".join(f"  {line}\n" for line in text.splitlines())
 
 
 def _binding(lines: Iterator[str]) -> Iterator[str]:

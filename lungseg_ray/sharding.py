@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -17,15 +18,27 @@ import ray
 
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus.decode import Sample, read_sample
-from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.layouts import SUFFIXES, list_corpus
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.shards import INDEX, SCHEMA_VERSION, Shard, ShardIndex, Side, read_facts, read_notes, write_file
+from lungseg_ray.shards import (
+    INDEX,
+    SCHEMA_VERSION,
+    Shard,
+    ShardIndex,
+    Side,
+    read_facts,
+    read_index,
+    read_notes,
+    write_file,
+)
 from lungseg_ray.storage import Location, locate
 
 SET_ASIDE = "set_aside.csv"
+_SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
+"""Files that are ours to delete: shards of another corpus or other settings, and what a killed writer left."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,14 @@ class Outcome:
         root: the folder of shards.
         index: what it holds.
         set_aside: the files that are not used.
+        ignored: how many files of the corpus are of a kind that is not read.
         fresh: False if the shards were there already.
     """
 
     root: Location
     index: ShardIndex
     set_aside: list[SetAside]
+    ignored: int
     fresh: bool
 
 
@@ -88,9 +103,12 @@ def shard(settings: Settings) -> Outcome:
         settings.shards.model_dump(mode="json", exclude={"root", "max_set_aside"}),
         SCHEMA_VERSION,
     )
-    current = _current(root)
-    if current and current.source == source:
-        return Outcome(root, current, read_set_aside(root), fresh=False)
+    current = _current(root, source)
+    if current:
+        words = settings.corpus.model_dump(include={"about", "licence"})
+        current = current.model_copy(update={"corpus": current.corpus.model_copy(update=words)})
+        (root / INDEX).write_text(current.model_dump_json(indent=2))
+        return Outcome(root, current, read_set_aside(root), listing.ignored, fresh=False)
     records = assign_splits(listing.records, settings.corpus.split)
     plan = list(_deal(records, settings.shards.rows, source))
     _write_all(root, plan, settings)
@@ -104,9 +122,9 @@ def shard(settings: Settings) -> Outcome:
     (root / INDEX).write_text(index.model_dump_json(indent=2))
     keep = {shard.file for shard in index.shards}
     for place, _ in root.list():
-        if place.name.endswith(".parquet") and place.name.split("-")[0] in SPLITS and place.name not in keep:
+        if _SHARD_NAME.fullmatch(place.name) and place.name not in keep:
             place.delete()
-    return Outcome(root, index, set_aside, fresh=True)
+    return Outcome(root, index, set_aside, listing.ignored, fresh=True)
 
 
 def read_set_aside(root: Location) -> list[SetAside]:
@@ -124,6 +142,8 @@ def describe(outcome: Outcome) -> str:
             f"  {split:5s}  {side.images:6d} images of {side.patients} patients; pixels by label {shares or '-'}; "
             f"intensity {side.intensity_mean:.3f} +- {side.intensity_std:.3f}"
         )
+    if outcome.ignored:
+        lines.append(f"  {outcome.ignored} files in images/ and masks/ are not {', '.join(SUFFIXES)} and were not read")
     if outcome.set_aside:
         lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", table(outcome.set_aside)]
     return "\n".join(lines)
@@ -139,12 +159,17 @@ def table(set_aside: list[SetAside], most: int = 10) -> str:
     return "\n".join(lines)
 
 
-def _current(root: Location) -> ShardIndex | None:
-    place = root / INDEX
-    if not place.exists():
+def _current(root: Location, source: str) -> ShardIndex | None:
+    """The index that is there, if it was made from this source and its files are there, too."""
+    if not (root / INDEX).exists():
         return None
-    text = place.read_text()
-    return ShardIndex.model_validate_json(text) if json.loads(text)["schema_version"] == SCHEMA_VERSION else None
+    try:
+        index = read_index(root)
+    except UserError:
+        # Whatever it is, it is about to be replaced.
+        return None
+    there = {place.name for place, _ in root.list()}
+    return index if index.source == source and {shard.file for shard in index.shards} <= there else None
 
 
 def _fingerprint(*parts: Any) -> str:

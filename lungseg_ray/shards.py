@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.decode import Sample
@@ -158,12 +158,19 @@ def read_index(root: Location) -> ShardIndex:
             f"{root}: no {INDEX} there, so these are no finished shards. "
             f"Make them with: python jobs/shard.py --corpus.root DIR --shards.root {root}"
         ) from None
-    version = json.loads(text).get("schema_version")
+    try:
+        content = json.loads(text)
+        version = content["schema_version"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{root / INDEX}: cannot be read. Delete it, and make the shards again.") from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{root / INDEX}: expected schema version {SCHEMA_VERSION}, found {version}. Make the shards again."
         )
-    return ShardIndex.model_validate_json(text)
+    try:
+        return ShardIndex.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{root / INDEX}: does not hold what it should: {error}. Make the shards again.") from None
 
 
 def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], notes: dict[str, Any]) -> None:

@@ -7,11 +7,15 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow as pa
 from pyarrow import fs
 
 from lungseg_ray.errors import UserError
+
+SCHEMES = ("s3", "gs")
 
 
 @lru_cache(maxsize=64)
@@ -158,9 +162,12 @@ def locate(text: str) -> Location:
         return Location(str(Path(text).expanduser().absolute()))
     scheme, rest = text.split("://", 1)
     if scheme == "file":
-        return Location(str(Path(rest).absolute()))
-    try:
-        _filesystem(f"{scheme}://{rest.split('/', 1)[0]}")
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise UserError(f"{text}: expected a path or an s3:// URI, found the scheme {scheme!r}.") from error
+        return Location(url2pathname(urlsplit(text).path))
+    if scheme not in SCHEMES:
+        raise UserError(f"{text}: expected a path or one of {', '.join(f'{one}://' for one in SCHEMES)}.")
+    if "@" in rest or "?" in rest:
+        raise UserError(
+            f"{scheme}://...: expected a bucket and a prefix alone, found '@' or '?'. Keys and endpoints come from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL), so that they are written nowhere."
+        )
     return Location(text.rstrip("/"))

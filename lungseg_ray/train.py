@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lungseg_ray import checkpoint, models, predictor, report, resources
 from lungseg_ray.card import model_card
-from lungseg_ray.config import Settings
+from lungseg_ray.config import Settings, chosen, differences, merge
 from lungseg_ray.display import Display
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import SHEET, ShardImages, evaluate
@@ -22,6 +22,9 @@ from lungseg_ray.shards import INDEX, ShardIndex, read_index
 from lungseg_ray.storage import Location, locate
 
 CURVES = "curves.png"
+THRESHOLD = 0.5
+_WORDS = ("about", "licence")
+"""Settings of the corpus that are for people; the shards do not depend on them."""
 
 
 def train(settings: Settings, console: Console, *, started: float) -> dict[str, Any]:
@@ -40,6 +43,11 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
     Raises:
         UserError: for what a user can mend.
     """
+    root = locate(settings.shards.root)
+    run = Run(locate(settings.runs.root) / settings.runs.name)
+    index = _at_hand(root, settings)
+    if index:
+        settings = _as_made(settings, index)
     models.check(
         architecture=settings.model.architecture,
         encoder=settings.model.encoder,
@@ -47,6 +55,11 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         classes=settings.corpus.classes,
         size=settings.feed.size,
     )
+    going_on = run.check(settings, fingerprint=index.fingerprint if index else None)
+    if finished := run.summary():
+        console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
+        _tell(run, finished, console)
+        return finished
     with resources.cluster(processes=settings.train.workers):
         cpus, gpus = resources.available()
         layout = resources.plan(
@@ -56,10 +69,12 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
             device=settings.train.device,
             tasks=settings.feed.tasks,
         )
-        root = locate(settings.shards.root)
-        index = _shards(root, settings, console)
-        settings = settings.model_copy(update={"corpus": index.corpus})
-        run = Run(locate(settings.runs.root) / settings.runs.name)
+        if not index:
+            console.print(f"No shards in {root} yet: making them from {settings.corpus.root}", highlight=False)
+            outcome = shard(settings)
+            console.print(describe(outcome), highlight=False)
+            index = outcome.index
+            run.check(settings, fingerprint=index.fingerprint)
         source = Source(
             root=root,
             index=index,
@@ -69,12 +84,7 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
             window=settings.feed.window,
             seed=settings.train.seed,
         )
-        going_on = run.open(settings, fingerprint=index.fingerprint)
-        finished = run.summary()
-        if finished:
-            console.print(f"The run {run.place} is finished; nothing to do.")
-            _tell(run, finished, console)
-            return finished
+        run.start(settings, fingerprint=index.fingerprint)
         console.print(f"{'Going on with' if going_on else 'Starting'} the run {run.place}", highlight=False)
         display = Display(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
@@ -90,29 +100,38 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         return summary
 
 
-def _shards(root: Location, settings: Settings, console: Console) -> ShardIndex:
-    """The shards at hand; made, if there are none."""
+def _at_hand(root: Location, settings: Settings) -> ShardIndex | None:
+    """The index of the shards that are there; None if they must be made.
+
+    Raises:
+        UserError: if they were made otherwise than the command asks for.
+    """
     if not (root / INDEX).exists():
-        console.print(f"No shards in {root} yet: making them from {settings.corpus.root}", highlight=False)
-        outcome = shard(settings)
-        console.print(describe(outcome), highlight=False)
-        return outcome.index
+        return None
     index = read_index(root)
-    asked = settings.corpus.model_dump(exclude_unset=True)
-    made = index.corpus.model_dump(include=set(asked))
-    other = [f"corpus.{key}: {made[key]} -> {value}" for key, value in asked.items() if _other(made[key], value)]
+    made = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
+    asked = {"corpus": chosen(settings.corpus), "shards": chosen(settings.shards)}
+    asked["shards"] = {key: value for key, value in asked["shards"].items() if key == "longer_side"}
+    for word in _WORDS:
+        asked["corpus"].pop(word, None)
+    other = list(differences(made, merge(made, asked)))
     if other:
         raise UserError(
             f"{root}: these shards were made otherwise than asked for:\n  " + "\n  ".join(other) + "\n"
-            "Make others with jobs/shard.py and another --shards.root, or leave the corpus settings out."
+            "Make others with jobs/shard.py and another --shards.root, or leave these settings out."
         )
     return index
 
 
-def _other(made: Any, asked: Any) -> bool:
-    if isinstance(made, dict) and isinstance(asked, dict):
-        return any(_other(made.get(key), value) for key, value in asked.items())
-    return bool(made != asked)
+def _as_made(settings: Settings, index: ShardIndex) -> Settings:
+    """The settings with what the shards were made with; words for people are the command's, where it has some."""
+    words = {word: value for word in _WORDS if (value := getattr(settings.corpus, word))}
+    return settings.model_copy(
+        update={
+            "corpus": index.corpus.model_copy(update=words),
+            "shards": settings.shards.model_copy(update={"longer_side": index.longer_side}),
+        }
+    )
 
 
 def _finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
@@ -128,10 +147,11 @@ def _finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -
         longer_side=index.longer_side,
         classes=corpus.classes,
         class_names=corpus.class_names,
-        threshold=settings.evaluate.threshold,
+        threshold=THRESHOLD if settings.evaluate.threshold is None else settings.evaluate.threshold,
     )
     best = progress.best
     validation = {key: best[f"val_{key}"] for key in ("loss", "iou", "dice")}
+    run.tidy(keep=settings.checkpoint.keep)
     predictor.save(run.place / BEST, model, side, model_card(settings, index, validation, test=None))
     run.write_history(progress.history)
     (run.place / CURVES).write_bytes(report.curves(progress.history))
@@ -139,7 +159,8 @@ def _finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -
     if index.count("test"):
         console.print(f"Evaluating on {index.count('test')} test images", highlight=False)
         images = ShardImages.of(locate(settings.shards.root), index.of("test"))
-        test = evaluate(run.place / BEST, images, run.place / EVALUATION / "test", settings.evaluate)
+        out = run.place / EVALUATION / "test"
+        test = evaluate(run.place / BEST, images, out, settings.evaluate, device=settings.train.device)
         (run.place / BEST / predictor.CARD).write_text(model_card(settings, index, validation, test=test))
     seconds = sum(row["train_seconds"] for row in progress.history)
     return {

@@ -1,0 +1,45 @@
+"""What all tests share: small corpora on a disk, and one Ray cluster for those that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+
+from lungseg_ray.corpus.phantom import draw
+
+
+def write_pairs(root: Path, count: int, *, size: int = 64, seed: int = 0) -> Path:
+    """Phantoms as a corpus of the layout `pairs`: PNG files, two images to a patient, a column `finding`."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    lines = ["stem,patient,finding"]
+    for number in range(count):
+        image, mask = draw(number, seed=seed, size=size)
+        cv2.imwrite(str(root / "images" / f"x{number:03d}.png"), image)
+        cv2.imwrite(str(root / "masks" / f"x{number:03d}.png"), mask * 255)
+        lines.append(f"x{number:03d},p{number // 2},{'odd' if number % 4 > 1 else 'even'}")
+    (root / "index.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One Ray cluster with three logical CPUs for all tests that need one."""
+    from lungseg_ray import resources
+
+    with resources.cluster(processes=2):
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests without Ray first, then those on the shared cluster, then those that start one of their own."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("own_cluster"):
+        return 2
+    return int("cluster" in getattr(item, "fixturenames", ()))

@@ -1,0 +1,76 @@
+"""Small builders that several test modules share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lungseg_ray.config import CorpusSettings, Settings
+from lungseg_ray.corpus import SPLITS, Record, Sample
+from lungseg_ray.shards import INDEX, SCHEMA_VERSION, Shard, ShardIndex, Side, write_file
+from lungseg_ray.storage import Location
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_settings(**sections: Mapping[str, Any]) -> Settings:
+    """Settings of a tiny run; `sections` override single leaves."""
+    tiny: dict[str, dict[str, Any]] = {
+        "model": {"architecture": "Linknet", "encoder": "timm-regnety_002"},
+        "feed": {"size": 32, "batch": 4, "preset": "valid"},
+        "train": {"epochs": 4, "precision": "fp32", "threads": 1, "average": 0.0},
+        "optim": {"name": "radam", "lr": 5e-3, "encoder_lr": 5e-3, "weight_decay": 3e-4, "encoder_weight_decay": 3e-5}
+        | {"lookahead_k": 0, "schedule": "constant", "clip": 0.0},
+    }
+    merged = {name: {**tiny.get(name, {}), **sections.get(name, {})} for name in {**tiny, **sections}}
+    return Settings.model_validate(merged)
+
+
+def make_sample(name: str, *, height: int = 40, width: int = 48, channels: int = 1) -> Sample:
+    """A random image with a box for a mask; both follow from the name."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    rng = np.random.default_rng(int(digest[:8], 16))
+    image = rng.integers(0, 256, (height, width, channels), np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    top, left = rng.integers(0, height // 2 + 1), rng.integers(0, width // 2 + 1)
+    mask[top : top + height // 3, left : left + width // 3] = 1
+    return Sample(image, mask, height, width, None, digest, digest[::-1])
+
+
+def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping[str, tuple[int, ...]]) -> ShardIndex:
+    """Writes shards and their index.
+
+    Args:
+        root: the folder.
+        rows: for each side of the split, the number of rows of each of its files.
+        skip: by file (`train-0`), numbers of rows that do not count.
+    """
+    shards, sides = [], {}
+    for split in SPLITS:
+        for number, count in enumerate(rows.get(split, [])):
+            stem = f"{split}-{number}"
+            names = [f"{stem}-{row}" for row in range(count)]
+            content = [(Record(name, name, name, f"patient of {name}"), make_sample(name)) for name in names]
+            write_file(root / f"{stem}.parquet", content, {})
+            shards.append(Shard(file=f"{stem}.parquet", split=split, rows=count, skip=skip.get(stem, ())))
+        images = sum(len(shard.usable) for shard in shards if shard.split == split)
+        sides[split] = Side(
+            images=images, patients=images, label_shares={0: 0.9, 1: 0.1}, intensity_mean=0.5, intensity_std=0.3
+        )
+    index = ShardIndex(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=hashlib.sha256(str((rows, skip)).encode()).hexdigest(),
+        source="of the test",
+        layout="pairs",
+        corpus=CorpusSettings(root="somewhere"),
+        longer_side=1024,
+        sides=sides,
+        shards=shards,
+        set_aside={},
+    )
+    (root / INDEX).write_text(index.model_dump_json())
+    return index

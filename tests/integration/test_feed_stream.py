@@ -1,0 +1,87 @@
+"""The stream contract: what the model sees at a step does not depend on workers, tasks or restarts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import pytest
+
+from lungseg_ray.batch import Batch
+from lungseg_ray.feed import Feed, Source
+from lungseg_ray.sharding import Outcome
+
+BATCH, EPOCHS, SEED = 4, 2, 3
+Seen = dict[int, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def source(sharded: Outcome) -> Source:
+    return Source(sharded.root, sharded.index, preset="heavy", size=32, batch=BATCH, window=2, seed=SEED)
+
+
+def digest(batch: Batch) -> dict[str, str]:
+    pairs = zip(batch.images.numpy(), batch.masks.numpy(), strict=True)
+    hashes = [hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest() for image, mask in pairs]
+    return dict(zip(batch.image_ids, hashes, strict=True))
+
+
+def stream(source: Source, *, world_size: int, tasks: int, step: int = 0) -> Seen:
+    """For each global step, the hash of each image's augmented pixels, over all ranks."""
+    seen: Seen = {}
+    for rank in range(world_size):
+        batches = Feed(source, rank, world_size, tasks, ahead=8).train(step=step, epochs=EPOCHS)
+        for batch in batches:
+            assert len(batch.image_ids) == BATCH // world_size
+            seen.setdefault(batch.step, {}).update(digest(batch))
+        batches.close()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def reference(source: Source) -> Seen:
+    return stream(source, world_size=1, tasks=1)
+
+
+def test_an_epoch_shows_each_image_once_and_another_order_and_other_pixels_in_the_next(
+    source: Source, reference: Seen
+) -> None:
+    steps = source.steps_per_epoch
+    assert sorted(reference) == list(range(EPOCHS * steps))
+    assert all(len(images) == BATCH for images in reference.values())
+    epochs = [
+        [name for step in range(epoch * steps, (epoch + 1) * steps) for name in reference[step]]
+        for epoch in range(EPOCHS)
+    ]
+    for names in epochs:
+        assert max(Counter(names).values()) == 1
+        assert len(names) == source.index.count("train") // BATCH * BATCH
+    assert epochs[0] != epochs[1]
+    both = {name: [images[name] for images in reference.values() if name in images] for name in epochs[0]}
+    changed = sum(len(set(hashes)) == 2 for hashes in both.values() if len(hashes) == 2)
+    assert changed == sum(len(hashes) == 2 for hashes in both.values())
+
+
+@pytest.mark.parametrize(("world_size", "tasks"), [(1, 4), (2, 1), (2, 4), (4, 2)])
+def test_any_number_of_workers_and_tasks_sees_the_same(
+    source: Source, reference: Seen, world_size: int, tasks: int
+) -> None:
+    assert stream(source, world_size=world_size, tasks=tasks) == reference
+
+
+@pytest.mark.parametrize("cut", [3, 11])
+def test_a_run_that_was_cut_goes_on_with_the_rest(source: Source, reference: Seen, cut: int) -> None:
+    rest = {step: images for step, images in reference.items() if step >= cut}
+    assert stream(source, world_size=2, tasks=1, step=cut) == rest
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_validation_image_comes_exactly_once(source: Source, world_size: int) -> None:
+    names = Counter(
+        name
+        for rank in range(world_size)
+        for batch in Feed(source, rank, world_size, 2, ahead=8).validation()
+        for name in batch.image_ids
+    )
+    assert set(names.values()) == {1}
+    assert len(names) == source.index.count("val")

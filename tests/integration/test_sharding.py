@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lungseg_ray.errors import UserError
+from lungseg_ray.sharding import Outcome, read_set_aside, shard
+from lungseg_ray.shards import read_facts, read_rows
+from tests.conftest import write_pairs
+from tests.integration.conftest import settings_for
+
+
+def test_every_image_lies_in_one_shard_as_it_was(sharded: Outcome, corpus: Path) -> None:
+    found = {}
+    for one in sharded.index.shards:
+        for row in read_rows(sharded.root / one.file, range(one.rows)):
+            found[row.image_id] = row
+    assert sorted(found) == [path.stem for path in sorted((corpus / "images").iterdir())]
+    row = found["x007"]
+    assert row.patient_id == "p3"
+    assert row.groups == {"finding": "odd"}
+    assert np.array_equal(row.sample.image[:, :, 0], cv2.imread(str(corpus / "images/x007.png"), cv2.IMREAD_GRAYSCALE))
+    truth = cv2.imread(str(corpus / "masks/x007.png"), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(row.sample.mask, truth // 255)
+
+
+def test_no_patient_stands_on_two_sides_and_the_index_counts_right(sharded: Outcome) -> None:
+    sides: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for one in sharded.index.shards:
+        facts = read_facts(sharded.root / one.file).to_pylist()
+        counts[one.split] = counts.get(one.split, 0) + len(facts)
+        for row in facts:
+            sides.setdefault(row["patient_id"], set()).add(one.split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert counts == {split: side.images for split, side in sharded.index.sides.items()}
+    assert sum(side.patients for side in sharded.index.sides.values()) == 24
+
+
+def test_the_same_input_again_is_up_to_date(sharded: Outcome, corpus: Path) -> None:
+    again = shard(settings_for(corpus, Path(sharded.root.path)))
+    assert not again.fresh
+    assert again.index == sharded.index
+
+
+def test_a_cut_job_keeps_what_it_has_and_makes_the_rest(sharded: Outcome, corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(sharded.root.path, tmp_path / "shards")
+    (tmp_path / "shards/index.json").unlink()
+    gone = next((tmp_path / "shards").glob("train-00001-*.parquet"))
+    gone.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.parquet")}
+    again = shard(settings_for(corpus, tmp_path / "shards"))
+    assert again.fresh
+    assert again.index.fingerprint == sharded.index.fingerprint
+    assert gone.exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_bad_files_are_set_aside_with_their_reason(cluster: None, tmp_path: Path) -> None:
+    root = write_pairs(tmp_path / "pairs", 24)
+    (root / "images/x001.png").write_bytes((root / "images/x001.png").read_bytes()[:500])
+    (root / "images/x003.png").write_bytes(b"")
+    (root / "masks/x005.png").unlink()
+    cv2.imwrite(str(root / "masks/x007.png"), np.full((32, 64), 255, np.uint8))
+    cv2.imwrite(str(root / "masks/x009.png"), np.zeros((64, 64), np.uint8))
+    cv2.imwrite(str(root / "masks/x011.png"), np.full((64, 64), 77, np.uint8))
+    shutil.copy(root / "images/x013.png", root / "images/x015.png")
+    expected = {
+        "x001": "unreadable",
+        "x003": "empty_file",
+        "x005": "no_mask",
+        "x007": "size_mismatch",
+        "x009": "empty_mask",
+        "x011": "unknown_label",
+        "x015": "duplicate",
+    }
+    with pytest.raises(UserError, match=r"7 of 24 files \(29\.2%\) cannot be used") as refused:
+        shard(settings_for(root, tmp_path / "shards"))
+    assert all(reason in str(refused.value) for reason in expected.values())
+    assert not (tmp_path / "shards/index.json").exists()
+    outcome = shard(settings_for(root, tmp_path / "shards", shards={"max_set_aside": 0.5}))
+    assert {one.image_id: one.reason for one in outcome.set_aside} == expected
+    assert read_set_aside(outcome.root) == outcome.set_aside
+    assert sum(side.images for side in outcome.index.sides.values()) == 24 - 7
+    assert sum(len(one.usable) for one in outcome.index.shards) == 24 - 7
+
+
+def test_another_corpus_in_the_same_place_leaves_no_old_file(cluster: None, tmp_path: Path) -> None:
+    first = shard(settings_for(write_pairs(tmp_path / "a", 16), tmp_path / "shards"))
+    second = shard(settings_for(write_pairs(tmp_path / "b", 16, seed=1), tmp_path / "shards"))
+    assert first.index.fingerprint != second.index.fingerprint
+    files = {path.name for path in (tmp_path / "shards").glob("*.parquet")}
+    assert files == {one.file for one in second.index.shards}
+    assert json.loads((tmp_path / "shards/index.json").read_text())["fingerprint"] == second.index.fingerprint

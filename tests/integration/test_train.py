@@ -1,0 +1,210 @@
+"""One run of the main job on two workers, and what can be done with it afterwards."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+from rich.console import Console
+
+from lungseg_ray.checkpoint import damage, listed
+from lungseg_ray.config import EvaluateJob, PredictJob, Settings
+from lungseg_ray.errors import UserError
+from lungseg_ray.evaluate import evaluate_run
+from lungseg_ray.predict import predict
+from lungseg_ray.run import Run
+from lungseg_ray.sharding import Outcome
+from lungseg_ray.storage import locate
+from lungseg_ray.train import train
+from tests.integration.conftest import settings_for
+
+
+@dataclass
+class Finished:
+    settings: Settings
+    folder: Path
+    summary: dict[str, Any]
+    output: str
+
+
+def go(settings: Settings) -> tuple[dict[str, Any], str]:
+    console = Console(file=io.StringIO(), width=200)
+    summary = train(settings, console, started=0.0)
+    return summary, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def finished(sharded: Outcome, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    runs = tmp_path_factory.mktemp("runs")
+    settings = settings_for(
+        corpus,
+        Path(sharded.root.path),
+        train={"workers": 2, "epochs": 3, "average": 0.5},
+        runs={"root": str(runs), "name": "two"},
+    )
+    summary, output = go(settings)
+    return Finished(settings, runs / "two", summary, output)
+
+
+def rows(place: Path) -> list[dict[str, str]]:
+    with place.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+class TestRun:
+    def test_the_folder_holds_what_a_run_is(self, finished: Finished) -> None:
+        there = {path.name for path in finished.folder.iterdir()}
+        expected = {
+            "config.yaml",
+            "environment.json",
+            "history.csv",
+            "summary.json",
+            "curves.png",
+            "best",
+            "evaluation",
+        }
+        assert expected | {"tensorboard"} <= there
+        assert {path.name for path in (finished.folder / "best").iterdir()} == {
+            *("README.md", "config.json", "model.safetensors", "preprocessing.json")
+        }
+        assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
+        kept = listed(locate(str(finished.folder)))
+        assert 1 <= len(kept) <= finished.settings.checkpoint.keep + 1
+        assert [damage(place) for place in kept] == [None] * len(kept)
+
+    def test_every_validation_image_counted_once_on_two_workers(self, finished: Finished, sharded: Outcome) -> None:
+        history = rows(finished.folder / "history.csv")
+        assert [float(row["val_n"]) for row in history] == [sharded.index.count("val")] * 3
+
+    def test_the_summary_says_what_was_found(self, finished: Finished, sharded: Outcome) -> None:
+        summary = finished.summary
+        assert summary == json.loads((finished.folder / "summary.json").read_text())
+        assert set(summary) == {
+            *("epochs", "best_epoch", "val", "test", "images_per_second", "data_wait_share", "seconds")
+        }
+        history = rows(finished.folder / "history.csv")
+        best = min(history, key=lambda row: float(row["val_loss"]))
+        assert summary["epochs"] == 3
+        assert summary["best_epoch"] == int(best["epoch"])
+        assert summary["val"]["dice"] == pytest.approx(float(best["val_dice"]), abs=1e-12)
+        assert summary["test"]["n"] == sharded.index.count("test")
+        assert set(summary["test"]["groups"]["finding"]) == {"odd", "even"}
+
+    def test_it_tells_a_line_for_each_epoch_and_where_the_pictures_are(self, finished: Finished) -> None:
+        assert all(f"epoch   {epoch}/3  loss" in finished.output for epoch in (1, 2, 3))
+        assert str(finished.folder / "evaluation/test/contact_sheet.png") in finished.output
+        for picture in ("curves.png", "evaluation/test/contact_sheet.png"):
+            assert cv2.imread(str(finished.folder / picture)) is not None
+
+    def test_the_best_model_opens_in_the_library_it_came_from(self, finished: Finished) -> None:
+        model = smp.from_pretrained(str(finished.folder / "best"))
+        assert type(model) is smp.Unet
+
+    def test_the_same_command_says_that_it_is_finished(self, finished: Finished) -> None:
+        summary, output = go(finished.settings)
+        assert summary == finished.summary
+        assert "is finished" in output
+
+    @pytest.mark.parametrize(
+        ("section", "changed", "said"),
+        [("train", {"seed": 7}, "train.seed: 0 -> 7"), ("optim", {"lr": 0.5}, "optim.lr: 0.005 -> 0.5")],
+    )
+    def test_a_changed_setting_under_the_same_name_is_refused(
+        self, finished: Finished, section: str, changed: dict[str, Any], said: str
+    ) -> None:
+        tree = finished.settings.model_dump()
+        other = Settings.model_validate({**tree, section: {**tree[section], **changed}})
+        with pytest.raises(UserError, match=said):
+            go(other)
+
+
+class TestEvaluate:
+    def test_workers_and_the_way_in_change_no_figure(self, finished: Finished, tmp_path: Path) -> None:
+        run, results = str(finished.folder), []
+        for number, job in enumerate(
+            [
+                {"evaluate": {"workers": 1, "resamples": 50}},
+                {"evaluate": {"workers": 2, "resamples": 50}},
+                {"evaluate": {"workers": 3, "resamples": 50}},
+                {"evaluate": {"resamples": 50}, "split": "test", "corpus": {"root": finished.settings.corpus.root}},
+            ]
+        ):
+            whole = {"run": run, "out": str(tmp_path / str(number)), **job}
+            results.append(evaluate_run(EvaluateJob.model_validate(whole))[0])
+        assert results[0] == results[1] == results[2] == results[3] == finished.summary["test"]
+        assert rows(tmp_path / "0/per_image.csv") == rows(tmp_path / "2/per_image.csv")
+
+    def test_another_corpus_is_read_as_it_is_and_its_bad_files_are_named(
+        self, finished: Finished, tmp_path: Path
+    ) -> None:
+        root = tmp_path / "other"
+        (root / "images").mkdir(parents=True)
+        (root / "masks").mkdir()
+        for number in range(3):
+            cv2.imwrite(str(root / f"images/{number}.png"), np.full((40, 60), 90, np.uint8))
+            cv2.imwrite(str(root / f"masks/{number}.png"), np.full((40, 60), 255, np.uint8))
+        (root / "images/1.png").write_bytes(b"no image")
+        job = {"run": str(finished.folder), "corpus": {"root": str(root)}, "out": str(tmp_path / "out")}
+        result, _ = evaluate_run(EvaluateJob.model_validate(job))
+        assert result["n"] == 2
+        assert [one["reason"] for one in result["set_aside"]] == ["unreadable"]
+
+    def test_a_run_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="there is no run here"):
+            evaluate_run(EvaluateJob(run=str(tmp_path)))
+
+
+class TestPredict:
+    def test_masks_at_the_size_of_their_images_and_going_on(
+        self, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = tmp_path / "images"
+        (images / "more").mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        cv2.imwrite(str(images / "a.png"), generator.integers(0, 255, (70, 90), np.uint8))
+        cv2.imwrite(str(images / "more/b.jpg"), generator.integers(0, 255, (50, 40, 3), np.uint8))
+        (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        job = PredictJob(run=str(finished.folder), images=str(images), out=str(tmp_path / "out"), overlay=True)
+        found = {row["image"]: row for row in predict(job)}
+        assert {name: row["status"] for name, row in found.items()} == {
+            "a.png": "done",
+            "bad.png": "set aside",
+            "more/b.jpg": "done",
+        }
+        assert "truncated" in found["bad.png"]["reason"]
+        mask = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == (70, 90)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert found["a.png"]["share_lung"] == pytest.approx(float((mask > 0).mean()), abs=1e-6)
+        assert cv2.imread(str(tmp_path / "out/overlays/more/b.jpg.png")).shape == (50, 40, 3)
+        again = {row["image"]: row for row in predict(job)}
+        assert again["a.png"] == {**found["a.png"], "status": "done before"}
+        assert [row["image"] for row in rows(tmp_path / "out/predictions.csv")] == sorted(found)
+
+    def test_no_images(self, finished: Finished, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="no images there"):
+            predict(PredictJob(run=str(finished.folder), images=str(tmp_path), out=str(tmp_path / "out")))
+
+
+def test_a_batch_that_does_not_deal_is_refused_before_ray_starts() -> None:
+    with pytest.raises(ValueError, match=r"feed\.batch must divide"):
+        Settings.model_validate({"feed": {"batch": 4}, "train": {"workers": 3}})
+
+
+def test_a_cluster_too_small_is_refused_with_a_sentence(
+    cluster: None, sharded: Outcome, corpus: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(
+        corpus, Path(sharded.root.path), train={"workers": 4}, runs={"root": str(tmp_path), "name": "wide"}
+    )
+    with pytest.raises(UserError, match="leaves none for reading data"):
+        go(settings)
+    assert Run(locate(str(tmp_path / "wide"))).summary() is None

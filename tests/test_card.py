@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lungseg_ray.card import model_card
+from lungseg_ray.shards import ShardIndex, Side
+from lungseg_ray.storage import locate
+from tests.helpers import make_settings, write_shards
+
+VALIDATION = {"loss": 0.25, "iou": 0.8125, "dice": 0.9375}
+
+
+CORPUS = {"root": "/data/chests", "about": "Chests of one hospital.", "licence": "cc-by-4.0"}
+
+
+def interval(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.0625, "high": mean + 0.0625}
+
+
+def evaluation(**groups: Any) -> dict[str, Any]:
+    return {
+        "n": 12,
+        "n_empty": 2,
+        **{"dice": interval(0.875), "iou": interval(0.75), "hd95": interval(17.5), "assd": interval(3.0)},
+        "groups": groups,
+    }
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ShardIndex:
+    made = write_shards(locate(str(tmp_path)), rows={"train": [1]}, skip={})
+    sides = {
+        split: Side(images=images, patients=patients, label_shares={}, intensity_mean=0, intensity_std=0)
+        for split, images, patients in (("train", 101, 90), ("val", 21, 20), ("test", 12, 11))
+    }
+    return made.model_copy(update={"sides": sides})
+
+
+def test_says_what_a_user_must_know(index: ShardIndex) -> None:
+    settings = make_settings(corpus=CORPUS, evaluate={"threshold": 0.375}, runs={"name": "third"})
+    card = model_card(settings, index, VALIDATION, test=evaluation())
+    for text in (
+        "# third: lung by Linknet with timm-regnety_002",
+        "smp.from_pretrained",
+        "Input: 1 channel(s), stretched bilinearly to 32 x 32 px, divided by 255.",
+        "sigmoid, threshold 0.375",
+        "## Data",
+        "/data/chests. Chests of one hospital.",
+        "Licence of the data: cc-by-4.0.",
+        "| train | 101 | 90 |",
+        "| val | 21 | 20 |",
+        "| test | 12 | 11 |",
+        "No patient stands on two sides",
+        index.fingerprint[:16],
+        "| validation | 21 | 0.9375 | 0.8125 | |",
+        "| test | 12 | 0.8750 (0.8125 to 0.9375) | 0.7500 | 17.5 px |",
+        "## Intended use",
+        "no medical device",
+        "## Failure cases",
+        "On 2 of 12 test images either truth or prediction was empty",
+        "evaluation/test/contact_sheet.png",
+    ):
+        assert text in card, text
+
+
+def test_front_matter(index: ShardIndex) -> None:
+    card = model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=None)
+    start, front, _ = card.split("---\n", 2)
+    assert start == ""
+    found = yaml.safe_load(front)
+    assert found["library_name"] == "segmentation-models-pytorch"
+    assert found["license"] == "cc-by-4.0"
+
+
+def test_lowest_subgroup(index: ShardIndex) -> None:
+    groups = {
+        "sex": {"F": {"dice": interval(0.75), "n": 5}, "M": {"dice": interval(0.875), "n": 7}},
+        "site": {"one": {"dice": interval(0.625), "n": 3}},
+    }
+    card = model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=evaluation(**groups))
+    assert "Lowest subgroup: site = one, Dice 0.6250, 3 images." in card
+    assert "Lowest subgroup" not in model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=evaluation())
+
+
+def test_without_test_images(index: ShardIndex) -> None:
+    card = model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=None)
+    assert "No test images: nothing is known of its failures yet" in card
+    assert "| test | 12 | 11 |" in card
+    assert "HD95 |\n|---|---|---|---|---|\n| validation" in card
+
+
+def test_data_that_nobody_described(index: ShardIndex) -> None:
+    card = model_card(make_settings(corpus={"root": "/data/x"}), index, VALIDATION, test=None)
+    assert "has not described it (corpus.about)" in card
+    assert "not stated (corpus.licence)" in card
+    assert "license: other" in card
+
+
+def test_phantoms_and_several_classes(index: ShardIndex) -> None:
+    settings = make_settings(corpus={"classes": 3, "class_names": ["left lung", "right lung"]})
+    phantoms = index.model_copy(update={"layout": "phantom"})
+    card = model_card(settings, phantoms, VALIDATION, test=None)
+    assert "synthetic chest phantoms" in card
+    assert "left lung, right lung by Linknet" in card
+    assert "softmax, the largest" in card

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lungseg_ray import checkpoint
+from lungseg_ray.checkpoint import Checkpoint, Progress
+from lungseg_ray.errors import UserError
+from lungseg_ray.optim import build_optimizer
+from lungseg_ray.storage import Location, locate
+
+
+def history(*losses: float) -> list[dict[str, float]]:
+    return [{"epoch": epoch, "step": 2 * epoch, "val_loss": loss} for epoch, loss in enumerate(losses, start=1)]
+
+
+def model_and_optimizer(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(
+        model, lr=0.1, encoder_lr=0.1, weight_decay=0.01, encoder_weight_decay=0.01, lookahead_k=2
+    )
+    return model, optimizer
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        model(images).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def content(model: nn.Module, optimizer: torch.optim.Optimizer, *, average: bool = True) -> Checkpoint:
+    doubled = {key: value * 2 for key, value in model.state_dict().items()}
+    return Checkpoint(
+        weights=model.state_dict(),
+        average=doubled if average else None,
+        training={"optimizer": optimizer.state_dict(), "scaler": {}, "average_updates": 3},
+        progress=Progress(epoch=2, step=4, precision="fp32", history=history(0.5, 0.1 + 0.2)),
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Location:
+    """A checkpoint after an uneven number of steps for Lookahead's k = 2."""
+    model, optimizer = model_and_optimizer(0)
+    take_steps(model, optimizer, range(3))
+    folder = tmp_path / "run" / checkpoint.name(4)
+    folder.mkdir(parents=True)
+    checkpoint.write(folder, content(model, optimizer))
+    return locate(str(folder))
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def test_round_trip_with_lookahead(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer(0)
+    take_steps(model, optimizer, range(3))
+    made = content(model, optimizer)
+    checkpoint.write(tmp_path, made)
+    read = checkpoint.read(tmp_path)
+    assert read.progress == made.progress
+    assert read.average is not None
+    assert same(read.weights, made.weights)
+    assert same(read.average, made.average)
+    assert same(read.training, made.training)
+
+    # Going on from the file is going on from memory: Lookahead pulls at step 4, RAdam has its moments.
+    other, state = model_and_optimizer(1)
+    other.load_state_dict(read.weights)
+    state.load_state_dict(read.training["optimizer"])
+    take_steps(other, state, range(3, 8))
+    take_steps(model, optimizer, range(3, 8))
+    assert same(dict(other.state_dict()), dict(model.state_dict()))
+
+
+def test_without_average(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, content(*model_and_optimizer(0), average=False))
+    assert not (tmp_path / checkpoint.AVERAGE).exists()
+    assert checkpoint.read(tmp_path).average is None
+    assert checkpoint.damage(locate(str(tmp_path))) is None
+
+
+def test_read_from(written: Location) -> None:
+    assert checkpoint.read_from(written).progress.step == 4
+
+
+def test_nothing_is_executed(written: Location) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return exec, ("raise SystemExit('executed')",)
+
+    torch.save({"optimizer": Trap()}, Path(written.path) / checkpoint.TRAINING)
+    with pytest.raises(Exception, match="weights_only"):
+        checkpoint.read(Path(written.path))
+
+
+def test_names_sort_as_steps_do() -> None:
+    assert checkpoint.name(30) == "checkpoint_000000030"
+    steps = [2, 10, 100, 9, 123456789]
+    assert sorted(map(checkpoint.name, steps)) == [checkpoint.name(step) for step in sorted(steps)]
+
+
+FILES = (
+    checkpoint.WEIGHTS,
+    checkpoint.AVERAGE,
+    checkpoint.TRAINING,
+    checkpoint.PROGRESS,
+    checkpoint.CHECKSUMS,
+)
+
+
+class TestDamage:
+    def test_none(self, written: Location) -> None:
+        assert {path.name for path in Path(written.path).iterdir()} == set(FILES)
+        assert checkpoint.damage(written) is None
+
+    @pytest.mark.parametrize("file", FILES)
+    @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
+    def test_cut_short(self, file: str, kept: float, written: Location) -> None:
+        path = Path(written.path) / file
+        data = path.read_bytes()
+        path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+        reason = checkpoint.damage(written)
+        assert reason is not None
+        assert file in reason
+
+    @pytest.mark.parametrize("file", FILES[:-1])
+    @pytest.mark.parametrize("at", [0, 0.3, 0.9])
+    def test_one_byte_changed(self, file: str, at: float, written: Location) -> None:
+        path = Path(written.path) / file
+        data = bytearray(path.read_bytes())
+        data[int(at * len(data))] ^= 1
+        path.write_bytes(data)
+        assert checkpoint.damage(written) == f"{written / file}: its checksum is another than when it was written"
+
+    @pytest.mark.parametrize("file", FILES)
+    def test_file_gone(self, file: str, written: Location) -> None:
+        (Path(written.path) / file).unlink()
+        assert checkpoint.damage(written) == f"{written}: is not complete ({file} is missing)"
+
+    @pytest.mark.parametrize("data", [b"", b"no json", b'{"a": ', b"\xff\xfe"])
+    def test_checksums_unreadable(self, data: bytes, written: Location) -> None:
+        (written / checkpoint.CHECKSUMS).write_bytes(data)
+        assert checkpoint.damage(written) == f"{written / checkpoint.CHECKSUMS}: cannot be read"
+
+    def test_another_checksum(self, written: Location) -> None:
+        place = written / checkpoint.CHECKSUMS
+        sums = json.loads(place.read_text())
+        first = sums[checkpoint.WEIGHTS]
+        place.write_text(json.dumps({**sums, checkpoint.WEIGHTS: ("1" if first[0] == "0" else "0") + first[1:]}))
+        assert checkpoint.WEIGHTS in str(checkpoint.damage(written))
+
+    def test_directory_gone(self, written: Location) -> None:
+        written.delete()
+        assert checkpoint.damage(written) == f"{written}: is not complete (checksums.json is missing)"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestNewest:
+    @pytest.fixture
+    def run(self, written: Location) -> Path:
+        """A run with checkpoints after 4, 10 and 100 steps, and things that are none."""
+        run = Path(written.path).parent
+        for step in (10, 100):
+            shutil.copytree(written.path, run / checkpoint.name(step))
+        (run / "checkpoint_tmp").mkdir()
+        (run / "best").mkdir()
+        (run / "config.yaml").write_text("")
+        return run
+
+    def test_listed(self, run: Path) -> None:
+        found = checkpoint.listed(locate(str(run)))
+        assert [place.name for place in found] == [checkpoint.name(step) for step in (100, 10, 4)]
+
+    def test_the_newest(self, run: Path) -> None:
+        place, wrong = checkpoint.newest(locate(str(run)))
+        assert place is not None
+        assert (place.name, wrong) == (checkpoint.name(100), [])
+
+    def test_damaged_ones_are_passed_over(self, run: Path) -> None:
+        (run / checkpoint.name(100) / checkpoint.CHECKSUMS).unlink()
+        (run / checkpoint.name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
+        before = tree(run)
+        place, wrong = checkpoint.newest(locate(str(run)))
+        assert place is not None
+        assert place.name == checkpoint.name(4)
+        assert [checkpoint.name(100) in wrong[0], checkpoint.name(10) in wrong[1]] == [True, True]
+        assert len(wrong) == 2
+        assert tree(run) == before
+
+    def test_all_damaged(self, run: Path) -> None:
+        for step in (4, 10, 100):
+            (run / checkpoint.name(step) / checkpoint.PROGRESS).write_text("{}")
+        before = tree(run)
+        with pytest.raises(UserError, match="none of its 3 checkpoints can be used") as error:
+            checkpoint.newest(locate(str(run)))
+        assert all(f"{checkpoint.name(step)}/progress.json" in str(error.value) for step in (4, 10, 100))
+        assert "Nothing was changed" in str(error.value)
+        assert tree(run) == before
+
+    def test_none(self, tmp_path: Path) -> None:
+        assert checkpoint.newest(locate(str(tmp_path / "nowhere"))) == (None, [])
+
+
+class TestProgress:
+    def test_best_is_the_first_of_equal_ones(self) -> None:
+        progress = Progress(epoch=4, step=8, precision="fp32", history=history(0.5, 0.3, 0.3, 0.4))
+        assert progress.best["epoch"] == 2
+
+    @pytest.mark.parametrize(
+        ("losses", "patience", "stops"),
+        [
+            ((0.5, 0.3, 0.4), 1, True),
+            ((0.5, 0.3, 0.4), 2, False),
+            ((0.5, 0.3, 0.3, 0.3), 2, True),
+            ((0.5, 0.4, 0.3), 1, False),
+            ((0.5, 0.6, 0.7, 0.8), 0, False),
+            ((), 3, False),
+        ],
+    )
+    def test_stops_early(self, losses: tuple[float, ...], patience: int, stops: bool) -> None:
+        progress = Progress(epoch=len(losses), step=0, precision="fp32", history=history(*losses))
+        assert progress.stops_early(patience) is stops

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lungseg_ray import cli
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import UserError
+from tests.helpers import ROOT
+
+JOBS = ("shard", "train", "evaluate", "predict")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+
+    def job(settings: Settings, console: Console) -> None:
+        console.print(f"epochs {settings.train.epochs}")
+        if error:
+            raise error
+
+    return cli.run(Settings, job)
+
+
+def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, None, "--train.epochs", "7") == 0
+    assert capsys.readouterr() == ("epochs 7\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("the folder is not there"), 2, "Error: the folder is not there\n"),
+        (PermissionError(13, "Permission denied", "/data"), 1, "Error: [Errno 13] Permission denied: '/data'\n"),
+        (KeyboardInterrupt(), 130, "Interrupted; the same command goes on.\n"),
+    ],
+)
+def test_failures_are_told_without_a_traceback(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, error) == code
+    captured = capsys.readouterr()
+    assert captured.err == message
+    assert "Traceback" not in captured.out
+
+
+def test_our_own_failure_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, ZeroDivisionError("by us")) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "ZeroDivisionError: by us" in err
+
+
+def test_mistake_in_the_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, None, "--train.epoch", "3") == 2
+    captured = capsys.readouterr()
+    assert captured.err == "Error: --train.epoch: there is no such setting. Did you mean train.epochs?\n"
+    assert captured.out == ""
+
+
+def call(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LUNGSEG_")}
+    return subprocess.run(
+        [sys.executable, *options, *arguments],
+        cwd=ROOT,
+        env={**environment, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_of_a_job_imports_nothing_heavy(job: str) -> None:
+    found = call(f"jobs/{job}.py", "--help", options=("-X", "importtime"))
+    assert found.returncode == 0
+    assert found.stdout.startswith(f"usage: {job}.py")
+    imported = {line.rsplit("|", 1)[-1].strip() for line in found.stderr.splitlines()}
+    assert "lungseg_ray.config" in imported
+    assert not imported & {"torch", "ray", "albumentations", "cv2", "timm", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("jobs/train.py", "--optim.lrate", "3"), "--optim.lrate: there is no such setting. Did you mean optim.lr"),
+        (("jobs/shard.py", "--shard.rows", "3"), "Did you mean shards.rows?"),
+        (("jobs/evaluate.py",), "--run is needed"),
+        (("jobs/predict.py", "--run", "x", "--images", "y"), "--out is needed"),
+    ],
+)
+def test_mistakes_exit_with_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    found = call(*arguments)
+    assert found.returncode == 2
+    assert found.stderr.startswith("Error: ")
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from lungseg_ray.config import CorpusSettings, EvaluateJob, PredictJob, Settings, differences, dump, load
+from lungseg_ray.errors import UserError
+from tests.helpers import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in list(os.environ):
+        if key.startswith("LUNGSEG_"):
+            monkeypatch.delenv(key)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Any:
+    def write(text: str) -> list[str]:
+        (tmp_path / "config.yaml").write_text(text)
+        return ["--config", str(tmp_path / "config.yaml")]
+
+    return write
+
+
+def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    for name, info in tree.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info.description or "", info.default
+
+
+def test_order_of_sources(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(Settings, []) == Settings()
+    file = config("optim:\n  patience: 1\n  factor: 0.5\n  warmup: 0.75\n")
+    assert load(Settings, file).optim.patience == 1
+    monkeypatch.setenv("LUNGSEG_OPTIM__PATIENCE", "2")
+    monkeypatch.setenv("LUNGSEG_OPTIM__FACTOR", "0.125")
+    assert load(Settings, file).optim.patience == 2
+    found = load(Settings, [*file, "--optim.patience", "3"])
+    # One leaf of each source; the neighbours keep what the next source below says of them.
+    assert (found.optim.patience, found.optim.factor, found.optim.warmup) == (3, 0.125, 0.75)
+    assert found.optim.lr == Settings().optim.lr
+    assert load(Settings, ["--optim.patience=4", *file]).optim.patience == 4
+
+
+def test_split_seed_two_levels_down(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = config("corpus:\n  split:\n    val: 0.25\n    seed: 1\n")
+    monkeypatch.setenv("LUNGSEG_CORPUS__SPLIT__SEED", "2")
+    split = load(Settings, [*file, "--corpus.split.test", "0.05"]).corpus.split
+    assert (split.val, split.test, split.seed) == (0.25, 0.05, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "environment", "message"),
+    [
+        (["--train.epoch", "3"], "", {}, r"--train\.epoch: there is no such setting\. Did you mean train\.epochs\?"),
+        (["--optim.lrr=3"], "", {}, r"--optim\.lrr: there is no such setting\. Did you mean optim\.lr\?"),
+        ([], "train:\n  epoch: 3\n", {}, r"train\.epoch: there is no such setting\. Did you mean train\.epochs\?"),
+        ([], "elephant:\n  epochs: 3\n", {}, r"elephant: there is no such setting\. --help lists all settings\."),
+        ([], "", {"LUNGSEG_TRAIN__EPOCH": "3"}, r"train\.epoch: there is no such setting\. Did you mean train\.epochs"),
+        (["--zzzzzzzz", "3"], "", {}, r"--zzzzzzzz: there is no such setting\. --help lists all settings\."),
+    ],
+)
+def test_unknown_key(
+    arguments: list[str],
+    file: str,
+    environment: dict[str, str],
+    message: str,
+    config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=message):
+        load(Settings, [*config(file), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epochs", "0"),
+        ("train.epochs", "three"),
+        ("optim.lr", "-1"),
+        ("optim.lr", "nan"),
+        ("optim.factor", "1.5"),
+        ("feed.size", "100"),
+        ("corpus.channels", "2"),
+        ("corpus.layout", "folder"),
+        ("train.device", "gpu"),
+        ("runs.name", "a/b"),
+        ("train.channels_last", "perhaps"),
+        ("shards.longer_side", "16"),
+    ],
+)
+def test_value_error_names_key_and_value(key: str, value: str, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    section, leaf = key.split(".")
+    for way in ("command line", "file", "environment"):
+        arguments = [f"--{key}", value] if way == "command line" else []
+        if way == "file":
+            arguments = config(yaml.safe_dump({section: {leaf: value}}))
+        if way == "environment":
+            monkeypatch.setenv(f"LUNGSEG_{section}__{leaf}".upper(), value)
+        with pytest.raises(UserError) as error:
+            load(Settings, arguments)
+        assert str(error.value).startswith(f"{key}: "), way
+        assert value in str(error.value), way
+
+
+def test_several_errors_are_named_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        load(Settings, ["--train.epochs", "0", "--optim.lr", "0"])
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["optim.lr", "train.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "expected sections such as 'train:', found list"),
+        ("a: [\n", "is not YAML"),
+        ("train: 4\n", "train: .*found 4"),
+    ],
+)
+def test_file_of_another_form(text: str, message: str, config: Any) -> None:
+    with pytest.raises(UserError, match=message):
+        load(Settings, config(text))
+
+
+def test_missing_file_and_empty_file(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--config /nowhere/x\.yaml: cannot be read \(No such file"):
+        load(Settings, ["--config", "/nowhere/x.yaml"])
+    with pytest.raises(UserError, match="cannot be read"):
+        load(Settings, ["--config", str(tmp_path)])
+    assert load(Settings, config("")) == Settings()
+
+
+def test_missing_argument_of_a_job() -> None:
+    with pytest.raises(UserError, match="--run is needed: The run's folder") as error:
+        load(PredictJob, [])
+    assert len(str(error.value).splitlines()) == 3
+    assert load(EvaluateJob, ["--run", "x"]).corpus is None
+
+
+def test_dump_and_load_round_trip(config: Any) -> None:
+    settings = load(
+        Settings,
+        [
+            *("--corpus.classes", "3", "--corpus.class_names", "left,right"),
+            *("--corpus.mask_values", "0=0,7=2,9=ignore", "--corpus.about", "Röntgen: 'all'"),
+            *("--optim.lr", "1e-5", "--train.channels_last", "false"),
+            *("--evaluate.subgroups", "sex", "--evaluate.subgroups", "finding"),
+        ],
+    )
+    assert settings.corpus.mask_values == {0: 0, 7: 2, 9: "ignore"}
+    assert settings.evaluate.subgroups == ["sex", "finding"]
+    assert load(Settings, config(dump(settings))) == settings
+    assert load(Settings, config(dump(Settings()))) == Settings()
+    assert set(yaml.safe_load(dump(settings))) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_configs_of_the_repository(file: Path) -> None:
+    assert load(Settings, ["--config", str(file)])
+    first, command, job, *rest = shlex.split(file.read_text().splitlines()[0], comments=False)
+    assert (first, command) == ("#", "python")
+    assert job.startswith("jobs/")
+    assert (ROOT / job).is_file()
+    assert (ROOT / rest[rest.index("--config") + 1]).samefile(file)
+
+
+def test_help_lists_every_leaf(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit) as stop:
+        load(Settings, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out.split("options:", 1)[1]
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    found = list(leaves(Settings))
+    assert len(found) > 50
+    for key, description, default in found:
+        assert description, key
+        entry = " ".join(text.split(f"--{key} ", 1)[1].split(" --", 1)[0].split())
+        assert " ".join(description.split()) in entry, key
+        assert f"(default: {default})" in entry, key
+        assert any(line.startswith(f"--{key} ") for line in lines), key
+
+
+def test_batch_must_divide() -> None:
+    parts = ["--train.workers", "2", "--train.accumulate", "3"]
+    assert load(Settings, [*parts, "--feed.batch", "12"]).feed.batch == 12
+    with pytest.raises(UserError, match=r"feed\.batch must divide by train\.workers x train\.accumulate = 6, found 8"):
+        load(Settings, [*parts, "--feed.batch", "8"])
+
+
+def test_split_must_leave_some_to_train() -> None:
+    with pytest.raises(UserError, match=r"corpus\.split: val \+ test .* found 0\.5 \+ 0\.5"):
+        load(Settings, ["--corpus.split.val", "0.5", "--corpus.split.test", "0.5"])
+
+
+def test_class_names_and_mask_values() -> None:
+    with pytest.raises(UserError, match=r"class_names must name 2 label\(s\), found \['lung'\]"):
+        load(Settings, ["--corpus.classes", "3"])
+    # classes = 2 is background and one structure, as classes = 1 is.
+    assert load(Settings, ["--corpus.classes", "2"]).corpus.labels == {0: 0, 1: 1}
+    with pytest.raises(UserError, match=r"mask_values must map to labels 0 to 1 or 'ignore', found \{3: 2\}"):
+        load(Settings, ["--corpus.mask_values", "0=0,3=2"])
+    with pytest.raises(UserError, match=r"found \{3: -1\}"):
+        load(Settings, ["--corpus.mask_values", "3=-1"])
+
+
+def test_labels() -> None:
+    assert CorpusSettings().labels == {0: 0, 1: 1, 255: 1}
+    assert CorpusSettings(classes=3, class_names=["left", "right"]).labels == {0: 0, 1: 1, 2: 2}
+    assert CorpusSettings(mask_values={5: 1, 6: "ignore"}).labels == {5: 1, 6: "ignore"}
+
+
+def test_settings_stay_as_they_were_read() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().train.epochs = 3  # type: ignore[misc]
+
+
+def test_differences() -> None:
+    old = {"train": {"seed": 0, "epochs": 3}, "optim": {"lr": 0.1}, "gone": 1}
+    new = {"train": {"seed": 1, "epochs": 3}, "optim": {"lr": 0.1, "k": 5}, "corpus": {"a": 1}}
+    assert list(differences(old, new)) == [
+        "train.seed: 0 -> 1",
+        "optim.k: None -> 5",
+        "gone: 1 -> None",
+        "corpus: None -> {'a': 1}",
+    ]
+    assert not list(differences(old, old))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lungseg_ray.display import Display, ticks
+from lungseg_ray.storage import locate
+
+START = {
+    "event": "start",
+    "epoch": 0,
+    "workers": 2,
+    "device": "cpu",
+    "precision": "fp32",
+    "threads": 1,
+    "parameters": 3_015_811,
+    "frozen": [],
+}
+ROW = {
+    **{"epoch": 1, "step": 10, "loss": 0.61234, "loss_dice": 0.30004, "loss_bce": 0.39037},
+    **{"val_loss": 0.5, "val_iou": 0.71239, "val_dice": 0.83211, "lr": 0.00123, "encoder_lr": 0.00012},
+    **{"images_per_second": 12.34, "data_wait_share": 0.0316, "train_seconds": 30.0, "seconds": 41.6},
+}
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(record=True, file=io.StringIO(), width=60)
+
+
+def shown(console: Console, place: Path, events: list[dict[str, Any]], *, epochs: int = 36) -> list[str]:
+    with Display(console, locate(str(place)), epochs) as display:
+        for event in events:
+            display(event)
+    return console.export_text().splitlines()
+
+
+def test_line_of_an_epoch(console: Console, tmp_path: Path) -> None:
+    line = shown(console, tmp_path, [START, {"event": "epoch", "row": ROW}])[-1]
+    assert line == (
+        "epoch   1/36  loss 0.6123 (Dice 0.3000, BCE 0.3904)  val 0.5000  IoU 0.7124  Dice 0.8321"
+        "  lr 1.2e-03  12.3 images/s  data wait 3.2%  42 s *"
+    )
+
+
+def test_the_best_so_far_is_marked(console: Console, tmp_path: Path) -> None:
+    losses = [0.5, 0.4, 0.4, 0.45, 0.42, 0.3]
+    events = [{"event": "epoch", "row": {**ROW, "epoch": at, "val_loss": loss}} for at, loss in enumerate(losses, 1)]
+    lines = shown(console, tmp_path, events)
+    assert [line.endswith("*") for line in lines] == [True, True, False, False, False, True]
+
+
+def test_start(console: Console, tmp_path: Path) -> None:
+    text = " ".join(shown(console, tmp_path, [{**START, "epoch": 3, "frozen": ["a.b", "c.d"]}]))
+    assert "Training from epoch 4 on 2 worker(s): cpu, fp32, 1 thread(s)" in text
+    assert "3.0 M parameters" in text
+    assert "2 parameters get no gradient" in text
+    assert "a.b the first" in text
+
+
+def test_note_and_start_from_the_beginning(console: Console, tmp_path: Path) -> None:
+    lines = shown(console, tmp_path, [{"event": "note", "text": "[1/2] passed over"}, START])
+    assert lines[0].startswith("[1/2] passed over")
+    assert "Training from the start" in lines[1]
+    assert "no gradient" not in " ".join(lines)
+
+
+def test_first_step_is_the_first(console: Console, tmp_path: Path) -> None:
+    step = {"event": "step", "epoch": 1, "steps": 5, "loss": 0.5}
+    with Display(console, locate(str(tmp_path)), 2) as display:
+        assert display.first_step is None
+        display({**step, "number": 1, "time": 100.0})
+        display({**step, "number": 2, "time": 200.0})
+    assert display.first_step == 100
+
+
+def test_tensorboard(console: Console, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    later = {**ROW, "epoch": 2, "val_loss": 0.25}
+    shown(console, tmp_path, [START, *({"event": "epoch", "row": row} for row in (ROW, later))])
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert {"train/loss", "train/lr", "val/loss", "val/iou", "time/seconds"} <= set(found.Tags()["scalars"])
+    assert not {"train/epoch", "train/step"} & set(found.Tags()["scalars"])
+    assert [(event.step, event.value) for event in found.Scalars("val/loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_ticks_hand_on_everything() -> None:
+    assert list(ticks(iter("abc"), total=3, description="Working")) == ["a", "b", "c"]

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lungseg_ray import checkpoint, loop
+from lungseg_ray.batch import Batch
+from lungseg_ray.config import Settings
+from lungseg_ray.loop import Learner, TrainingDivergedError, build_model, fastest_precision, train_loop
+from lungseg_ray.losses import SegmentationLoss
+from lungseg_ray.metrics import ValidationSums
+from tests.helpers import make_settings
+
+STEPS = 2
+TIMES = ("images_per_second", "data_wait_share", "train_seconds", "seconds")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_batch(step: int, count: int = 4) -> Batch:
+    """Noise (4, 1, 32, 32) with a bright box for a mask (4, 32, 32); follows from the step."""
+    generator = torch.Generator().manual_seed(step)
+    masks = torch.zeros(count, 32, 32, dtype=torch.uint8)
+    for number in range(count):
+        top, left = (int(at) for at in torch.randint(0, 16, (2,), generator=generator))
+        masks[number, top : top + 14, left : left + 14] = 1
+    noise = torch.randint(0, 128, (count, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    images = (noise + 120 * masks[:, None]).contiguous(memory_format=torch.channels_last)
+    return Batch(step=step, images=images, masks=masks, image_ids=[f"x{step}-{number}" for number in range(count)])
+
+
+class Stream:
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.closed = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Memory:
+    """A runtime of one worker, whose checkpoints lie in a folder."""
+
+    rank = 0
+    world_size = 1
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, *, stop_after: int | None = None) -> None:
+        self.folder = folder
+        self.events: list[dict[str, Any]] = []
+        self.streams: list[Stream] = []
+        self._stop_after = stop_after
+
+    def train(self, *, step: int, epochs: int) -> Stream:
+        self.streams.append(Stream(make_batch(at) for at in range(step, epochs * STEPS)))
+        return self.streams[-1]
+
+    def validation(self) -> Iterator[Batch]:
+        yield from (make_batch(1000), make_batch(1001, count=1))
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        list(tensors)
+
+    def restore(self) -> Path | None:
+        found = sorted(self.folder.glob("checkpoint_*"))
+        return found[-1] if found else None
+
+    def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
+        folder = self.folder / checkpoint.name(int(row["step"]))
+        folder.mkdir(parents=True)
+        checkpoint.write(folder, content())
+        if row["epoch"] == self._stop_after:
+            raise KeyboardInterrupt
+
+    def tell(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def newest(self) -> checkpoint.Checkpoint:
+        folder = self.restore()
+        assert folder is not None
+        return checkpoint.read(folder)
+
+
+def run(settings: Settings, folder: Path) -> tuple[Memory, checkpoint.Progress]:
+    runtime = Memory(folder)
+    return runtime, train_loop(settings, steps_per_epoch=STEPS, runtime=runtime)
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
+
+
+def learner(settings: Settings, **changes: Any) -> Learner:
+    given: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32", "total_steps": 8, **changes}
+    return Learner(settings, **given)
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+@pytest.mark.parametrize(
+    ("optim", "train"),
+    [
+        # A cut after 4 of 8 steps stands between two pulls of k = 3.
+        ({"schedule": "plateau", "patience": 0, "factor": 0.25, "lr": 0.05, "lookahead_k": 3}, {}),
+        ({"schedule": "one_cycle", "warmup": 0.75, "lookahead_k": 3}, {"average": 0.9}),
+        ({"schedule": "cosine", "clip": 0.1, "name": "adamw"}, {"average": 0.5, "accumulate": 2}),
+        ({"schedule": "constant", "lookahead_k": 2}, {"channels_last": False}),
+    ],
+    ids=["plateau", "one_cycle", "cosine", "constant"],
+)
+def test_going_on_is_as_never_having_stopped(
+    optim: dict[str, Any], train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(optim=optim, train=train)
+    if settings.optim.schedule == "plateau":
+        result = ValidationSums.result
+        monkeypatch.setattr(ValidationSums, "result", lambda self: {**result(self), "loss": 0.5})
+    through, whole = run(settings, tmp_path / "through")
+    cut = Memory(tmp_path / "cut", stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_loop(settings, steps_per_epoch=STEPS, runtime=cut)
+    assert cut.streams[0].closed
+    again, rest = run(settings, tmp_path / "cut")
+
+    assert [event["epoch"] for event in again.events if event["event"] == "start"] == [2]
+    assert [event["row"]["epoch"] for event in again.events if event["event"] == "epoch"] == [3, 4]
+    assert (rest.epoch, rest.step, whole.epoch, whole.step) == (4, 8, 4, 8)
+    assert without_times(rest.history) == without_times(whole.history)
+    one, other = through.newest(), again.newest()
+    assert_equal(one.weights, other.weights)
+    assert (one.average is None) == (not settings.train.average)
+    if one.average is not None and other.average is not None:
+        assert_equal(one.average, other.average)
+        assert any(not torch.equal(one.average[key], one.weights[key]) for key in one.weights)
+    assert one.training["schedule"] == other.training["schedule"]
+    rates = [row["lr"] for row in whole.history]
+    assert (len(set(rates)) > 1) == (settings.optim.schedule != "constant")
+    if settings.optim.schedule == "plateau":
+        # No epoch is better than the first: from the second on, each multiplies the rate by 0.25.
+        assert rates == pytest.approx([0.05, 0.05, 0.0125, 0.003125])
+
+
+def test_a_finished_run_stays(tmp_path: Path) -> None:
+    settings = make_settings(train={"epochs": 1})
+    first, whole = run(settings, tmp_path)
+    before = first.newest()
+    again, same = run(settings, tmp_path)
+    assert same.history == whole.history
+    assert [event["event"] for event in again.events] == ["start"]
+    assert_equal(again.newest().weights, before.weights)
+    assert again.streams[0].closed
+
+
+def test_history_and_events(tmp_path: Path) -> None:
+    runtime, progress = run(make_settings(train={"epochs": 2}), tmp_path)
+    assert [(row["epoch"], row["step"]) for row in progress.history] == [(1, 2), (2, 4)]
+    for row in progress.history:
+        assert row["loss"] == pytest.approx(row["loss_dice"] + 0.8 * row["loss_bce"], rel=1e-6)
+        assert row["val_loss"] == pytest.approx(row["val_loss_dice"] + 0.8 * row["val_loss_bce"], rel=1e-6)
+        assert row["val_n"] == 5
+        assert 0 <= row["val_iou"] <= row["val_dice"] <= 1
+        assert 0 <= row["data_wait_share"] <= 1
+    steps = [(event["epoch"], event["number"], event["steps"]) for event in runtime.events if event["event"] == "step"]
+    assert steps == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)]
+    start = runtime.events[0]
+    parameters = sum(parameter.numel() for parameter in build_model(make_settings()).parameters())
+    assert (start["event"], start["parameters"]) == ("start", parameters)
+    assert (start["precision"], start["device"]) == ("fp32", "cpu")
+
+
+def test_first_weights_follow_from_the_seed() -> None:
+    one, same, other = (build_model(make_settings(train={"seed": seed})).state_dict() for seed in (3, 3, 4))
+    assert_equal(one, same)
+    assert not torch.equal(one["segmentation_head.0.weight"], other["segmentation_head.0.weight"])
+
+
+def test_pieces_of_a_step_add_up() -> None:
+    # 4 images in 2 pieces of 2. The step is that of the mean of the pieces' losses; the sums are over images.
+    settings = make_settings(train={"accumulate": 2})
+    whole, byhand = learner(settings), learner(settings)
+    batch = make_batch(0)
+    sums = whole.step(batch)
+
+    byhand.model.train()
+    loss = SegmentationLoss(classes=1)
+    parts = []
+    for start in (0, 2):
+        logits = byhand.model(batch.images[start : start + 2].float() / 255)
+        parts.append(loss(logits, batch.masks[start : start + 2]))
+    (0.5 * parts[0].total + 0.5 * parts[1].total).backward()
+    byhand.optimizer.step()
+    for at, name in enumerate(("total", "dice", "bce")):
+        expected = sum(2 * getattr(part, name).item() for part in parts)
+        assert float(sums[at]) == pytest.approx(expected, rel=1e-6)
+    assert sums[3] == 4
+    for (name, one), other in zip(whole.model.named_parameters(), byhand.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_sums_of_a_step_are_over_images() -> None:
+    one = learner(make_settings())
+    batch = make_batch(0)
+    one.model.train()
+    with torch.no_grad():
+        expected = SegmentationLoss(classes=1)(one.model(batch.images.float() / 255), batch.masks)
+    sums = learner(make_settings()).step(batch)
+    assert sums.dtype == torch.float64
+    assert sums.tolist() == pytest.approx([4 * float(part) for part in expected] + [4.0], rel=1e-6)
+
+
+def test_clipping_bounds_the_step() -> None:
+    norms = []
+    one = learner(make_settings(optim={"clip": 0.01}))
+
+    def norm(*_: Any) -> None:
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in one.model.parameters() if p.grad is not None)))
+
+    one.optimizer.register_step_pre_hook(norm)
+    one.step(make_batch(0))
+    assert norms == [pytest.approx(0.01, rel=1e-3)]
+
+
+class TestDiverged:
+    def test_names_step_and_images(self) -> None:
+        one = learner(make_settings())
+        with torch.no_grad():
+            one.model.get_parameter("segmentation_head.0.weight").fill_(float("nan"))
+        before = {name: parameter.clone() for name, parameter in one.model.named_parameters()}
+        with pytest.raises(TrainingDivergedError, match=r"nan at step 17\. Images: x17-0, x17-1, x17-2, x17-3\. Lower"):
+            one.step(make_batch(17))
+        for name, parameter in one.model.named_parameters():
+            assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+            assert parameter.grad is None
+
+    def test_ends_the_loop_and_closes_the_stream(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        forward = Learner.forward
+        monkeypatch.setattr(Learner, "forward", lambda self, model, images: forward(self, model, images) * float("inf"))
+        runtime = Memory(tmp_path)
+        with pytest.raises(TrainingDivergedError, match="at step 0"):
+            train_loop(make_settings(), steps_per_epoch=STEPS, runtime=runtime)
+        assert runtime.streams[0].closed
+        assert runtime.restore() is None
+
+
+def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.4, 0.45, 0.41, 0.1, 0.1])
+    result = ValidationSums.result
+    monkeypatch.setattr(ValidationSums, "result", lambda self: {**result(self), "loss": next(losses)})
+    settings = make_settings(train={"epochs": 6, "early_stop": 2})
+    runtime, progress = run(settings, tmp_path)
+    assert [row["val_loss"] for row in progress.history] == [0.5, 0.4, 0.45, 0.41]
+    assert progress.best["epoch"] == 2
+    assert runtime.streams[0].closed
+    # The same again finds that it has stopped.
+    again, same = run(settings, tmp_path)
+    assert same.epoch == 4
+    assert [event["event"] for event in again.events] == ["start"]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_model_that_is_kept_is_the_one_validated(average: float, tmp_path: Path) -> None:
+    settings = make_settings(train={"epochs": 1, "average": average})
+    runtime, progress = run(settings, tmp_path)
+    kept = runtime.newest()
+    losses = []
+    for state in (kept.weights, kept.average):
+        if state is None:
+            continue
+        model = build_model(settings)
+        model.load_state_dict(state)
+        sums = ValidationSums(classes=1)
+        with torch.inference_mode():
+            for batch in runtime.validation():
+                sums.update(model.eval()(batch.images.float() / 255), batch.masks)
+        losses.append(sums.result()["loss"])
+    assert losses[-1] == pytest.approx(progress.history[0]["val_loss"], rel=1e-5)
+    assert len(losses) == (2 if average else 1)
+    if average:
+        assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_evaluated() -> None:
+    plain, averaged = learner(make_settings()), learner(make_settings(train={"average": 0.5}))
+    assert plain.evaluated is plain.model
+    assert averaged.average is not None
+    assert averaged.evaluated is averaged.average.module
+    assert averaged.evaluated is not averaged.model
+
+
+def test_frozen_parameters_stay() -> None:
+    # EfficientNet has parameters that get no gradient.
+    settings = make_settings(model={"encoder": "efficientnet-b0"}, optim={"weight_decay": 0.5, "lr": 0.1})
+    one = learner(settings)
+    assert one.frozen
+    before = weights(one.model)
+    one.step(make_batch(0))
+    after = one.model.state_dict()
+    for name in one.frozen:
+        assert torch.equal(before[name], after[name]), name
+    moving = [name for name, parameter in one.model.named_parameters() if name not in one.frozen]
+    assert sum(not torch.equal(before[name], after[name]) for name in moving) > 0.9 * len(moving)
+
+
+class TestPrecision:
+    def test_fastest_on_a_cpu(self) -> None:
+        assert fastest_precision(make_settings(), torch.device("cpu")) in ("fp32", "bf16")
+
+    def test_auto_asks_the_probe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "fastest_precision", lambda *_: "fp32")
+        runtime, progress = run(make_settings(train={"epochs": 1, "precision": "auto"}), tmp_path)
+        assert progress.precision == runtime.newest().progress.precision == "fp32"
+
+    def test_a_run_that_goes_on_keeps_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = make_settings(train={"epochs": 2, "precision": "auto"})
+        monkeypatch.setattr(loop, "fastest_precision", lambda *_: "fp32")
+        with pytest.raises(KeyboardInterrupt):
+            train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=1))
+        monkeypatch.setattr(loop, "fastest_precision", lambda *_: pytest.fail("was probed again"))
+        runtime, progress = run(settings, tmp_path)
+        assert runtime.events[0]["precision"] == progress.precision == "fp32"
+
+    def test_logits_are_float32(self) -> None:
+        one = learner(make_settings(), precision="bf16")
+        with torch.no_grad():
+            assert one.forward(one.model.eval(), make_batch(0).images).dtype == torch.float32
+
+
+def test_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_settings(train={"epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=1))
+    model = settings.model.model_copy(update={"weights": "/gone/encoder.safetensors"})
+    _, progress = run(settings.model_copy(update={"model": model}), tmp_path)
+    assert progress.epoch == 2
+
+
+def test_the_step_draws_from_seed_and_step_alone() -> None:
+    settings = make_settings(model={"architecture": "DeepLabV3Plus"})
+    one, other = learner(settings), learner(settings)
+    torch.manual_seed(99)
+    first = one.step(make_batch(5))
+    torch.manual_seed(1)
+    torch.rand(7)
+    assert torch.equal(first, other.step(make_batch(5)))
+    third = learner(settings)
+    assert not torch.equal(first, third.step(dataclasses.replace(make_batch(5), step=6)))

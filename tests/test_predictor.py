@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lungseg_ray import predictor
+from lungseg_ray.errors import UserError
+from lungseg_ray.loop import build_model
+from lungseg_ray.predictor import Predictor, Sidecar
+from lungseg_ray.storage import Location, locate
+from tests.helpers import make_settings
+
+
+def sidecar(*, size: int = 32, classes: int = 1, threshold: float = 0.5) -> Sidecar:
+    names = ["lung"] if classes == 1 else [f"label {label}" for label in range(1, classes)]
+    return Sidecar(size=size, channels=1, longer_side=1024, classes=classes, class_names=names, threshold=threshold)
+
+
+class Columns(nn.Module):
+    """Logits that are known: of channel 0 of one class, -inf-like on the left half and the opposite on the right."""
+
+    def __init__(self, classes: int = 1) -> None:
+        super().__init__()
+        self.classes = classes
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(images)
+        n, _, height, width = images.shape
+        logits = torch.full((n, self.classes, height, width), -20.0)
+        if self.classes == 1:
+            logits[:, 0, :, width // 2 :] = 20.0
+        for label in range(self.classes if self.classes > 1 else 0):
+            logits[:, label, :, label * width // self.classes : (label + 1) * width // self.classes] = 20.0
+        return logits
+
+
+def image(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.full((height, width, 1), 51, np.uint8)
+
+
+class TestCall:
+    def test_own_size(self) -> None:
+        model = Columns()
+        found = Predictor(model, sidecar())([image(64, 96), image(40, 33)])
+        assert [one.shape for one in found] == [(64, 96, 1), (40, 33, 1)]
+        assert {one.dtype for one in found} == {np.dtype(np.float32)}
+        # Network input: (2, 1, 32, 32) in [0, 1]; 51 / 255 = 0.2.
+        assert model.seen[0].shape == (2, 1, 32, 32)
+        torch.testing.assert_close(model.seen[0], torch.full((2, 1, 32, 32), 0.2))
+        # The edge at column 16 of 32 is at 48 of 96.
+        np.testing.assert_allclose(found[0][:, :46, 0], 0, atol=1e-6)
+        np.testing.assert_allclose(found[0][:, 50:, 0], 1, atol=1e-6)
+
+    def test_asked_size(self) -> None:
+        found = Predictor(Columns(), sidecar())([image(64, 96), image(64, 96)], [(10, 20), (100, 8)])
+        assert [one.shape for one in found] == [(10, 20, 1), (100, 8, 1)]
+        assert (found[0][:, 11:] > 0.99).all()
+        assert (found[0][:, :9] < 0.01).all()
+
+    def test_three_classes(self) -> None:
+        use = Predictor(Columns(3), sidecar(size=96, classes=3))
+        found = use([image(96, 96)])[0]
+        assert found.shape == (96, 96, 3)
+        np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-5)
+        labels = use.labels(found)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels[5], np.repeat([0, 1, 2], 32))
+
+    def test_does_not_train(self) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).train()
+        before = model.state_dict()["1.running_mean"].clone()
+        first, second = (Predictor(model, sidecar())([image(8, 8)])[0] for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert torch.equal(model.state_dict()["1.running_mean"], before)
+
+
+def test_labels_of_one_class() -> None:
+    # (1, 4, 1): above the threshold alone is positive.
+    probability = np.array([0.0, 0.3, 0.30001, 1.0], np.float32).reshape(1, 4, 1)
+    use = Predictor(Columns(), sidecar(threshold=float(np.float32(0.3))))
+    assert use.labels(probability).tolist() == [[0, 0, 1, 1]]
+    assert Predictor(Columns(), sidecar()).labels(probability).tolist() == [[0, 0, 0, 1]]
+
+
+def test_labels_of_three_classes() -> None:
+    # (1, 3, 3): the largest, and the first of equal ones.
+    probability = np.array([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.4, 0.4]]], np.float32)
+    assert Predictor(Columns(3), sidecar(classes=3)).labels(probability).tolist() == [[0, 2, 1]]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Location, nn.Module]:
+    """A small network with fresh BatchNorm statistics, saved."""
+    model = build_model(make_settings())
+    with torch.no_grad():
+        model.train()(torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    place = locate(str(tmp_path / "best"))
+    predictor.save(place, model, sidecar(), "# A card\n")
+    return place, model.eval()
+
+
+def test_saved_folder_opens_without_this_project(saved: tuple[Location, nn.Module], tmp_path: Path) -> None:
+    place, model = saved
+    assert {found.name for found, _ in place.list()} >= {
+        "config.json",
+        "model.safetensors",
+        predictor.SIDECAR,
+        predictor.CARD,
+    }
+    assert (place / predictor.CARD).read_text() == "# A card\n"
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = model(images)
+    np.save(tmp_path / "images.npy", images.numpy())
+    code = (
+        "import sys\n"
+        "sys.modules['lungseg_ray'] = None\n"
+        "import numpy as np, torch\n"
+        "import segmentation_models_pytorch as smp\n"
+        "torch.set_num_threads(1)\n"
+        "model = smp.from_pretrained(sys.argv[1]).eval()\n"
+        "with torch.inference_mode():\n"
+        "    np.save('logits.npy', model(torch.from_numpy(np.load('images.npy'))).numpy())\n"
+        "assert not [name for name, module in sys.modules.items() if name.startswith('lungseg_ray') and module]\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, place.path],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_load(saved: tuple[Location, nn.Module]) -> None:
+    place, model = saved
+    use = predictor.load(place)
+    assert use.sidecar == sidecar()
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 1), np.uint8)
+    expected = Predictor(model, sidecar())([noise])[0]
+    np.testing.assert_allclose(use([noise])[0], expected, atol=1e-5)
+    assert predictor.load(place) is use
+
+
+class TestLoadErrors:
+    @pytest.fixture(autouse=True)
+    def _forget(self) -> None:
+        predictor.load.cache_clear()
+
+    def test_no_model(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no trained model here \(preprocessing\.json is missing\)"):
+            predictor.load(locate(str(tmp_path)))
+
+    @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"size": "large"}'])
+    def test_sidecar_unreadable(self, text: str, saved: tuple[Location, nn.Module]) -> None:
+        place, _ = saved
+        (place / predictor.SIDECAR).write_text(text)
+        with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
+            predictor.load(place)
+
+    @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+    def test_file_missing(self, file: str, saved: tuple[Location, nn.Module]) -> None:
+        place, _ = saved
+        (place / file).delete()
+        with pytest.raises(UserError, match=f"found no {file}"):
+            predictor.load(place)
+
+    def test_weights_of_another_model(self, saved: tuple[Location, nn.Module]) -> None:
+        place, _ = saved
+        config = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps({**config, "classes": 2}))
+        with pytest.raises(UserError, match="do not fit together"):
+            predictor.load(place)

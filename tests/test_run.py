@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lungseg_ray import checkpoint
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import UserError
+from lungseg_ray.run import CONFIG, ENVIRONMENT, FREE, HISTORY, SUMMARY, Run
+from lungseg_ray.storage import locate
+from tests.helpers import make_settings
+
+PRINT = "ab" * 32
+OTHER_PRINT = "cd" * 32
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(locate(str(tmp_path)) / "first")
+
+
+def keep(run: Run, losses: list[float], *, at: int | None = None) -> None:
+    """Writes the checkpoint after `at` epochs (all of them by default) of 10 steps."""
+    rows: list[dict[str, float]] = [
+        {"epoch": epoch, "step": 10 * epoch, "val_loss": loss} for epoch, loss in enumerate(losses, start=1)
+    ]
+    done = at or len(rows)
+    folder = Path((run.place / checkpoint.name(10 * done)).path)
+    folder.mkdir(parents=True)
+    progress = checkpoint.Progress(epoch=done, step=10 * done, precision="fp32", history=rows[:done])
+    weights = {"w": torch.full((2,), float(done))}
+    checkpoint.write(folder, checkpoint.Checkpoint(weights, None, {}, progress))
+
+
+def open_run(run: Run, settings: Settings, *, fingerprint: str) -> bool:
+    """What a training job does; whether the run was there already."""
+    there = run.check(settings, fingerprint=fingerprint)
+    run.start(settings, fingerprint=fingerprint)
+    return there
+
+
+class TestOpen:
+    def test_new(self, run: Run) -> None:
+        settings = make_settings(optim={"lr": 1e-5}, corpus={"mask_values": {0: 0, 9: "ignore"}})
+        assert open_run(run, settings, fingerprint=PRINT) is False
+        kept = run.kept()
+        assert (kept.settings, kept.shards) == (settings, PRINT)
+        assert yaml.safe_load((run.place / CONFIG).read_text())["settings"]["optim"]["lr"] == 1e-5
+        environment = json.loads((run.place / ENVIRONMENT).read_text())
+        assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+        assert {"command", "python", "platform", "cores"} <= set(environment)
+
+    def test_the_same_settings_go_on(self, run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        before = (run.place / CONFIG).read_bytes()
+        assert open_run(run, make_settings(), fingerprint=PRINT) is True
+        assert (run.place / CONFIG).read_bytes() == before
+
+    def test_other_settings_are_refused(self, run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        changed = make_settings(optim={"lr": 0.5}, train={"seed": 3}, shards={"longer_side": 512})
+        with pytest.raises(UserError, match="this run was started otherwise") as error:
+            open_run(run, changed, fingerprint=PRINT)
+        lines = [line.strip() for line in str(error.value).splitlines()]
+        assert lines[1:-1] == ["shards.longer_side: 1024 -> 512", "optim.lr: 0.005 -> 0.5", "train.seed: 0 -> 3"]
+        assert "Use another runs.name" in lines[-1]
+        assert run.kept().settings == make_settings()
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"feed": {"tasks": 3}},
+            {"feed": {"ahead": 1}},
+            {"train": {"workers": 2}},
+            {"train": {"threads": 7}},
+            {"train": {"device": "cpu"}},
+            {"shards": {"root": "elsewhere"}},
+            {"runs": {"root": "moved"}},
+            {"evaluate": {"threshold": 0.25}},
+            {"checkpoint": {"keep": 9}},
+            {"corpus": {"root": "moved", "about": "x"}},
+        ],
+    )
+    def test_free_settings_may_change(self, changed: dict[str, Any], run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        assert open_run(run, make_settings(**changed), fingerprint=PRINT) is True
+
+    def test_every_free_setting_exists(self) -> None:
+        dumped = make_settings().model_dump()
+        for key in FREE:
+            node: Any = dumped
+            for part in key.split("."):
+                assert part in node, key
+                node = node[part]
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"feed": {"window": 9}},
+            {"feed": {"preset": "light"}},
+            {"train": {"accumulate": 2}},
+            {"train": {"early_stop": 2}},
+            {"train": {"epochs": 5}},
+            {"train": {"precision": "bf16"}},
+            {"shards": {"rows": 9}},
+            {"loss": {"bce": 0.5}},
+            {"model": {"encoder": "resnet18"}},
+        ],
+    )
+    def test_binding_settings_may_not(self, changed: dict[str, Any], run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        ((section, leaf),) = changed.items()
+        with pytest.raises(UserError, match=rf"{section}\.{next(iter(leaf))}: .* -> "):
+            open_run(run, make_settings(**changed), fingerprint=PRINT)
+
+    def test_other_shards_are_refused(self, run: Run) -> None:
+        open_run(run, make_settings(shards={"root": "here"}), fingerprint=PRINT)
+        with pytest.raises(UserError, match=r"shards in there: fingerprint abababababab -> cdcdcdcdcdcd"):
+            open_run(run, make_settings(shards={"root": "there"}), fingerprint=OTHER_PRINT)
+
+    def test_check_alone_writes_nothing(self, run: Run) -> None:
+        assert run.check(make_settings(), fingerprint=None) is False
+        assert not run.place.exists()
+
+    def test_shards_that_are_not_made_yet_are_not_compared(self, run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        assert run.check(make_settings(), fingerprint=None) is True
+        with pytest.raises(UserError, match=r"train\.seed: 0 -> 3"):
+            run.check(make_settings(train={"seed": 3}), fingerprint=None)
+
+    def test_checkpoints_without_a_configuration(self, run: Run) -> None:
+        keep(run, [0.5])
+        with pytest.raises(UserError, match=r"config\.yaml: is missing beside the checkpoints"):
+            open_run(run, make_settings(), fingerprint=PRINT)
+        assert not (run.place / CONFIG).exists()
+
+
+class TestKept:
+    def test_no_run(self, run: Run) -> None:
+        with pytest.raises(UserError, match=r"first: there is no run here: config\.yaml is missing"):
+            run.kept()
+
+    @pytest.mark.parametrize(
+        "text",
+        ["a: [", "", "shards: x\n", "shards: x\nsettings:\n  train:\n    epochs: 0\n", "- 1\n"],
+    )
+    def test_unreadable(self, text: str, run: Run) -> None:
+        (run.place / CONFIG).write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
+            run.kept()
+
+
+def test_history(run: Run) -> None:
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-9}]
+    run.write_history(rows)
+    run.write_history([*rows, {"epoch": 3, "loss": 0.5}])
+    read = list(csv.DictReader(io.StringIO((run.place / HISTORY).read_text())))
+    assert [(int(row["epoch"]), float(row["loss"])) for row in read] == [(1, 0.1 + 0.2), (2, 1e-9), (3, 0.5)]
+
+
+def test_summary(run: Run) -> None:
+    assert run.summary() is None
+    run.write_summary({"best_epoch": 3, "test": None})
+    assert run.summary() == {"best_epoch": 3, "test": None}
+    assert (run.place / SUMMARY).is_file()
+
+
+class TestTrained:
+    def test_by_epochs(self, run: Run) -> None:
+        settings = make_settings(train={"epochs": 2})
+        assert run.is_trained(settings) is False
+        keep(run, [0.5])
+        assert run.is_trained(settings) is False
+        keep(run, [0.5, 0.4])
+        assert run.is_trained(settings) is True
+
+    def test_by_early_stopping(self, run: Run) -> None:
+        keep(run, [0.5, 0.4, 0.45, 0.46])
+        assert run.is_trained(make_settings(train={"epochs": 9, "early_stop": 2})) is True
+        assert run.is_trained(make_settings(train={"epochs": 9, "early_stop": 3})) is False
+
+
+class TestBest:
+    def test_is_the_lowest_and_the_progress_is_the_newest(self, run: Run) -> None:
+        for at in (1, 2, 3):
+            keep(run, [0.5, 0.3, 0.4], at=at)
+        place, progress = run.best_checkpoint()
+        assert place.name == checkpoint.name(20)
+        assert progress.epoch == 3
+
+    def test_none_yet(self, run: Run) -> None:
+        with pytest.raises(UserError, match="the run has no checkpoint yet"):
+            run.best_checkpoint()
+
+    def test_damaged(self, run: Run) -> None:
+        for at in (1, 2):
+            keep(run, [0.3, 0.4], at=at)
+        (run.place / checkpoint.name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
+        with pytest.raises(UserError, match=r"checkpoint_000000010/weights\.safetensors.*It is the run's best"):
+            run.best_checkpoint()

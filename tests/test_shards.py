@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lungseg_ray.corpus import Record, Sample
+from lungseg_ray.errors import UserError
+from lungseg_ray.shards import (
+    INDEX,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Shard,
+    read_facts,
+    read_index,
+    read_notes,
+    read_rows,
+    write_file,
+)
+from lungseg_ray.storage import Location, locate
+from tests.helpers import make_sample, write_shards
+
+
+def record(name: str, **groups: str) -> Record:
+    return Record(image_id=name, image_uri=name, mask_uri=name, patient_id=f"patient of {name}", groups=groups)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    return locate(str(tmp_path)) / "train-0.parquet"
+
+
+# (height, width, channels): grey and colour, odd sizes, a single pixel.
+SHAPES = [(40, 48, 1), (37, 53, 3), (1, 1, 1), (255, 3, 1), (64, 64, 3)]
+
+
+def test_round_trip(place: Location) -> None:
+    samples = [make_sample(str(shape), height=shape[0], width=shape[1], channels=shape[2]) for shape in SHAPES]
+    samples[1] = Sample(samples[1].image, samples[1].mask, 2000, 2500, (0.14, 0.15), "image sum", "mask sum")
+    samples[0].mask[3:7, 5] = 255
+    rows = [(record(f"é {number}", sex="F", age=str(number)), sample) for number, sample in enumerate(samples)]
+    write_file(place, rows, {"set_aside": [{"image_id": "x"}], "note": "ü"})
+
+    found = read_rows(place, range(5))
+    for number, (row, sample) in enumerate(zip(found, samples, strict=True)):
+        assert (row.image_id, row.patient_id) == (f"é {number}", f"patient of é {number}")
+        assert row.groups == {"sex": "F", "age": str(number)}
+        assert row.sample.image.dtype == row.sample.mask.dtype == np.uint8
+        assert row.sample.image.shape == SHAPES[number]
+        np.testing.assert_array_equal(row.sample.image, sample.image)
+        np.testing.assert_array_equal(row.sample.mask, sample.mask)
+        assert (row.sample.image_sha256, row.sample.mask_sha256) == (sample.image_sha256, sample.mask_sha256)
+    assert found[1].sample.spacing == (0.14, 0.15)
+    assert (found[1].sample.source_height, found[1].sample.source_width) == (2000, 2500)
+    assert found[0].sample.spacing is None
+    assert read_notes(place) == {"set_aside": [{"image_id": "x"}], "note": "ü"}
+
+
+def test_facts(place: Location) -> None:
+    # 2 x 2 pixels: intensities 0, 0.2, 0.4 and 1, mean 0.4, mean square (0 + 0.04 + 0.16 + 1) / 4 = 0.3.
+    image = np.array([[0, 51], [102, 255]], np.uint8)[:, :, None]
+    mask = np.array([[0, 1], [1, 255]], np.uint8)
+    write_file(place, [(record("a"), Sample(image, mask, 4, 6, None, "i", "m"))], {})
+    facts = read_facts(place)
+    assert facts.column_names == [name for name in SCHEMA.names if name not in ("image", "mask")]
+    row = facts.to_pylist(maps_as_pydicts="strict")[0]
+    assert row["intensity_mean"] == pytest.approx(0.4)
+    assert row["intensity_square"] == pytest.approx(0.3)
+    assert row["label_pixels"] == {0: 1, 1: 2}
+    assert [row[key] for key in ("height", "width", "channels", "source_height", "source_width")] == [2, 2, 1, 4, 6]
+    assert row["groups"] == {}
+
+
+def test_row_groups_hold_about_a_mebibyte(place: Location) -> None:
+    # An image of 512 x 512 and its mask are half a mebibyte: two rows to a group, and one is left over.
+    rows = [(record(str(number)), make_sample(str(number), height=512, width=512)) for number in range(5)]
+    write_file(place, rows, {})
+    metadata = pq.read_metadata(place.path)
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [2, 2, 1]
+    assert metadata.row_group(0).column(SCHEMA.names.index("image")).compression == "LZ4"
+    wanted = [4, 1, 1, 3, 0, 4]
+    found = read_rows(place, wanted)
+    assert [row.image_id for row in found] == [str(number) for number in wanted]
+    for row, number in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(row.sample.image, rows[number][1].image)
+
+
+def test_schema_and_version_are_in_the_file(place: Location) -> None:
+    write_file(place, [], {"empty": True})
+    schema = pq.read_schema(place.path)
+    assert schema.names == SCHEMA.names
+    assert schema.types == SCHEMA.types
+    assert schema.metadata[b"lungseg_ray.schema"] == str(SCHEMA_VERSION).encode()
+    assert read_facts(place).num_rows == 0
+    assert read_notes(place) == {"empty": True}
+
+
+def test_skipped_rows_are_not_usable() -> None:
+    shard = Shard(file="train-0.parquet", split="train", rows=5, skip=(0, 3))
+    assert shard.usable == [1, 2, 4]
+    assert Shard(file="x", split="val", rows=0).usable == []
+
+
+def test_index_round_trip(tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    index = write_shards(root, rows={"train": [3, 2], "val": [2]}, skip={"train-1": (1,)})
+    found = read_index(root)
+    assert found == index
+    assert [shard.file for shard in found.of("train")] == ["train-0.parquet", "train-1.parquet"]
+    assert (found.count("train"), found.count("val"), found.count("test")) == (4, 2, 0)
+    assert found.of("test") == []
+
+
+def test_no_index(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}: no index.json there.*python jobs/shard.py"):
+        read_index(locate(str(tmp_path)))
+
+
+@pytest.mark.parametrize("version", [None, 0, SCHEMA_VERSION + 1, str(SCHEMA_VERSION)])
+def test_index_of_another_version(version: object, tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    write_shards(root, rows={"train": [1]}, skip={})
+    content = json.loads((root / INDEX).read_text())
+    (root / INDEX).write_text(json.dumps({**content, "schema_version": version}))
+    with pytest.raises(
+        UserError, match=rf"index.json: expected schema version {SCHEMA_VERSION}, found {version}\. Make"
+    ):
+        read_index(root)
