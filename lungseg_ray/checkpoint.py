@@ -47,7 +47,10 @@ class Progress:
 
     def stops_early(self, patience: int) -> bool:
         """Whether `patience` epochs have passed without a better validation loss; never if it is 0."""
-        return bool(patience and self.history) and self.epoch - self.best["epoch"] >= patience
+        if not patience or not self.history:
+            return False
+        first = min(self.history, key=lambda row: row["val_loss"])
+        return self.epoch - first["epoch"] >= patience
 
 
 @dataclass(frozen=True)

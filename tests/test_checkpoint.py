@@ -192,7 +192,7 @@ class TestNewest:
         assert [place.name for place in found] == [checkpoint.name(step) for step in (100, 10, 4)]
 
     def test_the_newest(self, run: Path) -> None:
-        place, wrong = checkpoint.newest(locate(str(run)))
+        place, wrong = checkpoint.newest(locate(str(run)), any_finished=True)
         assert place is not None
         assert (place.name, wrong) == (checkpoint.name(100), [])
 
@@ -200,7 +200,7 @@ class TestNewest:
         (run / checkpoint.name(100) / checkpoint.CHECKSUMS).unlink()
         (run / checkpoint.name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
         before = tree(run)
-        place, wrong = checkpoint.newest(locate(str(run)))
+        place, wrong = checkpoint.newest(locate(str(run)), any_finished=True)
         assert place is not None
         assert place.name == checkpoint.name(4)
         assert [checkpoint.name(100) in wrong[0], checkpoint.name(10) in wrong[1]] == [True, True]
@@ -212,19 +212,29 @@ class TestNewest:
             (run / checkpoint.name(step) / checkpoint.PROGRESS).write_text("{}")
         before = tree(run)
         with pytest.raises(UserError, match="none of its 3 checkpoints can be used") as error:
-            checkpoint.newest(locate(str(run)))
+            checkpoint.newest(locate(str(run)), any_finished=True)
         assert all(f"{checkpoint.name(step)}/progress.json" in str(error.value) for step in (4, 10, 100))
         assert "Nothing was changed" in str(error.value)
         assert tree(run) == before
 
     def test_none(self, tmp_path: Path) -> None:
-        assert checkpoint.newest(locate(str(tmp_path / "nowhere"))) == (None, [])
+        assert checkpoint.newest(locate(str(tmp_path / "nowhere")), any_finished=False) == (None, [])
+
+    def test_a_part_of_the_first_checkpoint_is_no_loss(self, run: Path) -> None:
+        for step in (10, 100):
+            shutil.rmtree(run / checkpoint.name(step))
+        first = run / checkpoint.name(4)
+        (first / checkpoint.CHECKSUMS).unlink()
+        place, wrong = checkpoint.newest(locate(str(run)), any_finished=False)
+        assert place is None
+        assert len(wrong) == 1
+        assert str(first) in wrong[0]
 
 
 class TestProgress:
-    def test_best_is_the_first_of_equal_ones(self) -> None:
+    def test_best_is_the_last_of_equal_ones_as_ray_keeps_it(self) -> None:
         progress = Progress(epoch=4, step=8, precision="fp32", history=history(0.5, 0.3, 0.3, 0.4))
-        assert progress.best["epoch"] == 2
+        assert progress.best["epoch"] == 3
 
     @pytest.mark.parametrize(
         ("losses", "patience", "stops"),

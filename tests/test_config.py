@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from lungseg_ray.config import CorpusSettings, EvaluateJob, PredictJob, Settings, differences, dump, load
+from lungseg_ray.config import CorpusSettings, EvaluateJob, PredictJob, Settings, chosen, differences, dump, load, merge
 from lungseg_ray.errors import UserError
+from lungseg_ray.storage import locate
 from tests.helpers import ROOT
 
 
@@ -37,7 +38,9 @@ def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from leaves(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", info.description or "", info.default
+            # Relative places become absolute where they are read.
+            default = locate(info.default).uri if f"{prefix}{name}" in ("shards.root", "runs.root") else info.default
+            yield f"{prefix}{name}", info.description or "", default
 
 
 def test_order_of_sources(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +242,42 @@ def test_differences() -> None:
         "corpus: None -> {'a': 1}",
     ]
     assert not list(differences(old, old))
+
+
+def test_chosen_is_what_differs_from_the_defaults() -> None:
+    corpus = CorpusSettings.model_validate({"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}})
+    assert chosen(corpus) == {"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}}
+    assert chosen(CorpusSettings()) == {}
+    assert chosen(load(Settings, ["--corpus.classes", "1", "--corpus.mask_values", "0=0,9=1"]).corpus) == {
+        "mask_values": {0: 0, 9: 1}
+    }
+
+
+def test_merge_replaces_leaves() -> None:
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": 5}) == {"a": {"b": 1, "c": 4}, "d": 5}
+
+
+def test_a_section_of_the_environment_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUNGSEG_TRIAN__EPOCHS", "3")
+    with pytest.raises(UserError, match=r"LUNGSEG_TRIAN__EPOCHS: there is no .* mean train\.epochs"):
+        load(Settings, [])
+
+
+def test_the_file_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("train:\n  epochs: 7\n")
+    monkeypatch.setenv("LUNGSEG_CONFIG", str(tmp_path / "run.yaml"))
+    assert load(Settings, []).train.epochs == 7
+
+
+def test_a_file_cannot_name_another(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("config: other.yaml\n")
+    with pytest.raises(UserError, match="cannot name another"):
+        load(Settings, ["--config", str(tmp_path / "run.yaml")])
+
+
+def test_places_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoder.pth").write_bytes(b"")
+    found = load(Settings, ["--corpus.root", "a", "--runs.root", "s3://bucket/b", "--model.weights", "encoder.pth"])
+    assert found.corpus.root == f"{tmp_path}/a"
+    assert (found.runs.root, found.model.weights) == ("s3://bucket/b", f"{tmp_path}/encoder.pth")

@@ -235,6 +235,22 @@ class TestReadAhead:
     def test_order(self, depth: int) -> None:
         assert [batch.step for batch in ReadAhead(batches(10), depth=depth)] == list(range(10))
 
+    def test_asking_again_after_the_end_or_an_error_does_not_wait(self) -> None:
+        def failing() -> Iterator[Batch]:
+            yield from batches(1)
+            raise ValueError("broken")
+
+        ended, failed = ReadAhead(batches(1), depth=2), ReadAhead(failing(), depth=2)
+        assert len(list(ended)) == len(list(ended)) + 1
+        next(failed)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="broken"):
+                next(failed)
+        closed = ReadAhead(batches(5), depth=2)
+        closed.close()
+        with pytest.raises(StopIteration):
+            next(closed)
+
     def test_starts_before_it_is_asked(self) -> None:
         reached = threading.Event()
 

@@ -86,9 +86,9 @@ class Memory:
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         list(tensors)
 
-    def restore(self) -> Path | None:
+    def restore(self) -> checkpoint.Checkpoint | None:
         found = sorted(self.folder.glob("checkpoint_*"))
-        return found[-1] if found else None
+        return checkpoint.read(found[-1]) if found else None
 
     def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
         folder = self.folder / checkpoint.name(int(row["step"]))
@@ -101,9 +101,9 @@ class Memory:
         self.events.append(event)
 
     def newest(self) -> checkpoint.Checkpoint:
-        folder = self.restore()
-        assert folder is not None
-        return checkpoint.read(folder)
+        found = self.restore()
+        assert found is not None
+        return found
 
 
 def run(settings: Settings, folder: Path) -> tuple[Memory, checkpoint.Progress]:

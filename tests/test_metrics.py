@@ -12,6 +12,7 @@ from lungseg_ray.metrics import (
     ValidationSums,
     bootstrap_interval,
     clean_up,
+    clean_up_labels,
     confusion_counts,
     dice,
     iou,
@@ -217,3 +218,20 @@ def test_bootstrap_of_one_patient_has_no_width() -> None:
 def test_bootstrap_refuses_what_does_not_match(values: list[float], patients: list[str]) -> None:
     with pytest.raises(UserError, match="one patient per image"):
         bootstrap_interval(values, patients)
+
+
+def test_clean_up_labels_keeps_what_lies_in_a_hole() -> None:
+    # (5, 7): a ring of label 1 around a 1-pixel nucleus of label 2; the second ring has an empty hole, which is filled.
+    labels = np.array(
+        [
+            [0, 0, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 1, 1, 1],
+            [1, 2, 1, 0, 1, 0, 1],
+            [1, 1, 1, 0, 1, 1, 1],
+            [0, 0, 0, 0, 0, 0, 0],
+        ],
+        np.uint8,
+    )
+    expected = labels.copy()
+    expected[2, 5] = 1
+    np.testing.assert_array_equal(clean_up_labels(labels, classes=2), expected)

@@ -65,11 +65,15 @@ class TestOpen:
 
     def test_other_settings_are_refused(self, run: Run) -> None:
         open_run(run, make_settings(), fingerprint=PRINT)
-        changed = make_settings(optim={"lr": 0.5}, train={"seed": 3}, shards={"longer_side": 512})
+        changed = make_settings(optim={"lr": 0.5}, train={"seed": 3}, model={"encoder": "resnet18"})
         with pytest.raises(UserError, match="this run was started otherwise") as error:
             open_run(run, changed, fingerprint=PRINT)
         lines = [line.strip() for line in str(error.value).splitlines()]
-        assert lines[1:-1] == ["shards.longer_side: 1024 -> 512", "optim.lr: 0.005 -> 0.5", "train.seed: 0 -> 3"]
+        assert lines[1:-1] == [
+            "model.encoder: timm-regnety_002 -> resnet18",
+            "optim.lr: 0.005 -> 0.5",
+            "train.seed: 0 -> 3",
+        ]
         assert "Use another runs.name" in lines[-1]
         assert run.kept().settings == make_settings()
 
@@ -81,7 +85,8 @@ class TestOpen:
             {"train": {"workers": 2}},
             {"train": {"threads": 7}},
             {"train": {"device": "cpu"}},
-            {"shards": {"root": "elsewhere"}},
+            {"shards": {"root": "elsewhere", "max_set_aside": 0.5}},
+            {"train": {"early_stop": 2}},
             {"runs": {"root": "moved"}},
             {"evaluate": {"threshold": 0.25}},
             {"checkpoint": {"keep": 9}},
@@ -106,10 +111,8 @@ class TestOpen:
             {"feed": {"window": 9}},
             {"feed": {"preset": "light"}},
             {"train": {"accumulate": 2}},
-            {"train": {"early_stop": 2}},
             {"train": {"epochs": 5}},
             {"train": {"precision": "bf16"}},
-            {"shards": {"rows": 9}},
             {"loss": {"bce": 0.5}},
             {"model": {"encoder": "resnet18"}},
         ],
@@ -122,7 +125,7 @@ class TestOpen:
 
     def test_other_shards_are_refused(self, run: Run) -> None:
         open_run(run, make_settings(shards={"root": "here"}), fingerprint=PRINT)
-        with pytest.raises(UserError, match=r"shards in there: fingerprint abababababab -> cdcdcdcdcdcd"):
+        with pytest.raises(UserError, match=r"shards in .*/there: fingerprint abababababab -> cdcdcdcdcdcd"):
             open_run(run, make_settings(shards={"root": "there"}), fingerprint=OTHER_PRINT)
 
     def test_check_alone_writes_nothing(self, run: Run) -> None:
@@ -205,3 +208,32 @@ class TestBest:
         (run.place / checkpoint.name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
         with pytest.raises(UserError, match=r"checkpoint_000000010/weights\.safetensors.*It is the run's best"):
             run.best_checkpoint()
+
+
+class TestTidy:
+    def test_what_stays_is_the_best_and_the_newest_that_can_be_used(self, run: Run) -> None:
+        losses = [0.9, 0.3, 0.5, 0.4, 0.6, 0.7]
+        for at in range(1, 7):
+            keep(run, losses, at=at)
+        (run.place / HISTORY).write_text("epoch\n")
+        (run.place / "checkpoint_manager_snapshot.json").write_text("")
+        (run.place / checkpoint.name(60) / checkpoint.WEIGHTS).write_bytes(b"cut")
+        run.tidy(keep=2)
+        left = [place.name for place in checkpoint.listed(run.place)]
+        assert left == [checkpoint.name(step) for step in (50, 40, 20)]
+        assert not (run.place / "checkpoint_manager_snapshot.json").exists()
+        assert (run.place / HISTORY).exists()
+
+    def test_a_part_of_the_first_checkpoint_goes(self, run: Run) -> None:
+        keep(run, [0.9])
+        (run.place / checkpoint.name(10) / checkpoint.CHECKSUMS).delete()
+        run.tidy(keep=2)
+        assert checkpoint.listed(run.place) == []
+
+    def test_where_nothing_can_be_used_nothing_is_deleted(self, run: Run) -> None:
+        keep(run, [0.9])
+        (run.place / HISTORY).write_text("epoch\n")
+        (run.place / checkpoint.name(10) / checkpoint.CHECKSUMS).delete()
+        with pytest.raises(UserError, match="none of its 1 checkpoints can be used"):
+            run.tidy(keep=2)
+        assert len(checkpoint.listed(run.place)) == 1

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lungseg_ray import storage
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.record import REASONS
@@ -201,7 +202,8 @@ def test_real_corpora(name: str, count: int, patients: int | None) -> None:
     assert len(of) == patients if patients else len(of) < count
 
 
-def test_bucket() -> None:
+def test_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SCHEMES", ("mock",))
     # pyarrow's file system in memory stands for one that is not local.
     root = locate("mock://bucket/prefix")
     for file in ("images/a.png", "masks/a.png"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ def sharded(corpus: Path, cluster: None) -> Outcome:
     return shard(settings_for(corpus, corpus.parent / "shards"))
 
 
-def settings_for(images: Path, root: Path, **sections: dict[str, object]) -> Settings:
+def settings_for(images: Path, root: Path, **sections: dict[str, Any]) -> Settings:
     """Settings of a job small enough for a test."""
-    tree = {
+    tree: dict[str, dict[str, Any]] = {
         "corpus": {"root": str(images)},
         "shards": {"root": str(root), "rows": 7},
         "feed": {"size": 64, "batch": 4, "window": 2},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,10 @@ from tests.conftest import write_pairs
 from tests.integration.conftest import settings_for
 
 
+def read(place: Path) -> Any:
+    return cv2.imread(str(place), cv2.IMREAD_GRAYSCALE)
+
+
 def test_every_image_lies_in_one_shard_as_it_was(sharded: Outcome, corpus: Path) -> None:
     found = {}
     for one in sharded.index.shards:
@@ -24,9 +29,8 @@ def test_every_image_lies_in_one_shard_as_it_was(sharded: Outcome, corpus: Path)
     row = found["x007"]
     assert row.patient_id == "p3"
     assert row.groups == {"finding": "odd"}
-    assert np.array_equal(row.sample.image[:, :, 0], cv2.imread(str(corpus / "images/x007.png"), cv2.IMREAD_GRAYSCALE))
-    truth = cv2.imread(str(corpus / "masks/x007.png"), cv2.IMREAD_GRAYSCALE)
-    assert np.array_equal(row.sample.mask, truth // 255)
+    assert np.array_equal(row.sample.image[:, :, 0], read(corpus / "images/x007.png"))
+    assert np.array_equal(row.sample.mask, read(corpus / "masks/x007.png") // 255)
 
 
 def test_no_patient_stands_on_two_sides_and_the_index_counts_right(sharded: Outcome) -> None:

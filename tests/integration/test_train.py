@@ -115,7 +115,7 @@ class TestRun:
 
     @pytest.mark.parametrize(
         ("section", "changed", "said"),
-        [("train", {"seed": 7}, "train.seed: 0 -> 7"), ("optim", {"lr": 0.5}, "optim.lr: 0.005 -> 0.5")],
+        [("train", {"seed": 7}, "train.seed: 0 -> 7"), ("optim", {"lr": 0.5}, "optim.lr: 0.003 -> 0.5")],
     )
     def test_a_changed_setting_under_the_same_name_is_refused(
         self, finished: Finished, section: str, changed: dict[str, Any], said: str
@@ -128,16 +128,15 @@ class TestRun:
 
 class TestEvaluate:
     def test_workers_and_the_way_in_change_no_figure(self, finished: Finished, tmp_path: Path) -> None:
-        run, results = str(finished.folder), []
-        for number, job in enumerate(
-            [
-                {"evaluate": {"workers": 1, "resamples": 50}},
-                {"evaluate": {"workers": 2, "resamples": 50}},
-                {"evaluate": {"workers": 3, "resamples": 50}},
-                {"evaluate": {"resamples": 50}, "split": "test", "corpus": {"root": finished.settings.corpus.root}},
-            ]
-        ):
-            whole = {"run": run, "out": str(tmp_path / str(number)), **job}
+        jobs: list[dict[str, Any]] = [
+            {"evaluate": {"workers": 1, "resamples": 50}},
+            {"evaluate": {"workers": 2, "resamples": 50}},
+            {"evaluate": {"workers": 3, "resamples": 50}},
+            {"evaluate": {"resamples": 50}, "split": "test", "corpus": {"root": finished.settings.corpus.root}},
+        ]
+        results = []
+        for number, job in enumerate(jobs):
+            whole = {"run": str(finished.folder), "out": str(tmp_path / str(number)), **job}
             results.append(evaluate_run(EvaluateJob.model_validate(whole))[0])
         assert results[0] == results[1] == results[2] == results[3] == finished.summary["test"]
         assert rows(tmp_path / "0/per_image.csv") == rows(tmp_path / "2/per_image.csv")
@@ -149,7 +148,7 @@ class TestEvaluate:
         (root / "images").mkdir(parents=True)
         (root / "masks").mkdir()
         for number in range(3):
-            cv2.imwrite(str(root / f"images/{number}.png"), np.full((40, 60), 90, np.uint8))
+            cv2.imwrite(str(root / f"images/{number}.png"), np.full((40, 60), 90 + number, np.uint8))
             cv2.imwrite(str(root / f"masks/{number}.png"), np.full((40, 60), 255, np.uint8))
         (root / "images/1.png").write_bytes(b"no image")
         job = {"run": str(finished.folder), "corpus": {"root": str(root)}, "out": str(tmp_path / "out")}
@@ -180,14 +179,23 @@ class TestPredict:
             "more/b.jpg": "done",
         }
         assert "truncated" in found["bad.png"]["reason"]
-        mask = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
+        mask: Any = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
         assert mask.shape == (70, 90)
         assert set(np.unique(mask)) <= {0, 255}
         assert found["a.png"]["share_lung"] == pytest.approx(float((mask > 0).mean()), abs=1e-6)
-        assert cv2.imread(str(tmp_path / "out/overlays/more/b.jpg.png")).shape == (50, 40, 3)
+        overlay: Any = cv2.imread(str(tmp_path / "out/overlays/more/b.jpg.png"))
+        assert overlay.shape == (50, 40, 3)
         again = {row["image"]: row for row in predict(job)}
         assert again["a.png"] == {**found["a.png"], "status": "done before"}
         assert [row["image"] for row in rows(tmp_path / "out/predictions.csv")] == sorted(found)
+
+    def test_another_model_does_not_mix_with_the_first(self, finished: Finished, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        cv2.imwrite(str(tmp_path / "images/a.png"), np.zeros((40, 40), np.uint8))
+        tree = {"run": str(finished.folder), "images": str(tmp_path / "images"), "out": str(tmp_path / "out")}
+        predict(PredictJob.model_validate(tree))
+        with pytest.raises(UserError, match="clean_up: False -> True"):
+            predict(PredictJob.model_validate({**tree, "clean_up": True}))
 
     def test_no_images(self, finished: Finished, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no images there"):
