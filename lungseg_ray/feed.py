@@ -30,8 +30,14 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.shards import Shard, ShardIndex, read_rows
 from lungseg_ray.storage import Location
 
-CHUNK_IMAGES = 32
+CHUNK_IMAGES = 128
 """Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
+
+CHUNK_BYTES = 64 << 20
+"""Bound of a chunk's size; Ray Data cuts blocks of more than 128 MiB in two."""
+
+PIPELINE_CHUNKS = 512
+"""Chunks of one Ray Data pipeline, in whole epochs, at least one: enough to outweigh what its start costs."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +149,22 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Turns a chunk's number into its block of prepared rows; runs in a data task."""
+    """Turns a chunk's number into its block of prepared rows; runs in a data task.
+
+    Attributes:
+        source: what is fed.
+        split: the side.
+        chunks: for each chunk its epoch and its slots in it.
+    """
 
     source: Source
     split: Split
-    epoch: int
-    slots: list[npt.NDArray[np.int64]]
+    chunks: list[tuple[int, npt.NDArray[np.int64]]]
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        return prepare(self.source, self.split, self.epoch, self.slots[int(batch["id"][0])])
+        epoch, slots = self.chunks[int(batch["id"][0])]
+        block = prepare(self.source, self.split, epoch, slots)
+        return {**block, "epoch": np.full(len(slots), epoch)}
 
 
 @dataclass(frozen=True)
@@ -187,52 +200,63 @@ class Feed:
         Raises:
             RuntimeError: if a row is not the one that the order says.
         """
-        return ReadAhead(self._epochs(step, epochs), depth=max(self.ahead // self.batch, 1))
+        return ReadAhead(self._train(step, epochs), depth=max(self.ahead // self.batch, 1))
 
     def validation(self) -> Iterator[Batch]:
         """This rank's share of the validation images; over all ranks, each image once."""
         slots = np.arange(self.rank, self.source.index.count("val"), self.world_size)
-        yield from self._run("val", 0, slots, step=0)
+        yield from self._run("val", self._cut(0, slots), step=0)
 
-    def _epochs(self, step: int, epochs: int) -> Iterator[Batch]:
-        steps = self.source.steps_per_epoch
-        for epoch in range(step // steps, epochs):
-            first = max(step - epoch * steps, 0)
-            starts = np.arange(first, steps)[:, None] * self.source.batch + self.rank * self.batch
-            slots = (starts + np.arange(self.batch)).ravel()
-            yield from self._run("train", epoch, slots, step=epoch * steps + first)
+    def _train(self, step: int, epochs: int) -> Iterator[Batch]:
+        """The stream in pipelines of many chunks each, since every pipeline costs a start."""
+        steps, end = self.source.steps_per_epoch, epochs * self.source.steps_per_epoch
+        while step < end:
+            chunks: list[tuple[int, npt.NDArray[np.int64]]] = []
+            first = step
+            while step < end and len(chunks) < PIPELINE_CHUNKS:
+                epoch = step // steps
+                starts = np.arange(step - epoch * steps, steps)[:, None] * self.source.batch + self.rank * self.batch
+                chunks += self._cut(epoch, (starts + np.arange(self.batch)).ravel())
+                step = (epoch + 1) * steps
+            yield from self._run("train", chunks, step=first)
 
-    def _run(self, split: Split, epoch: int, slots: npt.NDArray[np.int64], *, step: int) -> Iterator[Batch]:
-        if not len(slots):
+    def _cut(self, epoch: int, slots: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
+        row = self.source.size**2 * (self.source.index.corpus.channels + 1)
+        images = min(CHUNK_IMAGES, CHUNK_BYTES // row)
+        length = max(images // self.batch, 1) * self.batch
+        return [(epoch, slots[start : start + length]) for start in range(0, len(slots), length)]
+
+    def _run(self, split: Split, chunks: list[tuple[int, npt.NDArray[np.int64]]], *, step: int) -> Iterator[Batch]:
+        if not chunks:
             return
-        length = max(CHUNK_IMAGES // self.batch, 1) * self.batch
-        chunks = [slots[start : start + length] for start in range(0, len(slots), length)]
         blocks = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
-            _Chunk(self.source, split, epoch, chunks),
+            _Chunk(self.source, split, chunks),
             batch_size=None,
             batch_format="numpy",
             compute=ray.data.TaskPoolStrategy(size=min(self.tasks, len(chunks))),
         )
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False
+        expected = np.concatenate([[np.full(len(slots), epoch), slots] for epoch, slots in chunks], axis=1)
         done = 0
-        for found in blocks.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=1):
-            count = len(found["slot"])
-            if not np.array_equal(found["slot"], slots[done : done + count]):
+        # Whole blocks are taken and cut here: a batch of its own from Ray Data costs milliseconds.
+        for block in blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+            place = np.stack([block["epoch"], block["slot"]])
+            wanted = expected[:, done : done + place.shape[1]]
+            if not np.array_equal(place, wanted) or done % self.batch:
                 raise RuntimeError(
-                    f"rank {self.rank}, {split} step {step}: expected rows {slots[done : done + count].tolist()}, "
-                    f"found {found['slot'].tolist()}"
+                    f"rank {self.rank}, {split} step {step}: expected the rows at (epoch, slot) {wanted.T.tolist()}, "
+                    f"found {place.T.tolist()}"
                 )
-            done += count
-            yield Batch(
-                step=step,
-                images=torch.from_numpy(np.require(found["image"], requirements=["C", "W"])).permute(0, 3, 1, 2),
-                masks=torch.from_numpy(np.require(found["mask"], requirements=["C", "W"])),
-                image_ids=found["image_id"].tolist(),
-            )
-            step += 1
-        if done != len(slots):
-            raise RuntimeError(f"rank {self.rank}: expected {len(slots)} {split} rows, found {done}")
+            done += place.shape[1]
+            images = torch.from_numpy(np.require(block["image"], requirements=["C", "W"])).permute(0, 3, 1, 2)
+            masks = torch.from_numpy(np.require(block["mask"], requirements=["C", "W"]))
+            for start in range(0, place.shape[1], self.batch):
+                part = slice(start, start + self.batch)
+                yield Batch(step, images[part], masks[part], block["image_id"][part].tolist())
+                step += 1
+        if done != expected.shape[1]:
+            raise RuntimeError(f"rank {self.rank}: expected {expected.shape[1]} {split} rows, found {done}")
 
 
 class ReadAhead:

@@ -271,8 +271,9 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
     """
     device, epochs = runtime.device, settings.train.epochs
     kept = runtime.restore()
+    # The first batches are made ready while precision is probed and the model is built.
+    batches = runtime.train(step=kept.progress.step if kept else 0, epochs=epochs)
     progress = kept.progress if kept else _start(settings, runtime)
-    batches = runtime.train(step=progress.step, epochs=epochs)
     learner = Learner(
         settings=settings if not kept else _without_weights(settings),
         device=device,

@@ -157,8 +157,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, list[
     """What feeds ask of Ray Data, as (side, epoch, first step, slots); nothing is read."""
     calls: list[tuple[str, int, int, list[int]]] = []
 
-    def run(_: Feed, split: str, epoch: int, slots: Any, *, step: int) -> Iterator[Batch]:
-        calls.append((split, epoch, step, slots.tolist()))
+    def run(one: Feed, split: str, chunks: list[tuple[int, Any]], *, step: int) -> Iterator[Batch]:
+        for epoch, slots in chunks:
+            calls.append((split, epoch, step, slots.tolist()))
+            step += len(slots) // one.batch
         return iter(())
 
     monkeypatch.setattr(Feed, "_run", run)
@@ -176,7 +178,7 @@ class TestRanks:
         batches: dict[int, list[int]] = {}
         for rank in range(world_size):
             one = Feed(source, rank, world_size, tasks=1, ahead=4)
-            list(one._epochs(step, 3))
+            list(one._train(step, 3))
             for split, epoch, first, slots in calls:
                 assert split == "train"
                 assert first // 4 == epoch
@@ -189,7 +191,7 @@ class TestRanks:
         calls = recorded(monkeypatch)
         six = dataclasses.replace(source, batch=6)
         assert six.steps_per_epoch == 2
-        list(Feed(six, 1, 2, tasks=1, ahead=4)._epochs(1, 2))
+        list(Feed(six, 1, 2, tasks=1, ahead=4)._train(1, 2))
         assert calls == [("train", 0, 1, [9, 10, 11]), ("train", 1, 2, [3, 4, 5, 9, 10, 11])]
 
     def test_nothing_is_left_after_the_last_epoch(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +202,7 @@ class TestRanks:
     @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
     def test_validation_slots_once(self, world_size: int, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = recorded(monkeypatch)
+        source = dataclasses.replace(source, batch=8)
         for rank in range(world_size):
             list(Feed(source, rank, world_size, tasks=1, ahead=4).validation())
         assert {(split, epoch, step) for split, epoch, step, _ in calls} == {("val", 0, 0)}
