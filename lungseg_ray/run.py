@@ -66,7 +66,7 @@ class Run:
     place: Location
 
     def check(self, settings: Settings, *, fingerprint: str | None) -> bool:
-        """Whether the run is there already, and may be gone on with.
+        """Whether the run has a checkpoint already, and may be gone on with; without one, it starts anew.
 
         Args:
             settings: that the command asks for.
@@ -80,6 +80,8 @@ class Run:
             if checkpoint.listed(self.place):
                 raise UserError(f"{place}: is missing beside the checkpoints. Restore it, or use another runs.name.")
             return False
+        if not checkpoint.listed(self.place) and not (self.place / HISTORY).exists():
+            return False
         kept = self.kept()
         changed = list(_binding(differences(kept.settings.model_dump(mode="json"), settings.model_dump(mode="json"))))
         if fingerprint and kept.shards != fingerprint:
@@ -92,11 +94,9 @@ class Run:
         return True
 
     def start(self, settings: Settings, *, fingerprint: str) -> None:
-        """Writes down the settings and the environment of a new run; one that is there keeps its own."""
-        place = self.place / CONFIG
-        if not place.exists():
-            self.write_environment()
-            place.write_text(dump(Kept(shards=fingerprint, settings=settings)))
+        """Writes down the settings and the environment of a new run."""
+        self.write_environment()
+        (self.place / CONFIG).write_text(dump(Kept(shards=fingerprint, settings=settings)))
 
     def kept(self) -> Kept:
         """The settings that the run was started with.

@@ -84,7 +84,8 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
             window=settings.feed.window,
             seed=settings.train.seed,
         )
-        run.start(settings, fingerprint=index.fingerprint)
+        if not going_on:
+            run.start(settings, fingerprint=index.fingerprint)
         console.print(f"{'Going on with' if going_on else 'Starting'} the run {run.place}", highlight=False)
         display = Display(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):

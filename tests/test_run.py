@@ -42,7 +42,9 @@ def keep(run: Run, losses: list[float], *, at: int | None = None) -> None:
 def open_run(run: Run, settings: Settings, *, fingerprint: str) -> bool:
     """What a training job does; whether the run was there already."""
     there = run.check(settings, fingerprint=fingerprint)
-    run.start(settings, fingerprint=fingerprint)
+    if not there:
+        run.start(settings, fingerprint=fingerprint)
+        keep(run, [0.9])
     return there
 
 
