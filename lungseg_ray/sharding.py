@@ -80,8 +80,12 @@ class _Writer:
                     rows.append((record, read_sample(record, self.corpus, longer_side=self.longer_side)))
                 except BadFileError as error:
                     bad.append(SetAside(record.image_id, record.image_uri, error.reason, error.detail))
-            write_file(target, rows, {"set_aside": [asdict(one) for one in bad]})
-        return pa.table({"file": [file]})
+            try:
+                write_file(target, rows, {"set_aside": [asdict(one) for one in bad]})
+            except OSError as error:
+                # An exception loses its kind on the way through Ray; the driver raises it again.
+                return pa.table({"trouble": [f"{target} cannot be written: {error}"]})
+        return pa.table({"trouble": [""]})
 
 
 def shard(settings: Settings) -> Outcome:
@@ -93,6 +97,7 @@ def shard(settings: Settings) -> Outcome:
     Raises:
         UserError: if the corpus cannot be listed, if a patient stands on two sides of the split, or if a larger share
             of the files cannot be used than `shards.max_set_aside`.
+        OSError: if a shard cannot be written.
     """
     root = locate(settings.shards.root)
     listing = list_corpus(settings.corpus)
@@ -191,8 +196,9 @@ def _write_all(root: Location, plan: list[tuple[str, list[Record]]], settings: S
     ]
     writer = _Writer(root, settings.corpus, settings.shards.longer_side)
     done = ray.data.from_arrow(tasks).map_batches(writer, batch_size=None, batch_format="pyarrow")
-    for _ in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
-        pass
+    for row in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
+        if row["trouble"]:
+            raise OSError(f"{row['trouble']}. Nothing half-written was left; the same command goes on.")
 
 
 def _build_index(
