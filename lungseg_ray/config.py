@@ -199,7 +199,7 @@ class TrainSettings(Section):
     device: Device = Field("auto", description="auto: cuda if there is a GPU for each worker.")
     threads: NonNegativeInt = Field(0, description="CPU threads of each worker; 0: cores / workers.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: the fastest of fp32 and bf16 in a probe of two steps; the choice is kept on resume."
+        "auto", description="auto: the faster of fp32 and bf16 in a short probe; the choice is kept on resume."
     )
     channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
     accumulate: PositiveInt = Field(1, description="Passes that share a step, so that a batch fits in memory.")
