@@ -40,7 +40,7 @@ def model_card(
         weak = "\n".join(
             [*lowest, empty, "- The worst test images are in the run's `evaluation/test/contact_sheet.png`."]
         )
-    size, threshold = settings.feed.size, settings.evaluate.threshold or 0.5
+    size, threshold = settings.feed.size, settings.evaluate.first_threshold
     patients = "No patient stands on two sides."
     if all(side.patients == side.images for side in sides.values()):
         patients = "Each image counts as a patient of its own; where that is wrong, one stands on two sides."

@@ -234,6 +234,11 @@ class EvaluateSettings(Section):
     resamples: PositiveInt = Field(2000, description="Bootstrap resamples of the patients, for the 95 % intervals.")
     subgroups: list[str] | None = Field(None, description="Columns to report apart; else all with 2 to 12 values.")
 
+    @property
+    def first_threshold(self) -> float:
+        """The threshold that a model leaves training with."""
+        return 0.5 if self.threshold is None else self.threshold
+
 
 class Settings(Section):
     """Everything that shapes a run."""

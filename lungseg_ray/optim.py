@@ -141,13 +141,12 @@ def build_scheduler(
     warmup_steps: int = 0,
     factor: float = 0.25,
     patience: int = 10,
-    final_factor: float = 0.0,
 ) -> Schedule:
     """Return the schedule of a run.
 
     - plateau: after a linear warm-up, ReduceLROnPlateau on the validation loss (the published recipe: no warm-up).
-    - cosine: linear warm-up, then half a cosine down to `final_factor` at the run's end (arXiv:1608.03983).
-    - one_cycle: half a cosine up from 1/25, then half a cosine down to `final_factor` (arXiv:1708.07120); the momentum
+    - cosine: linear warm-up, then half a cosine down to 0 at the run's end (arXiv:1608.03983).
+    - one_cycle: half a cosine up from 1/25, then half a cosine down to 0 (arXiv:1708.07120); the momentum
       stays.
     - constant: after a linear warm-up, the starting rates.
 
@@ -158,7 +157,6 @@ def build_scheduler(
         warmup_steps: optimiser steps in which the rates rise.
         factor: plateau: the rates are multiplied by this.
         patience: plateau: epochs without a better validation loss to wait for.
-        final_factor: cosine and one_cycle: the last rate as a share of the starting rate, in [0, 1].
     """
     if kind in ("plateau", "constant"):
         plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=patience) if kind == "plateau" else None
@@ -171,7 +169,7 @@ def build_scheduler(
         if step < warmup_steps:
             return rise(step, steps=warmup_steps)
         done = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-        return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * done)) / 2
+        return (1 + math.cos(math.pi * done)) / 2
 
     return Schedule(optimizer, multiplier=multiplier)
 

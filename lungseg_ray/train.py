@@ -22,7 +22,6 @@ from lungseg_ray.shards import INDEX, ShardIndex, read_index
 from lungseg_ray.storage import Location, locate
 
 CURVES = "curves.png"
-THRESHOLD = 0.5
 _WORDS = ("about", "licence")
 """Settings of the corpus that are for people; the shards do not depend on them."""
 
@@ -148,7 +147,7 @@ def _finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -
         longer_side=index.longer_side,
         classes=corpus.classes,
         class_names=corpus.class_names,
-        threshold=THRESHOLD if settings.evaluate.threshold is None else settings.evaluate.threshold,
+        threshold=settings.evaluate.first_threshold,
     )
     best = progress.best
     validation = {key: best[f"val_{key}"] for key in ("loss", "iou", "dice")}

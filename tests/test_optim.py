@@ -160,8 +160,8 @@ def test_constant() -> None:
 def test_cosine() -> None:
     half = (1 + math.cos(math.pi / 4)) / 2
     assert rates_of("cosine", 5, total_steps=4) == pytest.approx([1, half, 0.5, 1 - half, 0, 0])
-    with_rise = rates_of("cosine", 6, total_steps=6, warmup_steps=2, final_factor=0.2)
-    assert with_rise == pytest.approx([1 / 3, 2 / 3, 1, 0.2 + 0.8 * half, 0.6, 0.2 + 0.8 * (1 - half), 0.2])
+    with_rise = rates_of("cosine", 6, total_steps=6, warmup_steps=2)
+    assert with_rise == pytest.approx([1 / 3, 2 / 3, 1, half, 0.5, 1 - half, 0])
 
 
 def test_one_cycle() -> None:
