@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test check format bench-smoke clean
+.PHONY: help setup train test faults check format bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
 
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest
+
+faults: $(READY) ## kill, stop and starve real processes; half an hour, prints the table of docs/reliability.md
+	$(BIN)/python -m pytest -m faults
 
 check: $(READY) ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
@@ -22,6 +25,8 @@ TRAINING = "training.pt"
 PROGRESS = "progress.json"
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"checkpoint_\d{9}")
+PART = ".part"
+"""Suffix of the hidden folder that becomes a checkpoint when it is complete."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,24 @@ class Progress:
         step: steps of the optimiser made.
         precision: that the run computes in.
         history: one row for each finished epoch.
+        partial: sums over the steps of an epoch that has begun; empty between epochs.
+        skipped: steps left out because their loss or gradient was not a number.
+        workers: that made the last step.
+        threads: of each of them on the CPU.
     """
 
     epoch: int
     step: int
     precision: str
     history: list[dict[str, float]] = field(default_factory=list)
+    partial: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    workers: int = 0
+    threads: int = 0
 
     @property
     def best(self) -> dict[str, float]:
-        """The row of the epoch with the lowest validation loss; the last of equal ones, as Ray keeps it."""
+        """The row of the epoch with the lowest validation loss; the last of equal ones."""
         return ranked(self.history)[0]
 
     def stops_early(self, patience: int) -> bool:
@@ -75,20 +88,56 @@ def ranked(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return sorted(history, key=lambda row: (row["val_loss"], -row["epoch"]))
 
 
+def is_one(place: Location) -> bool:
+    """Whether a place is named as a checkpoint is."""
+    return _NAME.fullmatch(place.name) is not None
+
+
+def is_part(place: Location) -> bool:
+    """Whether a place is named as a checkpoint is that was never finished."""
+    return place.name.startswith(".checkpoint_") and place.name.endswith(PART)
+
+
+def step_of(place: Location) -> int:
+    """The step after which the checkpoint that lies there was made."""
+    return int(place.name.rsplit("_", 1)[1])
+
+
 def name(step: int) -> str:
     """The folder's name of the checkpoint after `step` steps; names sort as steps do."""
     return f"checkpoint_{step:09d}"
 
 
+def snapshot(content: Checkpoint) -> Checkpoint:
+    """A copy on the CPU that training does not change any more; tensors in the plain layout that safetensors asks."""
+    return Checkpoint(
+        weights=_copied(content.weights),
+        average=_copied(content.average),
+        training=_copied(content.training),
+        progress=content.progress,
+    )
+
+
 def write(directory: Path, content: Checkpoint) -> None:
-    """Writes a checkpoint's files into an empty folder, the checksums last."""
-    save_file(_plain(content.weights), directory / WEIGHTS)
-    if content.average is not None:
-        save_file(_plain(content.average), directory / AVERAGE)
-    torch.save(content.training, directory / TRAINING)
-    (directory / PROGRESS).write_text(json.dumps(vars(content.progress), indent=1))
-    sums = {file.name: _sha256(file.read_bytes()) for file in sorted(directory.iterdir())}
-    (directory / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+    """Writes the files of a `snapshot` into an empty folder, the checksums last.
+
+    Raises:
+        OSError: if they cannot be written. The libraries' own writers would turn a full disk into errors of their own.
+    """
+    training = io.BytesIO()
+    torch.save(content.training, training)
+    files = {
+        WEIGHTS: save(content.weights),
+        **({AVERAGE: save(content.average)} if content.average is not None else {}),
+        TRAINING: training.getvalue(),
+        PROGRESS: json.dumps(vars(content.progress), indent=1).encode(),
+    }
+    files[CHECKSUMS] = json.dumps({file: _sha256(data) for file, data in files.items()}, indent=1).encode()
+    for file, data in files.items():
+        with (directory / file).open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def read(directory: Path) -> Checkpoint:
@@ -129,20 +178,31 @@ def damage(place: Location) -> str | None:
 
 def listed(run: Location) -> list[Location]:
     """The checkpoints of a run, the newest first, whole or not."""
-    return [place for place, _ in reversed(run.list()) if _NAME.fullmatch(place.name)]
+    return [place for place, _ in reversed(run.list()) if is_one(place)]
+
+
+def kept(history: list[dict[str, float]], steps: Iterable[int], *, best: int) -> set[int]:
+    """Of the steps that have a checkpoint, those whose checkpoint stays: the best epochs', and the latest two.
+
+    Args:
+        history: a row for each finished epoch.
+        steps: that have a checkpoint.
+        best: how many epochs' to keep.
+    """
+    return {int(row["step"]) for row in ranked(history)[:best]} | set(sorted(steps)[-2:])
 
 
 def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[str]]:
     """The newest checkpoint of a run that passes its checksums, and what is wrong with the newer ones.
 
-    A run that has finished no epoch yet may have left a part of its first checkpoint; that is no loss.
+    A run that has finished none yet may have left a part of its first in a bucket; that is no loss.
 
     Args:
         run: its folder.
-        any_finished: whether the run has finished an epoch.
+        any_finished: whether the run has finished a checkpoint.
 
     Raises:
-        UserError: if it has, and none of its checkpoints passes.
+        UserError: if it has, and none passes.
     """
     wrong: list[str] = []
     for place in listed(run):
@@ -150,6 +210,7 @@ def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[
         if reason is None:
             return place, wrong
         wrong.append(reason)
+        any_finished = any_finished or (place / CHECKSUMS).exists()
     if any_finished:
         raise UserError(
             "\n  ".join([f"{run}: none of its {len(wrong)} checkpoints can be used:", *wrong]) + "\n"
@@ -158,9 +219,12 @@ def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[
     return None, wrong
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU in the plain memory layout; safetensors refuses any other."""
-    return {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True).contiguous()
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _sha256(data: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from lungseg_ray.config import Section, load
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 
 AnyJob = TypeVar("AnyJob", bound=Section)
 
@@ -25,15 +25,18 @@ def run(tree: type[AnyJob], job: Callable[[AnyJob, Console], None]) -> int:
         job: takes them, and a console to tell the user on.
 
     Returns:
-        The exit code: 0, 1 for a failure of ours, 2 for a mistake of the user's, 130 for Ctrl-C.
+        The exit code: 0, 1 for a failure, 2 for a mistake of the user's, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     try:
         job(load(tree, sys.argv[1:]), console)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return MISTAKE
-    except OSError as error:
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+    except (OSError, JobFailedError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -36,7 +36,7 @@ from pydantic_settings import (
 )
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import locate
+from lungseg_ray.storage import PATIENCE_SECONDS, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -205,12 +205,36 @@ class TrainSettings(Section):
     accumulate: PositiveInt = Field(1, description="Passes that share a step, so that a batch fits in memory.")
     average: Share = Field(0.0, description="Decay of the moving average of the weights, per step; 0: none.")
     early_stop: NonNegativeInt = Field(0, description="Stop after so many epochs without a better one; 0: never.")
+    min_workers: NonNegativeInt = Field(
+        0,
+        description="Go on with as few as this while nodes are missing, and with train.workers again when they are "
+        "back; 0: always train.workers.",
+    )
+    max_failures: NonNegativeInt = Field(
+        3, description="How often in a row lost workers are started again without reaching another checkpoint."
+    )
+    max_skipped: NonNegativeInt = Field(
+        0, description="Steps to leave out, in the whole run, because their loss or gradient is not a number."
+    )
+    stall_seconds: PositiveInt = Field(600, description="End the job when nothing has moved for so long.")
 
 
 class CheckpointSettings(Section):
     """What is kept while a run goes on."""
 
-    keep: PositiveInt = Field(2, description="How many of the best checkpoints to keep, beside the latest.")
+    keep: PositiveInt = Field(2, description="How many of the best checkpoints to keep, beside the latest two.")
+    every_steps: NonNegativeInt = Field(
+        0, description="Also keep one after so many steps within an epoch; 0: at the end of each epoch alone."
+    )
+
+
+class StorageSettings(Section):
+    """Disks and buckets."""
+
+    patience_seconds: NonNegativeInt = Field(
+        PATIENCE_SECONDS,
+        description="How long a running job tries again when a bucket does not answer, or a checkpoint finds no room.",
+    )
 
 
 class RunSettings(Section):
@@ -251,16 +275,22 @@ class Settings(Section):
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    storage: StorageSettings = StorageSettings()
     runs: RunSettings = RunSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Settings:
-        parts = self.train.workers * self.train.accumulate
-        if self.feed.batch % parts:
-            raise ValueError(
-                f"feed.batch must divide by train.workers x train.accumulate = {parts}, found {self.feed.batch}"
-            )
+        train = self.train
+        if train.min_workers > train.workers:
+            raise ValueError(f"train.min_workers = {train.min_workers} must not exceed train.workers = {train.workers}")
+        for workers in range(train.min_workers or train.workers, train.workers + 1):
+            parts = workers * train.accumulate
+            if self.feed.batch % parts:
+                raise ValueError(
+                    f"feed.batch must divide by train.workers x train.accumulate = {parts}, found {self.feed.batch}"
+                    + (f"; from train.min_workers on, any number up to {train.workers} must" * bool(train.min_workers))
+                )
         return self
 
 

@@ -16,7 +16,7 @@ from lungseg_ray.storage import Location
 
 TENSORBOARD = "tensorboard"
 AnyItem = TypeVar("AnyItem")
-_TIMINGS = ("images_per_second", "data_wait_share", "train_seconds", "seconds")
+_TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
 
 
 def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator[AnyItem]:
@@ -57,10 +57,12 @@ class Display:
         getattr(self, f"_{event['event']}")(event)
 
     def _note(self, event: dict[str, Any]) -> None:
-        self._console.print(event["text"], highlight=False)
+        self._console.print(event["text"], highlight=False, markup=False)
 
     def _start(self, event: dict[str, Any]) -> None:
-        where = f"from epoch {event['epoch'] + 1}" if event["epoch"] else "from the start"
+        where = f"from epoch {event['epoch'] + 1}" if event["step"] else "from the start"
+        if event["number"]:
+            where += f", step {event['number'] + 1} of {event['steps']},"
         self._console.print(
             f"Training {where} on {event['workers']} worker(s): {event['device']}, {event['precision']}, "
             f"{event['threads']} thread(s) each, {event['parameters'] / 1e6:.1f} M parameters",
@@ -93,7 +95,8 @@ class Display:
             f"  loss {row['loss']:.4f} (Dice {row['loss_dice']:.4f}, BCE {row['loss_bce']:.4f})"
             f"  val {row['val_loss']:.4f}  IoU {row['val_iou']:.4f}  Dice {row['val_dice']:.4f}"
             f"  lr {row['lr']:.1e}  {row['images_per_second']:.1f} images/s"
-            f"  data wait {row['data_wait_share']:.1%}  {row['seconds']:.0f} s{mark}",
+            f"  data wait {row['data_wait_share']:.1%}  checkpoint wait {row['checkpoint_wait']:.1f} s"
+            f"  {row['seconds']:.0f} s{mark}",
             highlight=False,
             soft_wrap=True,
         )
@@ -107,4 +110,4 @@ class Display:
                 try:
                     self._place.upload(self._local)
                 except OSError as error:
-                    self._console.print(f"TensorBoard's file could not be written to {self._place}: {error}")
+                    self._note({"text": f"TensorBoard's file could not be written to {self._place}: {error}"})

@@ -1,4 +1,4 @@
-"""The two kinds of trouble a user meets: a mistake to correct, and a file that cannot be used."""
+"""The kinds of trouble a user meets: a mistake to correct, a job that cannot go on, a file that cannot be used."""
 
 
 class UserError(Exception):
@@ -6,6 +6,25 @@ class UserError(Exception):
 
     Jobs print it as it is, without a traceback, and exit with status 2.
     """
+
+
+class JobFailedError(Exception):
+    """A job that cannot go on through no mistake of the command: what it met, where, what is safe, and what to do.
+
+    Jobs print it as it is, without a traceback, and exit with status 1.
+    """
+
+
+class StoppedError(Exception):
+    """A job that was asked to stop, and has saved what it had.
+
+    Attributes:
+        signal: number of the signal that asked; jobs exit with 128 + this.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class BadFileError(Exception):

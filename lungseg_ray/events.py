@@ -1,59 +1,143 @@
-"""What workers tell the driver, wherever they run. The module is light, since the actor's process imports it."""
+"""What workers and driver tell each other, wherever they run. The module is light: the actor's process imports it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Event = dict[str, Any]
+BEAT_SECONDS = 0.5
+WAIT_SECONDS = 10.0
+
+
+@dataclass
+class Pulse:
+    """What a worker is doing.
+
+    Attributes:
+        doing: in words, for a person who asks why nothing moves.
+        moves: grows with everything that it gets done.
+        pid: of its process.
+    """
+
+    doing: str
+    moves: int
+    pid: int
 
 
 class _Mailbox:
     def __init__(self) -> None:
-        self._waiting: list[Event] = []
+        self._events: list[Event] = []
+        self._pulses: dict[int, Pulse] = {}
+        self._stop = False
+        self._begun = (-1, 0)
 
     def put(self, event: Event) -> None:
-        self._waiting.append(event)
+        self._events.append(event)
 
-    def take(self) -> list[Event]:
-        taken, self._waiting = self._waiting, []
-        return taken
+    def take(self) -> tuple[list[Event], dict[int, Pulse]]:
+        events, self._events = self._events, []
+        return events, self._pulses
+
+    def beat(self, rank: int, pulse: Pulse) -> bool:
+        self._pulses[rank] = pulse
+        return self._stop
+
+    def begin(self, step: int, workers: int) -> int:
+        self._pulses = {rank: pulse for rank, pulse in self._pulses.items() if rank < workers}
+        self._begun = (step, self._begun[1] + 1 if step == self._begun[0] else 0)
+        return self._begun[1]
+
+    def stop(self) -> None:
+        self._stop = True
 
 
 _MailboxActor: Any = ray.remote(num_cpus=0)(_Mailbox)
 
 
+class Mailbox:
+    """Both ends of the wire between the driver and its workers; it outlives a group of workers that is lost."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def put(self, event: Event, *, wait: bool = False) -> None:
+        """Tells the driver.
+
+        Args:
+            event: has the key `event`.
+            wait: until it has arrived.
+        """
+        sent = self._actor.put.remote(event)
+        if wait:
+            ray.get(sent, timeout=WAIT_SECONDS)
+
+    def take(self) -> tuple[list[Event], dict[int, Pulse]]:
+        """What came since the last call, and the last pulse of each rank."""
+        taken: tuple[list[Event], dict[int, Pulse]] = ray.get(self._actor.take.remote(), timeout=WAIT_SECONDS)
+        return taken
+
+    def begin(self, step: int, workers: int) -> int:
+        """Says that a group of workers starts at a step; how many before it, in a row, had started at the same one."""
+        before: int = ray.get(self._actor.begin.remote(step, workers), timeout=WAIT_SECONDS)
+        return before
+
+    def stop(self) -> None:
+        """Asks the workers to save and to stop."""
+        self._actor.stop.remote()
+
+    def beat(self, rank: int, pulse: Pulse) -> bool:
+        """Sends a worker's pulse; whether it is asked to stop."""
+        asked: bool = ray.get(self._actor.beat.remote(rank, pulse), timeout=WAIT_SECONDS)
+        return asked
+
+
 @contextmanager
-def watched(watch: Callable[[Event], None]) -> Iterator[Any]:
-    """A mailbox for the time of the block; what workers put there is handed to `watch` in a thread.
+def mailbox() -> Iterator[Mailbox]:
+    """A mailbox for the time of the block, on the driver's own node, so that it is lost with the driver alone."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = _MailboxActor.options(scheduling_strategy=here).remote()
+    try:
+        yield Mailbox(actor)
+    finally:
+        ray.kill(actor)
 
-    Yields:
-        An actor handle: `mailbox.put.remote(event)`.
+
+class Heart:
+    """Sends a worker's pulse in a thread, for the time of a block.
+
+    Attributes:
+        pulse: what is sent.
+        stop: whether the driver has asked the workers to stop.
     """
-    mailbox = _MailboxActor.remote()
-    stop = threading.Event()
 
-    def work() -> None:
-        last = False
-        while not last:
-            # What came before the stop is still handed on.
-            last = stop.wait(0.25)
+    def __init__(self, mailbox: Mailbox, rank: int, pulse: Pulse) -> None:
+        self.pulse = pulse
+        self.stop = False
+        self._mailbox = mailbox
+        self._rank = rank
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="heart", daemon=True)
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
             try:
-                for event in ray.get(mailbox.take.remote(), timeout=30):
-                    watch(event)
+                self.stop = self._mailbox.beat(self._rank, self.pulse)
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError:
                 return
-
-    thread = threading.Thread(target=work, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield mailbox
-    finally:
-        stop.set()
-        thread.join(timeout=40)

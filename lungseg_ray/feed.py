@@ -28,7 +28,7 @@ from lungseg_ray.batch import Batch
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards import Shard, ShardIndex, read_rows
-from lungseg_ray.storage import Location
+from lungseg_ray.storage import Location, patiently
 
 CHUNK_IMAGES = 128
 """Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
@@ -155,15 +155,17 @@ class _Chunk:
         source: what is fed.
         split: the side.
         chunks: for each chunk its epoch and its slots in it.
+        patience: seconds for which to try again where shards cannot be read.
     """
 
     source: Source
     split: Split
     chunks: list[tuple[int, npt.NDArray[np.int64]]]
+    patience: float
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         epoch, slots = self.chunks[int(batch["id"][0])]
-        block = prepare(self.source, self.split, epoch, slots)
+        block = patiently(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
         return {**block, "epoch": np.full(len(slots), epoch)}
 
 
@@ -175,8 +177,9 @@ class Feed:
         source: what is fed.
         rank: of this worker.
         world_size: workers.
-        tasks: data tasks at a time.
+        tasks: data tasks at a time; 0 where no CPU is left for any, and the worker prepares its own images.
         ahead: images kept ready.
+        patience: seconds for which to try again where shards cannot be read.
     """
 
     source: Source
@@ -184,6 +187,7 @@ class Feed:
     world_size: int
     tasks: int
     ahead: int
+    patience: float = 0.0
 
     @property
     def batch(self) -> int:
@@ -229,18 +233,10 @@ class Feed:
     def _run(self, split: Split, chunks: list[tuple[int, npt.NDArray[np.int64]]], *, step: int) -> Iterator[Batch]:
         if not chunks:
             return
-        blocks = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
-            _Chunk(self.source, split, chunks),
-            batch_size=None,
-            batch_format="numpy",
-            compute=ray.data.TaskPoolStrategy(size=min(self.tasks, len(chunks))),
-        )
-        blocks.context.execution_options.preserve_order = True
-        blocks.context.enable_progress_bars = False
         expected = np.concatenate([[np.full(len(slots), epoch), slots] for epoch, slots in chunks], axis=1)
         done = 0
         # Whole blocks are taken and cut here: a batch of its own from Ray Data costs milliseconds.
-        for block in blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        for block in self._blocks(_Chunk(self.source, split, chunks, self.patience)):
             place = np.stack([block["epoch"], block["slot"]])
             wanted = expected[:, done : done + place.shape[1]]
             if not np.array_equal(place, wanted) or done % self.batch:
@@ -257,6 +253,21 @@ class Feed:
                 step += 1
         if done != expected.shape[1]:
             raise RuntimeError(f"rank {self.rank}: expected {expected.shape[1]} {split} rows, found {done}")
+
+    def _blocks(self, chunk: _Chunk) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        count = len(chunk.chunks)
+        if not self.tasks:
+            yield from (chunk({"id": np.array([number])}) for number in range(count))
+            return
+        blocks = ray.data.range(count, override_num_blocks=count).map_batches(
+            chunk,
+            batch_size=None,
+            batch_format="numpy",
+            compute=ray.data.TaskPoolStrategy(size=min(self.tasks, count)),
+        )
+        blocks.context.execution_options.preserve_order = True
+        blocks.context.enable_progress_bars = False
+        yield from blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
 
 class ReadAhead:

@@ -1,14 +1,16 @@
-"""Runs the training loop on Ray Train workers."""
+"""Runs the training loop on Ray Train workers, and goes on when some are lost."""
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,35 +18,46 @@ import ray
 import ray.train
 import torch
 import torch.distributed
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from torch import nn
 
 from lungseg_ray import checkpoint, resources
 from lungseg_ray.batch import Batch
 from lungseg_ray.config import Settings
-from lungseg_ray.errors import UserError
-from lungseg_ray.events import watched
+from lungseg_ray.errors import JobFailedError, StoppedError, UserError
+from lungseg_ray.events import Heart, Mailbox, Pulse, mailbox
 from lungseg_ray.feed import Feed, ReadAhead, Source
-from lungseg_ray.loop import TrainingDivergedError, train_loop
+from lungseg_ray.keeper import Keeper
+from lungseg_ray.lease import Lease
+from lungseg_ray.loop import Wish, train_loop
 from lungseg_ray.run import Run
-from lungseg_ray.storage import Location
+from lungseg_ray.watchdog import Watchdog
 
 CACHED_VALIDATION_BYTES = 1 << 30
 """Validation images, made ready once, are kept by each worker up to this size."""
+
+LOOK_SECONDS = 0.25
+PREEMPTION_LOOK_SECONDS = 5.0
+_FAILED = 4
 
 
 @dataclass
 class _Worker:
     """One Ray Train worker as the loop sees it."""
 
+    settings: Settings
     run: Run
     source: Source
     feed: Feed
     device: torch.device
     rank: int
     world_size: int
-    mailbox: Any
+    mailbox: Mailbox
+    heart: Heart
+    keeper: Keeper | None = None
+    _looked: float = field(default_factory=time.monotonic)
+    _preempted: Any = None
 
     def train(self, *, step: int, epochs: int) -> ReadAhead:
         return self.feed.train(step=step, epochs=epochs)
@@ -68,7 +81,7 @@ class _Worker:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         if self.world_size == 1:
             return values
-        there = values.to(self.device)
+        there = values.to(self.device, copy=True)
         torch.distributed.all_reduce(there)
         return there.to(values.device)
 
@@ -77,40 +90,99 @@ class _Worker:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
+    def gather(self, names: list[str]) -> list[str]:
+        if self.world_size == 1:
+            return names
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, names)
+        return [name for part in found for name in part]
+
     def restore(self) -> checkpoint.Checkpoint | None:
         choice: list[Any] = [None]
         if self.rank == 0:
             try:
-                found, wrong = self.run.newest_checkpoint()
-                for reason in wrong:
-                    self.tell({"event": "note", "text": f"Checkpoint passed over: {reason}"})
-                choice = [found]
-            except UserError as error:
+                choice = [self._newest()]
+            except (UserError, JobFailedError) as error:
                 choice = [error]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(choice, src=0)
-        if isinstance(choice[0], UserError):
+        if isinstance(choice[0], Exception):
             raise choice[0]
-        place: Location | None = choice[0]
-        return checkpoint.read_from(place) if place else None
+        if choice[0] is None:
+            return None
+        content = checkpoint.read_from(choice[0])
+        before = content.progress
+        if not self.settings.train.threads and before.threads and before.workers == self.world_size:
+            # Sums of floats depend on the number of threads; with the former one, the figures stay equal.
+            torch.set_num_threads(before.threads)
+        return content
 
-    def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
-        metrics = {"val_loss": row["val_loss"], "epoch": row["epoch"]}
-        name = checkpoint.name(int(row["step"]))
-        if self.rank:
-            ray.train.report(metrics, checkpoint_dir_name=name)
-            return
-        with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
-            made = content()
-            checkpoint.write(Path(folder), made)
-            kept = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
-        self.run.write_history(made.progress.history)
+    def _newest(self) -> Any:
+        found, wrong = self.run.newest_checkpoint()
+        for reason in wrong:
+            self.note(f"Checkpoint passed over: {reason}")
+        step = checkpoint.step_of(found) if found else 0
+        before = self.mailbox.begin(step, self.world_size)
+        if before > self.settings.train.max_failures:
+            raise JobFailedError(
+                f"Workers were lost {before} times in a row without coming from step {step} to another checkpoint "
+                f"(train.max_failures = {self.settings.train.max_failures}). Lower checkpoint.every_steps if they are "
+                "lost that often, or mend what ends them."
+            )
+        patience = self.settings.storage.patience_seconds
+        best = self.settings.checkpoint.keep
+        self.keeper = Keeper(self.run, best=best, patience=patience, note=self.note, last=found)
+        return found
+
+    def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
+        if self.keeper:
+            self.doing("the checkpoint before to be written")
+            self.keeper.save(content, spare=spare)
+
+    def waited(self) -> float:
+        if not self.keeper:
+            return 0.0
+        seconds, self.keeper.waited = self.keeper.waited, 0.0
+        return seconds
+
+    def flush(self) -> None:
+        if self.keeper:
+            self.keeper.flush()
+        self.wish()
+
+    def wish(self) -> Wish:
+        asked = 0
+        now = time.monotonic()
+        if self.keeper:
+            self.keeper.poll()
+            asked |= _FAILED if self.keeper.error else Wish.STOP if self.heart.stop else 0
+        # The look is a barrier of Ray's, so that rank 0 says for all when it is time for one.
+        look = self.rank == 0 and now - self._looked > PREEMPTION_LOOK_SECONDS
+        told = [int(one) for one in self.sum(torch.tensor([asked, int(look)], dtype=torch.float64))]
+        if told[0] & _FAILED:
+            raise OSError(
+                f"A checkpoint could not be written for {self.settings.storage.patience_seconds} s "
+                f"(storage.patience_seconds): {self.keeper.error if self.keeper else 'rank 0 says why'}"
+            )
+        if told[1]:
+            self._looked = now
+            notice = ray.train.get_preemption_info()
+            new, self._preempted = notice is not None and self._preempted is None, notice
+            if new and not told[0]:
+                self.note("A node is about to be taken away: saving a checkpoint.")
+                return Wish.SAVE
+        return Wish(told[0])
+
+    def doing(self, what: str) -> None:
+        self.heart.pulse = Pulse(what, self.heart.pulse.moves + 1, os.getpid())
+
+    def note(self, text: str) -> None:
+        self.tell({"event": "note", "text": text})
 
     def tell(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
             facts = {"time": time.time(), "workers": self.world_size, "threads": torch.get_num_threads()}
-            self.mailbox.put.remote({**facts, **event})
+            self.mailbox.put({**facts, **event}, wait=event["event"] in ("failed", "stopped"))
 
 
 def _work(task: dict[str, Any]) -> None:
@@ -123,19 +195,52 @@ def _work(task: dict[str, Any]) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(0)
     resources.quiet_data()
-    device = ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     source: Source = task["source"]
-    worker = _Worker(
-        run=task["run"],
-        source=source,
-        feed=Feed(source, rank, world_size, layout.data_tasks, settings.feed.ahead),
-        device=device,
-        rank=rank,
-        world_size=world_size,
-        mailbox=task["mailbox"],
-    )
-    train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker)
+    cpus, _ = resources.available()
+    # After a node is lost there may be fewer CPUs than the layout was made for.
+    tasks = min(layout.data_tasks, resources.data_tasks(cpus, world_size, layout.cpus_per_worker))
+    patience = settings.storage.patience_seconds
+    with Heart(task["mailbox"], rank, Pulse("the worker's start", 0, os.getpid())) as heart:
+        worker = _Worker(
+            settings=settings,
+            run=task["run"],
+            source=source,
+            feed=Feed(source, rank, world_size, tasks, settings.feed.ahead, patience),
+            device=ray.train.torch.get_device(),
+            rank=rank,
+            world_size=world_size,
+            mailbox=task["mailbox"],
+            heart=heart,
+        )
+        try:
+            train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker)
+        except (UserError, JobFailedError, OSError) as error:
+            # All workers meet these alike and end in peace, since another start would meet them again.
+            last = worker.keeper.last if worker.keeper else None
+            text = f"{error}\nThe last good checkpoint: {last or 'none yet'}. The same command goes on from there."
+            worker.tell({"event": "failed", "text": text, "mistake": isinstance(error, UserError)})
+
+
+class _Losses(UserCallback):
+    """Tells of workers that are lost."""
+
+    def __init__(self, box: Mailbox) -> None:
+        self._mailbox = box
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, ray.exceptions.RayError)}
+        # The others merely find that they cannot reach the one that died.
+        reasons = [
+            f"worker {rank} ({_first_line(error)})" for rank, error in sorted((dead or worker_exceptions).items())
+        ]
+        text = f"Lost {', '.join(reasons)}. Going on from the last checkpoint."
+        self._mailbox.put({"event": "note", "text": text})
+
+
+def _first_line(error: BaseException) -> str:
+    inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None) or error
+    return f"{type(inner).__name__}: {next(iter(str(inner).strip().splitlines()), '')}"[:200]
 
 
 def fit(
@@ -145,49 +250,140 @@ def fit(
     source: Source,
     layout: resources.Layout,
     watch: Callable[[dict[str, Any]], None],
+    lease: Lease,
 ) -> None:
     """Trains on a running Ray cluster, from wherever the run had come to its end.
+
+    Workers that are lost are started again from the last checkpoint. SIGINT and SIGTERM save one and stop; a second
+    SIGINT stops at once.
 
     Args:
         settings: of the run.
         run: where it is kept.
         source: what is fed.
         layout: who gets what.
-        watch: told of every step and epoch while it runs, from another thread.
+        watch: told of every step and epoch while it runs.
+        lease: the right to write the run.
 
     Raises:
-        UserError: for what a user can mend: no usable checkpoint, a diverged loss.
+        UserError: for what a user can mend, such as checkpoints of which none is usable.
+        JobFailedError: if the loss diverges, nothing moves any more, workers are lost again and again, storage fails
+            for too long, or another driver has taken the run over.
+        StoppedError: if a signal asked for it.
         ray.train.TrainingFailedError: for anything else that ends the workers.
     """
     run.tidy(keep=settings.checkpoint.keep)
-    scaling = ScalingConfig(
-        num_workers=layout.workers,
-        use_gpu=layout.device == "cuda",
-        resources_per_worker={"GPU": 1} if layout.device == "cuda" else {"CPU": layout.cpus_per_worker},
-    )
-    running = RunConfig(
-        name=run.place.name,
-        storage_path=run.place.uri.rsplit("/", 1)[0],
-        failure_config=FailureConfig(max_failures=0),
-        checkpoint_config=CheckpointConfig(
-            num_to_keep=settings.checkpoint.keep,
-            checkpoint_score_attribute="val_loss",
-            checkpoint_score_order="min",
-        ),
-    )
-    with watched(watch) as mailbox:
-        task = {"settings": settings, "run": run, "source": source, "layout": layout, "mailbox": mailbox}
-        before = signal.getsignal(signal.SIGINT)
+    least = settings.train.min_workers
+    with mailbox() as box, tempfile.TemporaryDirectory(prefix="lungseg-ray-") as scratch, _signals() as asked:
+        scaling = ScalingConfig(
+            num_workers=(least, settings.train.workers) if least else layout.workers,
+            use_gpu=layout.device == "cuda",
+            resources_per_worker={"GPU": 1} if layout.device == "cuda" else {"CPU": layout.cpus_per_worker},
+        )
+        # Checkpoints are ours: they carry checksums, and lie in the run's folder. Ray keeps a list of none.
+        running = RunConfig(
+            name=run.place.name,
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[_Losses(box)],
+        )
+        task = {"settings": settings, "run": run, "source": source, "layout": layout, "mailbox": box}
+        trainer = TorchTrainer(_work, train_loop_config=task, scaling_config=scaling, run_config=running)
+        ended = _follow(trainer, box, asked, watch, lease, Watchdog(settings.train.stall_seconds, _noting(watch)))
+    if ended["event"] == "failed":
+        raise (UserError if ended["mistake"] else JobFailedError)(ended["text"])
+    if ended["event"] == "stopped":
+        raise StoppedError(
+            f"Stopped after step {ended['step']}; the checkpoint is saved, and the same command goes on.", asked[0]
+        )
+
+
+def _follow(
+    trainer: TorchTrainer,
+    box: Mailbox,
+    asked: list[int],
+    watch: Callable[[dict[str, Any]], None],
+    lease: Lease,
+    watchdog: Watchdog,
+) -> dict[str, Any]:
+    """Runs a trainer in a thread, and hands on what its workers tell.
+
+    Returns:
+        The event that ended the training; `{"event": "done"}` if it came to its end.
+    """
+    errors: list[BaseException] = []
+
+    def work() -> None:
         try:
-            TorchTrainer(_work, train_loop_config=task, scaling_config=scaling, run_config=running).fit()
-        except ray.train.TrainingFailedError as error:
-            for cause in getattr(error, "worker_failures", {}).values():
-                inner = getattr(cause, "cause", cause)
-                if isinstance(inner, UserError | TrainingDivergedError):
-                    raise UserError(str(inner)) from error
-            raise
-        except SystemExit:
-            # Ray answers Ctrl-C by leaving with status 0, and keeps the handler for what comes after.
-            raise KeyboardInterrupt from None
-        finally:
-            signal.signal(signal.SIGINT, before)
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    # In a thread of its own Ray does not answer signals, and this one is free to look after the rest.
+    thread = threading.Thread(target=work, name="fit", daemon=True)
+    thread.start()
+    ended: dict[str, Any] = {"event": "done"}
+    told = False
+    alive = True
+    while alive:
+        thread.join(LOOK_SECONDS)
+        # What came before the end is still handed on.
+        alive = thread.is_alive()
+        if asked and not told:
+            told = True
+            box.stop()
+            watch({"event": "note", "text": "Stopping after this step; a second Ctrl-C stops at once."})
+        lease.check()
+        try:
+            events, pulses = box.take()
+        except ray.exceptions.GetTimeoutError:
+            events, pulses = [], {}
+        except ray.exceptions.RayError as error:
+            raise JobFailedError(
+                f"Ray is gone on this machine ({_first_line(error)}). What was saved is safe; the same command goes on."
+            ) from error
+        for event in events:
+            if event["event"] in ("failed", "stopped"):
+                ended = event
+            else:
+                watch(event)
+        moves = {rank: pulse.moves for rank, pulse in pulses.items()}
+        watchdog.look(moves, now=time.monotonic(), waiting_for=lambda: _waiting_for(pulses))  # noqa: B023
+    if errors:
+        raise errors[0]
+    return ended
+
+
+def _noting(watch: Callable[[dict[str, Any]], None]) -> Callable[[str], None]:
+    return lambda text: watch({"event": "note", "text": text})
+
+
+def _waiting_for(pulses: dict[int, Pulse]) -> str:
+    if not pulses:
+        free = ray.available_resources()
+        return (
+            "workers to start; free in the cluster: "
+            f"{free.get('CPU', 0):g} CPU(s), {free.get('GPU', 0):g} GPU(s) (`ray status` says who has the others)"
+        )
+    return "; ".join(f"rank {rank}: {pulse.doing}" for rank, pulse in sorted(pulses.items()))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that ask for a stop, as they come in; a second SIGINT raises KeyboardInterrupt."""
+    asked: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        asked.append(number)
+        if asked.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from lungseg_ray import checkpoint, models, optim
 from lungseg_ray.batch import Batch
 from lungseg_ray.config import Settings
+from lungseg_ray.errors import JobFailedError
 from lungseg_ray.losses import SegmentationLoss
 from lungseg_ray.metrics import ValidationSums
 
@@ -22,11 +24,35 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PROBE_SIZE = 128
 PROBE_BATCH = 2
 UNUSED_PROBE_SIZE = 64
+_SUMS = ("loss", "loss_dice", "loss_bce", "images")
+"""What `Learner.step` returns, added up over an epoch."""
 _ADVICE = "Lower optim.lr, set optim.clip, or use train.precision = fp32, under another runs.name."
 
 
-class TrainingDivergedError(Exception):
+class TrainingDivergedError(JobFailedError):
     """The loss is no longer a number; the message names the step and the images."""
+
+
+class NotFiniteError(Exception):
+    """A step that must not be made, on any worker, because a loss or the gradient is not a number.
+
+    Attributes:
+        what: is not a number.
+        image_ids: of this worker's batch, if its own loss is not one.
+    """
+
+    def __init__(self, what: str, image_ids: list[str]) -> None:
+        super().__init__(what)
+        self.what = what
+        self.image_ids = image_ids
+
+
+class Wish(IntEnum):
+    """What is asked of a run between two steps."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
 
 
 class Stream(Iterator[Batch], Protocol):
@@ -64,11 +90,39 @@ class Runtime(Protocol):
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrites tensors with those of rank 0."""
 
+    def gather(self, names: list[str]) -> list[str]:
+        """The names of all workers."""
+
     def restore(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to go on from, the same on every worker; None at the start of a run."""
 
-    def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
-        """Keeps a checkpoint after an epoch; every worker calls it, and rank 0 alone makes the content."""
+    def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
+        """Keeps a checkpoint in the background; every worker calls it, and rank 0 alone keeps.
+
+        Args:
+            content: what is kept.
+            spare: it may be left out while the one before is still on its way.
+        """
+
+    def waited(self) -> float:
+        """Seconds that this process has waited for checkpoints since the last call."""
+
+    def flush(self) -> None:
+        """Waits until the last checkpoint is kept.
+
+        Raises:
+            OSError: on every worker alike, if it cannot be.
+        """
+
+    def wish(self) -> Wish:
+        """What is asked of the run, the same on every worker.
+
+        Raises:
+            OSError: on every worker alike, if a checkpoint cannot be kept.
+        """
+
+    def doing(self, what: str) -> None:
+        """Lets it be known that this worker has come this far, and what it does next."""
 
     def tell(self, event: dict[str, Any]) -> None:
         """Lets whoever watches know."""
@@ -84,6 +138,7 @@ class Learner:
         precision: of forward and backward passes; the loss is always float32.
         total_steps: of the optimiser in the whole run, for schedules by step.
         wrap: makes the model that averages its gradients over the workers.
+        sum: sums values over the workers.
         frozen: names of parameters that get no gradient with this pair of architecture and encoder.
     """
 
@@ -92,6 +147,7 @@ class Learner:
     precision: Precision
     total_steps: int
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    sum: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
     frozen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -148,15 +204,18 @@ class Learner:
         """One step of the optimiser on one batch.
 
         Returns:
-            float64 (4,): sums over the images of total loss, Dice loss and BCE, and the number of images.
+            float64 (4,): sums over the images of all workers of total loss, Dice loss and BCE, and their number.
 
         Raises:
-            TrainingDivergedError: if the loss is not finite; the weights are those before the step.
+            NotFiniteError: on every worker, if any loss or the gradient is not finite; the weights stay.
         """
         # What a step draws follows from (seed, step) alone, so that a run that goes on draws what it would have drawn.
         torch.manual_seed(self.settings.train.seed * 1_000_003 + batch.step)
         self.training_model.train()
         parts = self.settings.train.accumulate
+        # BatchNorm takes in what it sees at once; a step that is left out must not leave a trace there.
+        buffers = list(self.model.buffers()) if self.settings.train.max_skipped else []
+        before = [buffer.clone() for buffer in buffers]
         sums = torch.zeros(4, dtype=torch.float64)
         pieces = zip(batch.images.chunk(parts), batch.masks.chunk(parts), strict=True)
         for number, (images, masks) in enumerate(pieces, start=1):
@@ -167,14 +226,20 @@ class Learner:
                 self.scaler.scale(losses.total / parts).backward()
             values = torch.stack([part.detach() for part in (losses.total, losses.dice, losses.bce)]).double().cpu()
             sums += torch.cat([values, torch.ones(1, dtype=torch.float64)]) * len(images)
-        if not torch.isfinite(sums).all():
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingDivergedError(
-                f"The loss is {float(sums[0])} at step {batch.step}. Images: {', '.join(batch.image_ids)}. {_ADVICE}"
-            )
+        # All workers add up all losses, so that all make the step or none does.
+        own, sums = sums, self.sum(sums)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        # With fp16, gradients overflow now and then; the scaler leaves such a step out by itself.
+        if not torch.isfinite(sums).all() or not (self.precision == "fp16" or torch.isfinite(norm)):
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            self._leave_out()
+            what = f"loss is {float(sums[0])}" if not torch.isfinite(sums).all() else f"norm of the gradient is {norm}"
+            raise NotFiniteError(what, [] if torch.isfinite(own).all() else batch.image_ids)
         if self.settings.optim.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip)
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.optim.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -182,6 +247,12 @@ class Learner:
         if self.average:
             self.average.update(self.model)
         return sums
+
+    def _leave_out(self) -> None:
+        """Passes over a step: the schedule counts it, the scaler lowers its factor, nothing else changes."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        self.schedule.after_step()
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch], sums: ValidationSums) -> None:
@@ -257,7 +328,7 @@ def fastest_precision(settings: Settings, device: torch.device) -> Precision:
 
 
 def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) -> checkpoint.Progress:
-    """Trains until the last epoch, or until early stopping, from wherever the run had come.
+    """Trains until the last epoch, early stopping, or until it is asked to stop, from wherever the run had come.
 
     Args:
         settings: of the run.
@@ -268,19 +339,24 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
         How far the run came, with its history.
 
     Raises:
-        TrainingDivergedError: if the loss is not finite.
+        TrainingDivergedError: if too many losses are not finite.
+        OSError: if a checkpoint cannot be kept.
     """
     device, epochs = runtime.device, settings.train.epochs
+    runtime.doing("the checkpoint to go on from")
     kept = runtime.restore()
     # The first batches are made ready while precision is probed and the model is built.
     batches = runtime.train(step=kept.progress.step if kept else 0, epochs=epochs)
+    runtime.doing("the probe of the precision")
     progress = kept.progress if kept else _start(settings, runtime)
+    runtime.doing("the model to be built")
     learner = Learner(
         settings=settings if not kept else _without_weights(settings),
         device=device,
         precision=progress.precision,  # type: ignore[arg-type]
         total_steps=epochs * steps_per_epoch,
         wrap=runtime.wrap,
+        sum=runtime.sum,
     )
     if kept:
         learner.load(kept)
@@ -289,6 +365,8 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
             "event": "start",
             "epoch": progress.epoch,
             "step": progress.step,
+            "number": progress.step - progress.epoch * steps_per_epoch,
+            "steps": steps_per_epoch,
             "precision": learner.precision,
             "device": str(device),
             "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
@@ -297,19 +375,14 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
         }
     )
     try:
-        for epoch in range(progress.epoch, epochs):
-            if progress.stops_early(settings.train.early_stop):
-                break
-            row = _epoch(learner, runtime, batches, epoch=epoch, steps=steps_per_epoch)
-            progress = checkpoint.Progress(
-                epoch=epoch + 1,
-                step=(epoch + 1) * steps_per_epoch,
-                precision=learner.precision,
-                history=[*progress.history, row],
-            )
-            done = progress
-            runtime.save(lambda: learner.content(done), row)  # noqa: B023
-            runtime.tell({"event": "epoch", "row": row})
+        while progress.epoch < epochs and not progress.stops_early(settings.train.early_stop):
+            progress, stop = _epoch(learner, runtime, batches, progress, steps=steps_per_epoch)
+            if stop:
+                runtime.flush()
+                runtime.tell({"event": "stopped", "step": progress.step, "epoch": progress.epoch})
+                return progress
+        runtime.doing("the last checkpoint to be written")
+        runtime.flush()
     finally:
         batches.close()
     return progress
@@ -330,28 +403,99 @@ def _without_weights(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": settings.model.model_copy(update={"weights": "none"})})
 
 
-def _epoch(learner: Learner, runtime: Runtime, batches: Iterator[Batch], *, epoch: int, steps: int) -> dict[str, float]:
-    """Trains on one epoch and validates.
+def _epoch(
+    learner: Learner, runtime: Runtime, batches: Iterator[Batch], progress: checkpoint.Progress, *, steps: int
+) -> tuple[checkpoint.Progress, bool]:
+    """Trains on what is left of an epoch, and validates; keeps checkpoints on the way and in the end.
 
     Returns:
-        The epoch's row of the history.
+        How far the run has come, and whether it is to stop, which may be before the epoch's end.
     """
-    start = told = time.perf_counter()
-    waited = 0.0
-    sums = torch.zeros(4, dtype=torch.float64)
+    epoch, every = progress.epoch, learner.settings.checkpoint.every_steps
     rates = learner.schedule.rates()
-    for number in range(1, steps + 1):
+    partial = progress.partial or {
+        **dict.fromkeys((*_SUMS, "skipped", "waited", "saving", "seconds"), 0.0),
+        "lr": rates["decoder"],
+        "encoder_lr": rates.get("encoder", rates["decoder"]),
+    }
+    sums = torch.tensor([partial[key] for key in _SUMS], dtype=torch.float64)
+    waited, skipped, saving = partial["waited"], 0, partial["saving"]
+    start = told = time.perf_counter()
+
+    def reached(step: int) -> checkpoint.Progress:
+        nonlocal saving
+        saving += runtime.waited()
+        now = {
+            **partial,
+            **dict(zip(_SUMS, sums.tolist(), strict=True)),
+            "skipped": partial["skipped"] + skipped,
+            "waited": waited,
+            "saving": saving,
+            "seconds": partial["seconds"] + time.perf_counter() - start,
+        }
+        return replace(
+            progress,
+            step=step,
+            partial=now,
+            skipped=progress.skipped + skipped,
+            workers=runtime.world_size,
+            threads=torch.get_num_threads(),
+        )
+
+    for step in range(progress.step, (epoch + 1) * steps):
+        number = step - epoch * steps + 1
+        place = f"step {step + 1}, {number} of {steps} in epoch {epoch + 1}"
+        runtime.doing(f"the images of {place}")
         before = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - before
-        sums += learner.step(batch)
+        runtime.doing(place)
+        try:
+            sums += learner.step(batch)
+        except NotFiniteError as error:
+            skipped += 1
+            _pass_over(error, batch, progress.skipped + skipped, learner.settings, runtime)
         now = time.perf_counter()
         if now - told > 0.5 or number in (1, steps):
             told = now
             loss = float(sums[0] / sums[3])
             runtime.tell({"event": "step", "epoch": epoch + 1, "number": number, "steps": steps, "loss": loss})
-    seconds = time.perf_counter() - start
-    totals = runtime.sum(torch.cat([sums, torch.tensor([waited], dtype=torch.float64)]))
+        wish = runtime.wish()
+        if wish or (every and (step + 1) % every == 0 and number < steps):
+            here = reached(step + 1)
+            runtime.save(learner.content(here), spare=not wish)
+            if wish == Wish.STOP:
+                return here, True
+    done = reached((epoch + 1) * steps)
+    row = _finished(learner, runtime, done)
+    done = replace(done, epoch=epoch + 1, history=[*progress.history, row], partial={})
+    runtime.save(learner.content(done), spare=False)
+    runtime.tell({"event": "epoch", "row": row})
+    return done, runtime.wish() == Wish.STOP
+
+
+def _pass_over(error: NotFiniteError, batch: Batch, skipped: int, settings: Settings, runtime: Runtime) -> None:
+    """Tells of a step that is left out; every worker calls it.
+
+    Raises:
+        TrainingDivergedError: if more are left out than may be.
+    """
+    names = runtime.gather(error.image_ids) or runtime.gather(batch.image_ids)
+    text = f"The {error.what} at step {batch.step + 1}. Images: {', '.join(names)}."
+    if skipped > settings.train.max_skipped:
+        allowed = f"{skipped} such step(s), {settings.train.max_skipped} allowed (train.max_skipped)."
+        raise TrainingDivergedError(f"{text} {allowed} {_ADVICE}")
+    runtime.tell({"event": "note", "text": f"{text} The step is left out, {skipped} of {settings.train.max_skipped}."})
+
+
+def _finished(learner: Learner, runtime: Runtime, progress: checkpoint.Progress) -> dict[str, float]:
+    """Validates after the last step of an epoch.
+
+    Returns:
+        The epoch's row of the history.
+    """
+    start = time.perf_counter()
+    sums = progress.partial
     # BatchNorm's statistics drift apart between workers; all validate, and keep, those of rank 0.
     runtime.share([*learner.model.buffers(), *(learner.evaluated.buffers() if learner.average else ())])
     validation = ValidationSums(
@@ -359,24 +503,37 @@ def _epoch(learner: Learner, runtime: Runtime, batches: Iterator[Batch], *, epoc
         dice_weight=learner.settings.loss.dice,
         bce_weight=learner.settings.loss.bce,
     )
-    learner.validate(runtime.validation(), validation)
+    learner.validate(_noted(runtime.validation(), runtime, progress.epoch + 1), validation)
     validation.load(runtime.sum(validation.as_tensor()))
     found = validation.result()
     if not math.isfinite(found["loss"]):
-        raise TrainingDivergedError(f"The validation loss is {found['loss']} after epoch {epoch + 1}. {_ADVICE}")
+        raise TrainingDivergedError(
+            f"The validation loss is {found['loss']} after epoch {progress.epoch + 1}. {_ADVICE}"
+        )
     learner.schedule.after_epoch(found["loss"])
-    images = float(totals[3])
+    waited = float(runtime.sum(torch.tensor([sums["waited"]], dtype=torch.float64))) / runtime.world_size
+    images = max(sums["images"], 1.0)
     return {
-        "epoch": epoch + 1,
-        "step": (epoch + 1) * steps,
-        "loss": float(totals[0]) / images,
-        "loss_dice": float(totals[1]) / images,
-        "loss_bce": float(totals[2]) / images,
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "loss": sums["loss"] / images,
+        "loss_dice": sums["loss_dice"] / images,
+        "loss_bce": sums["loss_bce"] / images,
         **{f"val_{key}": value for key, value in found.items()},
-        "lr": rates["decoder"],
-        "encoder_lr": rates.get("encoder", rates["decoder"]),
-        "images_per_second": images / seconds,
-        "data_wait_share": float(totals[4]) / runtime.world_size / seconds,
-        "train_seconds": seconds,
-        "seconds": time.perf_counter() - start,
+        "lr": sums["lr"],
+        "encoder_lr": sums["encoder_lr"],
+        "skipped": sums["skipped"],
+        "images_per_second": sums["images"] / sums["seconds"],
+        "data_wait_share": waited / sums["seconds"],
+        "checkpoint_wait": sums["saving"],
+        "train_seconds": sums["seconds"],
+        "seconds": sums["seconds"] + time.perf_counter() - start,
     }
+
+
+def _noted(batches: Iterator[Batch], runtime: Runtime, epoch: int) -> Iterator[Batch]:
+    runtime.doing(f"the validation images after epoch {epoch}")
+    for number, batch in enumerate(batches, start=1):
+        runtime.doing(f"validation batch {number} after epoch {epoch}")
+        yield batch
+    runtime.doing(f"the other workers' validation after epoch {epoch}")

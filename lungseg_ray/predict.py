@@ -98,7 +98,9 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
         UserError: if the run or the images are not there, if none of them can be used, or if another model, or the
             same with other settings, has predicted into the folder before.
     """
+    resources.check_lasting(locate(job.out))
     names = _images(job)
+    resources.check_shared(locate(job.out))
     _claim(job)
     work = _Predict(job, names)
     done = resources.map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)

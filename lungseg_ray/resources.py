@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, patiently
+
+_JOB_COPY = "runtime_resources/working_dir_files"
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Layout:
         workers: training processes.
         device: what each of them computes on.
         cpus_per_worker: logical CPUs that Ray reserves for each; 0 on GPUs, so that all serve the data.
-        data_cpus: logical CPUs left for Ray Data.
+        data_cpus: logical CPUs left for Ray Data, with the fewest workers.
         data_tasks: data tasks at a time for each worker.
     """
 
@@ -51,7 +56,13 @@ def cores() -> int:
 
 
 def plan(
-    *, cpus: int, gpus: int, workers: int, device: Literal["auto", "cpu", "cuda"] = "auto", tasks: int = 0
+    *,
+    cpus: int,
+    gpus: int,
+    workers: int,
+    min_workers: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tasks: int = 0,
 ) -> Layout:
     """Deals a cluster's CPUs and GPUs to training workers and data tasks, or says why that cannot be.
 
@@ -61,37 +72,44 @@ def plan(
         cpus: logical CPUs of the cluster.
         gpus: GPUs of the cluster.
         workers: training processes, at least 1.
+        min_workers: how few of them will do; 0: all are needed.
         device: `auto` takes GPUs where there is one for each worker.
         tasks: data tasks at a time for each worker; 0 for as many as fit.
 
     Raises:
         UserError: if the workers do not fit, or if no CPU would be left for the data.
     """
-    on_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
-    if on_gpu and gpus < workers:
+    least = min_workers or workers
+    on_gpu = device == "cuda" or (device == "auto" and gpus >= least)
+    if on_gpu and gpus < least:
         raise UserError(
-            f"train.device = cuda needs a GPU for each of {workers} worker(s); the cluster has {gpus}. "
+            f"train.device = cuda needs a GPU for each of {least} worker(s); the cluster has {gpus}. "
             f"Lower train.workers to {gpus} or add GPUs."
             if gpus
-            else f"train.device = cuda needs {workers} GPU(s); the cluster has none. Use train.device = cpu."
+            else f"train.device = cuda needs {least} GPU(s); the cluster has none. Use train.device = cpu."
         )
     cpus_per_worker = 0 if on_gpu else 1
-    data_cpus = cpus - workers * cpus_per_worker
-    if data_cpus < 1:
-        most = max((cpus - 1) if not on_gpu else workers, 0)
+    if cpus - least * cpus_per_worker < 1:
+        most = max((cpus - 1) if not on_gpu else least, 0)
         raise UserError(
-            f"train.workers = {workers} needs {workers * cpus_per_worker} of the cluster's {cpus} CPU(s) and leaves "
+            f"train.workers = {least} needs {least * cpus_per_worker} of the cluster's {cpus} CPU(s) and leaves "
             "none for reading data, which needs at least 1; the run would wait for ever. "
             + (f"Lower train.workers to {most} or add CPUs." if most else "Add CPUs.")
         )
-    fit = max(data_cpus // workers, 1)
+    fit = data_tasks(cpus, least, cpus_per_worker)
     return Layout(
         workers=workers,
         device="cuda" if on_gpu else "cpu",
         cpus_per_worker=cpus_per_worker,
-        data_cpus=data_cpus,
+        data_cpus=cpus - least * cpus_per_worker,
         data_tasks=min(tasks, fit) if tasks else fit,
     )
+
+
+def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
+    """Data tasks at a time that fit for each worker: at least one if any CPU is left, else none."""
+    left = cpus - workers * cpus_per_worker
+    return max(left // workers, 1) if left > 0 else 0
 
 
 @contextmanager
@@ -149,6 +167,9 @@ def map_chunks(
 
     Yields:
         The rows, in the order in which they are done.
+
+    Raises:
+        OSError: if a place cannot be read or written; a bucket is tried again for some minutes first.
     """
     cpus, gpus = available()
     if device == "cuda" and not gpus:
@@ -164,6 +185,9 @@ def map_chunks(
         max_calls=0,
     )
     for row in done.iter_rows():
+        if row["trouble"]:
+            # An exception would lose its kind on the way through Ray.
+            raise OSError(row["trouble"])
         yield json.loads(row["row"])
 
 
@@ -177,8 +201,68 @@ class _ChunkTask:
         if self.device == "cpu":
             # One thread each, so that the order of a sum does not depend on the number of processes.
             torch.set_num_threads(1)
-        rows = [row for number in batch.column("id").to_pylist() for row in self.work(number, self.device)]
-        return pa.table({"row": [json.dumps(row) for row in rows]})
+        try:
+            rows = [row for number in batch.column("id").to_pylist() for row in self._patiently(number)]
+        except OSError as error:
+            return pa.table({"row": [""], "trouble": [str(error)]})
+        return pa.table({"row": [json.dumps(row) for row in rows], "trouble": [""] * len(rows)})
+
+    def _patiently(self, number: int) -> list[dict[str, Any]]:
+        return patiently(lambda: self.work(number, self.device), seconds=PATIENCE_SECONDS)
+
+
+def check_lasting(place: Location) -> None:
+    """Makes sure that what is written outlives the job.
+
+    Raises:
+        UserError: if the place lies in the copy of the working directory that Ray makes for a submitted job.
+    """
+    if place.is_local and f"/{_JOB_COPY}/" in place.path:
+        name = place.path.split(f"/{_JOB_COPY}/", 1)[1].split("/", 1)[-1]
+        raise UserError(
+            f"{name}: a submitted job runs in a copy of your folder that Ray deletes, and what it writes there would "
+            "be lost. Give an absolute path that all nodes see, or a bucket (s3://...)."
+        )
+
+
+def check_shared(place: Location) -> None:
+    """Makes sure that every node of the cluster sees the same place, before hours of work show that one does not.
+
+    Raises:
+        UserError: if a node does not, or not with its own credentials.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    probe = place / f".probe-{uuid.uuid4().hex[:8]}"
+    probe.write_text("seen")
+    try:
+        asked = {
+            node["NodeManagerHostname"]: _sees.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe)
+            for node in nodes
+        }
+        found = {host: ray.get(answer, timeout=60) for host, answer in asked.items()}
+    finally:
+        probe.delete()
+    blind = {host: why for host, why in found.items() if why}
+    if blind:
+        listed = "\n".join(f"  {host}: {why}" for host, why in blind.items())
+        raise UserError(
+            f"{place}: not every node of the cluster sees this place:\n{listed}\n"
+            "Use a bucket (s3://...) that all may read, or a folder that all have mounted."
+        )
+
+
+@ray.remote
+def _sees(probe: Location) -> str:
+    try:
+        return "" if probe.read_text() == "seen" else "another file is there"
+    except FileNotFoundError:
+        return "the file that the driver wrote is not there"
+    except OSError as error:
+        return str(error)
 
 
 def quiet_data() -> None:

@@ -26,7 +26,6 @@ HISTORY = "history.csv"
 SUMMARY = "summary.json"
 BEST = "best"
 EVALUATION = "evaluation"
-_RAY_LIST = "checkpoint_manager_snapshot.json"
 
 FREE = (
     "corpus",
@@ -34,12 +33,17 @@ FREE = (
     "runs",
     "evaluate",
     "checkpoint",
+    "storage",
     "feed.tasks",
     "feed.ahead",
     "train.workers",
     "train.threads",
+    "train.min_workers",
     "train.device",
     "train.early_stop",
+    "train.max_failures",
+    "train.max_skipped",
+    "train.stall_seconds",
 )
 """Settings that may change while a run goes on: they move or speed it, and leave what it learns as it is. The corpus
 is held by the fingerprint of its shards."""
@@ -122,9 +126,9 @@ class Run:
         (self.place / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
     def write_history(self, history: list[dict[str, float]]) -> None:
-        """Writes one line for each finished epoch."""
+        """Writes one line for each finished epoch; with none, the file says that the run has a checkpoint."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(history[0]))
+        writer = csv.DictWriter(text, list(history[0]) if history else ["epoch", "step"])
         writer.writeheader()
         writer.writerows(history)
         (self.place / HISTORY).write_text(text.getvalue())
@@ -144,22 +148,23 @@ class Run:
         """The newest checkpoint that can be used, None before the first; and what is wrong with the newer ones.
 
         Raises:
-            UserError: if the run has finished an epoch, but no checkpoint can be used.
+            UserError: if the run has finished a checkpoint, but none can be used.
         """
         return checkpoint.newest(self.place, any_finished=(self.place / HISTORY).exists())
 
     def tidy(self, *, keep: int) -> None:
-        """Deletes the checkpoints but the newest that can be used and the best, and Ray's list of them.
+        """Deletes the checkpoints but the best and the newest that can be used, and what a killed writer left.
 
-        Ray's list is written in place and may be cut; after a damaged checkpoint was passed over it would name one
-        folder twice, and delete it once too often.
+        Raises:
+            UserError: if the run has finished a checkpoint, but none can be used; then nothing is deleted.
         """
-        (self.place / _RAY_LIST).delete()
         place, _ = self.newest_checkpoint()
-        best = checkpoint.ranked(self._progress(place).history)[:keep] if place else []
-        kept = {checkpoint.name(int(row["step"])) for row in best} | ({place.name} if place else set())
-        for other in checkpoint.listed(self.place):
-            if other.name not in kept:
+        history = self._progress(place).history if place else []
+        there = [checkpoint.step_of(other) for other in checkpoint.listed(self.place)]
+        usable = [step for step in there if place and step <= checkpoint.step_of(place)]
+        stay = checkpoint.kept(history, usable, best=keep)
+        for other, _ in self.place.list():
+            if checkpoint.is_part(other) or (checkpoint.is_one(other) and checkpoint.step_of(other) not in stay):
                 other.delete()
 
     def is_trained(self, settings: Settings) -> bool:
@@ -180,6 +185,8 @@ class Run:
         if place is None:
             raise UserError(f"{self.place}: the run has no checkpoint yet.")
         progress = self._progress(place)
+        if not progress.history:
+            raise UserError(f"{self.place}: the run has finished no epoch yet.")
         best = self.place / checkpoint.name(int(progress.best["step"]))
         reason = checkpoint.damage(best)
         if reason:

@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from lungseg_ray import resources
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus.decode import Sample, read_sample
 from lungseg_ray.corpus.layouts import SUFFIXES, list_corpus
@@ -34,7 +36,7 @@ from lungseg_ray.shards import (
     read_notes,
     write_file,
 )
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, patiently
 
 SET_ASIDE = "set_aside.csv"
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
@@ -74,18 +76,22 @@ class _Writer:
         if not target.exists():
             rows: list[tuple[Record, Sample]] = []
             bad: list[SetAside] = []
-            for text in batch.column("record").to_pylist():
-                record = Record(**json.loads(text))
-                try:
-                    rows.append((record, read_sample(record, self.corpus, longer_side=self.longer_side)))
-                except BadFileError as error:
-                    bad.append(SetAside(record.image_id, record.image_uri, error.reason, error.detail))
             try:
-                write_file(target, rows, {"set_aside": [asdict(one) for one in bad]})
+                for text in batch.column("record").to_pylist():
+                    record = Record(**json.loads(text))
+                    try:
+                        rows.append((record, patiently(partial(self._read, record), seconds=PATIENCE_SECONDS)))
+                    except BadFileError as error:
+                        bad.append(SetAside(record.image_id, record.image_uri, error.reason, error.detail))
+                notes = {"set_aside": [asdict(one) for one in bad]}
+                patiently(lambda: write_file(target, rows, notes), seconds=PATIENCE_SECONDS)
             except OSError as error:
                 # An exception loses its kind on the way through Ray; the driver raises it again.
-                return pa.table({"trouble": [f"{target} cannot be written: {error}"]})
+                return pa.table({"trouble": [f"{target} cannot be made: {error}"]})
         return pa.table({"trouble": [""]})
+
+    def _read(self, record: Record) -> Sample:
+        return read_sample(record, self.corpus, longer_side=self.longer_side)
 
 
 def shard(settings: Settings) -> Outcome:
@@ -100,6 +106,8 @@ def shard(settings: Settings) -> Outcome:
         OSError: if a shard cannot be written.
     """
     root = locate(settings.shards.root)
+    resources.check_lasting(root)
+    resources.check_shared(root)
     listing = list_corpus(settings.corpus)
     source = _fingerprint(
         [asdict(record) for record in listing.records],

@@ -3,24 +3,268 @@
 from __future__ import annotations
 
 import os
+import random
+import re
+import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pyarrow as pa
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
 from pyarrow import fs
 
 from lungseg_ray.errors import UserError
 
+T = TypeVar("T")
+
 SCHEMES = ("s3", "gs")
+
+# One request that gets nowhere ends after 2 x 10 s, so that whatever is wrong is told within half a minute. Outages
+# that are longer are the business of `patiently`.
+CONNECT_SECONDS = 5.0
+REQUEST_SECONDS = 10.0
+ATTEMPTS = 2
+PATIENCE_SECONDS = 300
+"""For how long a running job tries again, unless its settings say otherwise."""
+REQUESTS = 8
+"""Files of a folder that are uploaded or deleted at the same time."""
+LONGEST_PAUSE = 10.0
+LONGEST_TURN = 30.0
+"""What one attempt counts for at most where patience is counted; see `patiently`."""
+
+# What the names mean by which pyarrow and botocore report trouble, and what to do about it.
+_TROUBLES = (
+    (
+        r"NO_?SUCH_?BUCKET|Bucket '.*' not found|INVALID_?BUCKET_?NAME",
+        "there is no bucket {bucket!r} at {store}; create it, or check its name and AWS_ENDPOINT_URL.",
+    ),
+    (
+        r"INVALID_?ACCESS_?KEY_?ID|UNRECOGNIZED_?CLIENT",
+        "{store} does not know the access key; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.",
+    ),
+    (
+        r"SIGNATURE_?DOES_?NOT_?MATCH|INVALID_?SIGNATURE",
+        "the signature does not match the access key at {store}; check AWS_SECRET_ACCESS_KEY.",
+    ),
+    (
+        r"EXPIRED_?TOKEN|INVALID_?TOKEN|INVALID_?CLIENT_?TOKEN_?ID",
+        "{store} takes the session's token for expired or unknown; renew AWS_SESSION_TOKEN and the keys, or remove it.",
+    ),
+    (
+        r"REQUEST_?(TIME_?TOO_?SKEWED|EXPIRED)",
+        "{store} finds the time of the request wrong; set this machine's clock.",
+    ),
+    (
+        r"HTTP status 301|PERMANENT_?REDIRECT|AUTHORIZATION_?HEADER_?MALFORMED",
+        "the bucket {bucket!r} is not in the region that was asked; check AWS_REGION and AWS_ENDPOINT_URL.",
+    ),
+    (
+        r"NO_?CREDENTIALS|Unable to locate credentials",
+        "no credentials were found for {store}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role.",
+    ),
+    (
+        r"ACCESS_?DENIED|HTTP status 403|FORBIDDEN",
+        "access denied by {store}; check that the key or role may do this there (AWS_ACCESS_KEY_ID, the bucket's "
+        "policy).",
+    ),
+    (
+        r"SLOW_?DOWN|THROTTLING|SERVICE_?UNAVAILABLE|INTERNAL_?(FAILURE|ERROR)|HTTP status 5\d\d|\(50\d\)",
+        "{store} is busy or out of order; try again later.",
+    ),
+    (
+        r"NETWORK_?CONNECTION|REQUEST_?TIMEOUT|Could not connect|timeout on endpoint|Connection was closed",
+        "nothing answers at {store}; check AWS_ENDPOINT_URL and the network.",
+    ),
+)
+
+
+class StorageError(OSError):
+    """A bucket that cannot be used: which, where, what was found, and what to do, in one sentence.
+
+    It holds no credential. It may pass (`patiently`), a restart of the store or a right taken for a while.
+    """
 
 
 @lru_cache(maxsize=64)
 def _filesystem(root: str) -> fs.FileSystem:
     return fs.FileSystem.from_uri(root)[0]
+
+
+def _endpoint() -> str:
+    """The store's address; empty for AWS."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if endpoint and not re.fullmatch(r"https?://[^/:\s]+(:\d+)?(/\S*)?", endpoint):
+        raise StorageError("AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST; found something else.")
+    return endpoint
+
+
+def _region(bucket: str) -> str:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        return region
+    # Stores other than AWS take any region; AWS's library would ask a metadata service that is not there.
+    return "us-east-1" if _endpoint() else _resolved(bucket)
+
+
+@lru_cache(maxsize=64)
+def _resolved(bucket: str) -> str:
+    try:
+        return fs.resolve_s3_region(bucket)
+    except OSError as error:
+        if re.search(_TROUBLES[0][0], str(error)):
+            raise
+        raise StorageError(
+            f"s3://{bucket}: the bucket's region could not be found out from AWS; set AWS_REGION, or AWS_ENDPOINT_URL "
+            "for another store."
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _s3(endpoint: str, region: str) -> fs.S3FileSystem:
+    address = urlsplit(endpoint or "https://")
+    return fs.S3FileSystem(
+        region=region,
+        scheme=address.scheme,
+        endpoint_override=address.netloc + address.path.rstrip("/") or None,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=REQUEST_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        # A small file is one request, whole or not at all.
+        allow_delayed_open=True,
+    )
+
+
+@lru_cache(maxsize=64)
+def _client(endpoint: str, region: str) -> Any:
+    """For what pyarrow cannot: write on a condition, and delete without writing a marker above the prefix."""
+    config = Config(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=REQUEST_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        # Older stores do not know the checksums that are sent otherwise.
+        request_checksum_calculation="when_required",
+    )
+    return get_session().create_client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
+
+
+@contextmanager
+def explained(place: Location) -> Iterator[None]:
+    """Turns what pyarrow and botocore raise about a place in a bucket into a `StorageError`.
+
+    Errors of a disk, and files that are missing in a bucket that is there, stay as they are.
+
+    Raises:
+        StorageError: for all other trouble with a bucket.
+    """
+    try:
+        yield
+    except (StorageError, IsADirectoryError, NotADirectoryError):
+        raise
+    except FileNotFoundError:
+        _require_bucket(place)
+        raise
+    except (OSError, BotoCoreError, ClientError) as error:
+        if place.is_local:
+            raise
+        raise StorageError(_sentence(place, error)) from error
+
+
+def _sentence(place: Location, error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if place.is_s3 and "No response body" in text:
+        # A refused HEAD request carries no reason. A listing does.
+        try:
+            place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
+        except OSError as better:
+            text = str(better)
+    store = (_endpoint() or "AWS S3") if place.is_s3 else "The store"
+    # A name of a file means nothing.
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "''", text)
+    for pattern, meaning in _TROUBLES:
+        if place.is_s3 and re.search(pattern, bare, re.IGNORECASE):
+            return f"{place}: {meaning.format(bucket=place.bucket, store=store)}"
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        if os.environ.get(name):
+            text = text.replace(os.environ[name], f"${name}")
+    return f"{place}: {store} answered: {' '.join(text.split()).rstrip('.')}."
+
+
+def patiently(
+    work: Callable[[], T],
+    *,
+    seconds: float,
+    note: Callable[[str], None] | None = None,
+    trouble: type[OSError] = StorageError,
+) -> T:
+    """Calls `work` until it succeeds, for some time.
+
+    A file that is missing is an answer, and no reason to try again.
+
+    Args:
+        work: may be called again after it has failed half-way.
+        trouble: errors that may pass; by default those of buckets.
+        seconds: how long to go on after them. What counts are pauses and attempts that failed, each of them for
+            30 s at most: a process that is suspended for a minute comes back with its patience.
+        note: told of the first failure, and of the success after failures.
+
+    Raises:
+        OSError: the last one.
+    """
+    waited, pause, failed = 0.0, 0.5, False
+    while True:
+        start = time.monotonic()
+        try:
+            result = work()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise
+        except trouble as error:
+            waited += min(time.monotonic() - start, LONGEST_TURN)
+            if waited >= seconds:
+                raise
+            if note and not failed:
+                note(f"{str(error).rstrip('.')}. Trying again for up to {seconds:.0f} s.")
+            failed = True
+            nap = min(random.uniform(0.5, 1.0) * pause, seconds - waited)
+            time.sleep(nap)
+            waited += nap
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            if note and failed:
+                note(f"The storage answers again after {waited:.0f} s.")
+            return result
+
+
+# By endpoint and bucket: those that are known to be there, and whether they keep the promise of `Location.create`.
+_known_buckets: set[tuple[str, str]] = set()
+_honours: dict[tuple[str, str], bool] = {}
+
+
+def _require_bucket(place: Location) -> None:
+    """Raises a `StorageError` if the bucket is missing; pyarrow takes that for a file that is missing."""
+    key = (_endpoint(), place.bucket)
+    if not place.is_s3 or key in _known_buckets:
+        return
+    try:
+        found = place.filesystem.get_file_info(place.bucket).type != fs.FileType.NotFound
+    except OSError as error:
+        # Whoever may use a prefix alone may not ask about its bucket; the store has answered, that is enough.
+        if "ACCESS_DENIED" not in str(error):
+            raise StorageError(_sentence(place, error)) from error
+        found = True
+    if not found:
+        raise StorageError(_sentence(place, OSError("NO_SUCH_BUCKET")))
+    _known_buckets.add(key)
 
 
 @dataclass(frozen=True)
@@ -29,6 +273,9 @@ class Location:
 
     It is pickled as its URI alone: every process opens the file system from its own environment, so that no
     credential travels.
+
+    Every operation raises `StorageError` where a bucket cannot be used, one that does not exist included, and the
+    `OSError`s of Python for a disk.
     """
 
     uri: str
@@ -39,12 +286,27 @@ class Location:
         return self.uri.startswith("/")
 
     @property
+    def is_s3(self) -> bool:
+        """Whether this is a place in a bucket of AWS or of another store that speaks S3."""
+        return self.uri.startswith("s3://")
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name; empty on a disk."""
+        return self.path.split("/", 1)[0]
+
+    @property
+    def key(self) -> str:
+        """The path within the bucket."""
+        return self.path.partition("/")[2]
+
+    @property
     def filesystem(self) -> fs.FileSystem:
         """The pyarrow file system that holds this place."""
-        if self.is_local:
-            return _filesystem("file:///")
-        scheme, rest = self.uri.split("://", 1)
-        return _filesystem(f"{scheme}://{rest.split('/', 1)[0]}")
+        if self.is_s3:
+            with explained(self):
+                return _s3(_endpoint(), _region(self.bucket))
+        return _filesystem("file:///" if self.is_local else f"{self.uri.split('://', 1)[0]}://{self.bucket}")
 
     @property
     def path(self) -> str:
@@ -69,7 +331,11 @@ class Location:
 
     def info(self) -> fs.FileInfo:
         """What is there: type, size in bytes, time of the last change."""
-        return self.filesystem.get_file_info(self.path)
+        with explained(self):
+            found = self.filesystem.get_file_info(self.path)
+            if found.type == fs.FileType.NotFound:
+                _require_bucket(self)
+            return found
 
     def exists(self) -> bool:
         """Whether a file or a folder is there."""
@@ -91,8 +357,9 @@ class Location:
         """
         if self.is_local:
             return Path(self.path).read_bytes()
-        with self.filesystem.open_input_stream(self.path) as stream:
-            return stream.read()
+        # A file knows its size and is read in one request, a stream in pieces of 256 KB.
+        with explained(self), self.filesystem.open_input_file(self.path) as file:
+            return file.read()
 
     def read_text(self) -> str:
         """The whole file as UTF-8 text."""
@@ -101,62 +368,189 @@ class Location:
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Writes the whole file so that a reader sees the old content or the new, never a part."""
         if not self.is_local:
-            with self.filesystem.open_output_stream(self.path) as stream:
+            # All of it in one call: a stream that is closed half-way leaves half a file.
+            with explained(self), self.filesystem.open_output_stream(self.path) as stream:
                 stream.write(data)
             return
-        target = Path(self.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            with part.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with _part(Path(self.path), data) as part:
+            part.replace(self.path)
 
     def write_text(self, text: str) -> None:
         """Writes UTF-8 text, whole or not at all."""
         self.write_bytes(text.encode())
 
+    def create(self, data: bytes) -> bool:
+        """Writes the whole file if there is none; of any number of processes and machines, one alone gets True.
+
+        Where `honours_create` is False, two that come at the same moment may both get it.
+
+        Returns:
+            False if there is a file already, which is left as it is.
+        """
+        if self.is_s3:
+            with explained(self):
+                return _create(_client(_endpoint(), _region(self.bucket)), self, data)
+        if not self.is_local:
+            if self.exists():
+                return False
+            self.write_bytes(data)
+            return True
+        target = Path(self.path)
+        with _part(target, data) as part:
+            try:
+                os.link(part, target)
+            except FileExistsError:
+                # A network file system may have lost the answer to a link that it made.
+                return part.stat().st_nlink > 1
+            except OSError:
+                # Links are refused here.
+                try:
+                    stream = target.open("xb")
+                except FileExistsError:
+                    return False
+                with stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+        return True
+
+    def honours_create(self) -> bool:
+        """Whether the storage keeps the promise of `create`; a bucket is asked once, with a file below this folder."""
+        if not self.is_s3:
+            return self.is_local
+        key = (_endpoint(), self.bucket)
+        if key not in _honours:
+            _honours[key] = _honours_create(self)
+        return _honours[key]
+
     def list(self, *, recursive: bool = False) -> list[tuple[Location, fs.FileInfo]]:
         """Files and folders below this one, in the order of their names; empty if this folder does not exist."""
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
-        found = sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+        with explained(self):
+            found = sorted(self._listed(selector), key=lambda info: info.path)
+            if not found:
+                _require_bucket(self)
         return [(self._at(info.path), info) for info in found]
+
+    def _listed(self, selector: fs.FileSelector) -> Any:
+        for _ in range(20):
+            # pyarrow fails where a file goes between the folder's being read and the file's being looked at.
+            with suppress(FileNotFoundError):
+                return self.filesystem.get_file_info(selector)
+        return self.filesystem.get_file_info(selector)
 
     def _at(self, path: str) -> Location:
         return Location(path if self.is_local else f"{self.uri.split('://', 1)[0]}://{path}")
 
     def make_dir(self) -> None:
-        """Creates the folder and those above it; no harm if it exists."""
-        self.filesystem.create_dir(self.path, recursive=True)
+        """Creates the folder and those above it; no harm if it exists. A bucket has no folders, and must exist."""
+        if self.is_s3:
+            # No marker: it would need the right to write above this prefix.
+            _require_bucket(self)
+        else:
+            self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self) -> None:
-        """Deletes the file or the folder; no harm if there is none."""
+        """Deletes the file or the folder with all that is in it; no harm if there is none."""
+        if self.is_s3:
+            with explained(self):
+                return _delete(_client(_endpoint(), _region(self.bucket)), self)
         kind = self.info().type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
-        elif kind != fs.FileType.NotFound:
-            self.filesystem.delete_file(self.path)
+        # Another process may be quicker.
+        with suppress(FileNotFoundError), explained(self):
+            if kind == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind != fs.FileType.NotFound:
+                self.filesystem.delete_file(self.path)
 
     def download(self, directory: Path) -> None:
         """Copies every file of this folder into `directory`."""
-        fs.copy_files(self.path, str(directory), source_filesystem=self.filesystem)
+        with explained(self):
+            fs.copy_files(self.path, str(directory), source_filesystem=self.filesystem)
 
-    def upload(self, directory: Path) -> None:
-        """Copies every file of `directory` into this folder."""
-        self.make_dir()
-        fs.copy_files(str(directory), self.path, destination_filesystem=self.filesystem)
+    def upload(self, directory: Path, *, last: Sequence[str] = ()) -> None:
+        """Copies every file of `directory` into this folder, each whole or not at all.
+
+        Args:
+            directory: a local folder.
+            last: paths in it of files that follow when all others are complete, one after the other in this order.
+        """
+        paths = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
+
+        def put(path: str) -> None:
+            (self / path).write_bytes(pa.memory_map(str(directory / path)).read_buffer())
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(put, (path for path in paths if path not in last)))
+        for path in last:
+            put(path)
+
+
+@contextmanager
+def _part(target: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
+    """A complete file beside `target` under another name, which is gone after the block."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _create(client: Any, place: Location, data: bytes) -> bool:
+    name = {"Bucket": place.bucket, "Key": place.key}
+    writer = uuid.uuid4().hex
+    for last in (False, False, False, True):
+        try:
+            client.put_object(**name, Body=data, IfNoneMatch="*", Metadata={"writer": writer})
+            return True
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                break
+            if status != 409 or last:
+                raise
+            # Another writes or deletes it at this moment.
+            time.sleep(random.uniform(0.1, 0.5))
+    # It may be our own, by a first try whose answer was lost.
+    try:
+        return client.head_object(**name)["Metadata"].get("writer") == writer
+    except ClientError:
+        return False
+
+
+def _delete(client: Any, place: Location) -> None:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=f"{place.key}/")
+    keys = {place.key} | {item["Key"] for page in pages for item in page.get("Contents", [])}
+    # Some stores keep a folder that was once filled until it is deleted by its name, and only when it is empty.
+    folders = {key[:end] for key in keys for end in range(len(place.key) + 1, len(key) + 1) if key[end - 1] == "/"}
+
+    def drop(key: str) -> None:
+        client.delete_object(Bucket=place.bucket, Key=key)
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(drop, keys - folders))
+    for folder in sorted(folders, reverse=True):
+        drop(folder)
+
+
+def _honours_create(folder: Location) -> bool:
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        return probe.create(b"") and not probe.create(b"")
+    finally:
+        probe.delete()
 
 
 def locate(text: str) -> Location:
     """The place that a path or a URI names; relative paths are taken from the current directory.
 
     Raises:
-        UserError: if the scheme is one that is not supported.
+        UserError: if the scheme is not supported, or what follows is more or less than a bucket and a prefix.
     """
     if "://" not in text:
         return Location(str(Path(text).expanduser().absolute()))
@@ -170,4 +564,7 @@ def locate(text: str) -> Location:
             f"{scheme}://...: expected a bucket and a prefix alone, found '@' or '?'. Keys and endpoints come from the "
             "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL), so that they are written nowhere."
         )
-    return Location(text.rstrip("/"))
+    place = Location(text.rstrip("/"))
+    if not rest.strip("/") or "//" in rest.rstrip("/") or rest.startswith("/"):
+        raise UserError(f"{text}: expected {scheme}://BUCKET/PREFIX, and nothing empty between two slashes.")
+    return place

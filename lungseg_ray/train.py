@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lungseg_ray import checkpoint, models, predictor, report, resources
+from lungseg_ray import checkpoint, lease, models, predictor, report, resources
 from lungseg_ray.card import model_card
 from lungseg_ray.config import Settings, chosen, differences, merge
 from lungseg_ray.display import Display
@@ -44,6 +44,7 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
     """
     root = locate(settings.shards.root)
     run = Run(locate(settings.runs.root) / settings.runs.name)
+    resources.check_lasting(run.place)
     index = _at_hand(root, settings)
     if index:
         settings = _as_made(settings, index)
@@ -59,15 +60,20 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
         _tell(run, finished, console)
         return finished
-    with resources.cluster(processes=settings.train.workers):
+    with (
+        lease.held(run.place, lambda text: console.print(text, highlight=False)) as hold,
+        resources.cluster(processes=settings.train.workers),
+    ):
         cpus, gpus = resources.available()
         layout = resources.plan(
             cpus=cpus,
             gpus=gpus,
             workers=settings.train.workers,
+            min_workers=settings.train.min_workers,
             device=settings.train.device,
             tasks=settings.feed.tasks,
         )
+        resources.check_shared(run.place)
         if not index:
             console.print(f"No shards in {root} yet: making them from {settings.corpus.root}", highlight=False)
             outcome = shard(settings)
@@ -89,12 +95,13 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         display = Display(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
             with display:
-                fit(settings, run=run, source=source, layout=layout, watch=display)
+                fit(settings, run=run, source=source, layout=layout, watch=display, lease=hold)
         summary = _finish(run, settings, index, console)
         summary["seconds"] = {
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
             "total": round(time.time() - started, 1),
         }
+        hold.check()
         run.write_summary(summary)
         _tell(run, summary, console)
         return summary
@@ -170,6 +177,8 @@ def _finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -
         "test": test,
         "images_per_second": sum(row["images_per_second"] * row["train_seconds"] for row in progress.history) / seconds,
         "data_wait_share": sum(row["data_wait_share"] * row["train_seconds"] for row in progress.history) / seconds,
+        "checkpoint_wait_share": sum(row["checkpoint_wait"] for row in progress.history) / seconds,
+        "skipped": progress.skipped,
     }
 
 

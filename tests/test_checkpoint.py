@@ -54,7 +54,7 @@ def written(tmp_path: Path) -> Location:
     take_steps(model, optimizer, range(3))
     folder = tmp_path / "run" / checkpoint.name(4)
     folder.mkdir(parents=True)
-    checkpoint.write(folder, content(model, optimizer))
+    checkpoint.write(folder, checkpoint.snapshot(content(model, optimizer)))
     return locate(str(folder))
 
 
@@ -72,7 +72,7 @@ def test_round_trip_with_lookahead(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer(0)
     take_steps(model, optimizer, range(3))
     made = content(model, optimizer)
-    checkpoint.write(tmp_path, made)
+    checkpoint.write(tmp_path, checkpoint.snapshot(made))
     read = checkpoint.read(tmp_path)
     assert read.progress == made.progress
     assert read.average is not None
@@ -90,7 +90,7 @@ def test_round_trip_with_lookahead(tmp_path: Path) -> None:
 
 
 def test_without_average(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, content(*model_and_optimizer(0), average=False))
+    checkpoint.write(tmp_path, checkpoint.snapshot(content(*model_and_optimizer(0), average=False)))
     assert not (tmp_path / checkpoint.AVERAGE).exists()
     assert checkpoint.read(tmp_path).average is None
     assert checkpoint.damage(locate(str(tmp_path))) is None
@@ -231,8 +231,30 @@ class TestNewest:
         assert str(first) in wrong[0]
 
 
+class TestKept:
+    def test_best_and_latest_two(self) -> None:
+        # Epochs end after steps 2, 4, 6, 8; the two best are the third and the first.
+        rows = history(0.4, 0.5, 0.3, 0.6)
+        assert checkpoint.kept(rows, [2, 4, 6, 8], best=2) == {2, 6, 8}
+        assert checkpoint.kept(rows, [2, 6, 8, 9, 10], best=2) == {2, 6, 9, 10}
+        assert checkpoint.kept(rows, [6, 8, 9, 10], best=1) == {6, 9, 10}
+        assert checkpoint.kept([], [1], best=1) == {1}
+
+
+def test_a_snapshot_stays_when_training_goes_on() -> None:
+    model, optimizer = model_and_optimizer(0)
+    take_steps(model, optimizer, range(3))
+    made = checkpoint.snapshot(content(model, optimizer))
+    before = {key: value.clone() for key, value in made.weights.items()}
+    moments = made.training["optimizer"]["state"][0]["exp_avg"].clone()
+    take_steps(model, optimizer, range(3, 6))
+    assert same(made.weights, before)
+    assert torch.equal(made.training["optimizer"]["state"][0]["exp_avg"], moments)
+    assert not torch.equal(model.state_dict()["0.weight"], before["0.weight"])
+
+
 class TestProgress:
-    def test_best_is_the_last_of_equal_ones_as_ray_keeps_it(self) -> None:
+    def test_best_is_the_last_of_equal_ones(self) -> None:
         progress = Progress(epoch=4, step=8, precision="fp32", history=history(0.5, 0.3, 0.3, 0.4))
         assert progress.best["epoch"] == 3
 

@@ -13,6 +13,9 @@ from lungseg_ray.storage import locate
 START = {
     "event": "start",
     "epoch": 0,
+    "step": 0,
+    "number": 0,
+    "steps": 10,
     "workers": 2,
     "device": "cpu",
     "precision": "fp32",
@@ -24,7 +27,13 @@ START = {
 ROW = {
     **{"epoch": 1, "step": 10, "loss": 0.61234, "loss_dice": 0.30004, "loss_bce": 0.39037},
     **{"val_loss": 0.5, "val_iou": 0.71239, "val_dice": 0.83211, "lr": 0.00123, "encoder_lr": 0.00012},
-    **{"images_per_second": 12.34, "data_wait_share": 0.0316, "train_seconds": 30.0, "seconds": 41.6},
+    **{
+        "images_per_second": 12.34,
+        "data_wait_share": 0.0316,
+        "checkpoint_wait": 0.25,
+        "train_seconds": 30.0,
+        "seconds": 41.6,
+    },
 }
 
 
@@ -44,7 +53,7 @@ def test_line_of_an_epoch(console: Console, tmp_path: Path) -> None:
     line = shown(console, tmp_path, [START, {"event": "epoch", "row": ROW}])[-1]
     assert line == (
         "epoch   1/36  loss 0.6123 (Dice 0.3000, BCE 0.3904)  val 0.5000  IoU 0.7124  Dice 0.8321"
-        "  lr 1.2e-03  12.3 images/s  data wait 3.2%  42 s *"
+        "  lr 1.2e-03  12.3 images/s  data wait 3.2%  checkpoint wait 0.2 s  42 s *"
     )
 
 
@@ -56,16 +65,18 @@ def test_the_best_so_far_is_marked(console: Console, tmp_path: Path) -> None:
 
 
 def test_start(console: Console, tmp_path: Path) -> None:
-    text = " ".join(shown(console, tmp_path, [{**START, "epoch": 3, "frozen": ["a.b", "c.d"]}]))
-    assert "Training from epoch 4 on 2 worker(s): cpu, fp32, 1 thread(s)" in text
+    text = " ".join(
+        shown(console, tmp_path, [{**START, "epoch": 3, "step": 34, "number": 4, "frozen": ["a.b", "c.d"]}])
+    )
+    assert "Training from epoch 4, step 5 of 10, on 2 worker(s): cpu,  fp32, 1 thread(s)" in text
     assert "3.0 M parameters" in text
     assert "2 parameters get no gradient" in text
     assert "a.b the first" in text
 
 
 def test_note_and_start_from_the_beginning(console: Console, tmp_path: Path) -> None:
-    lines = shown(console, tmp_path, [{"event": "note", "text": "[1/2] passed over"}, START])
-    assert lines[0].startswith("[1/2] passed over")
+    lines = shown(console, tmp_path, [{"event": "note", "text": "[1/2] [/file.cc:5] passed over"}, START])
+    assert lines[0].startswith("[1/2] [/file.cc:5] passed over")
     assert "Training from the start" in lines[1]
     assert "no gradient" not in " ".join(lines)
 

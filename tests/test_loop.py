@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,22 @@ from torch import nn
 
 from lungseg_ray import checkpoint, loop
 from lungseg_ray.batch import Batch
-from lungseg_ray.config import Settings
-from lungseg_ray.loop import Learner, TrainingDivergedError, build_model, fastest_precision, train_loop
+from lungseg_ray.config import CheckpointSettings, Settings
+from lungseg_ray.loop import (
+    Learner,
+    NotFiniteError,
+    TrainingDivergedError,
+    Wish,
+    build_model,
+    fastest_precision,
+    train_loop,
+)
 from lungseg_ray.losses import SegmentationLoss
 from lungseg_ray.metrics import ValidationSums
 from tests.helpers import make_settings
 
 STEPS = 2
-TIMES = ("images_per_second", "data_wait_share", "train_seconds", "seconds")
+TIMES = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
 
 
 @pytest.fixture(autouse=True)
@@ -58,21 +66,38 @@ class Stream:
 
 
 class Memory:
-    """A runtime of one worker, whose checkpoints lie in a folder."""
+    """A runtime of one worker, whose checkpoints lie in a folder.
+
+    Args:
+        folder: of the checkpoints.
+        stop_after: the step after whose checkpoint the process dies.
+        wishes: what is asked after so many steps of this process.
+    """
 
     rank = 0
     world_size = 1
     device = torch.device("cpu")
 
-    def __init__(self, folder: Path, *, stop_after: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, stop_after: int | None = None, wishes: Mapping[int, Wish] | None = None
+    ) -> None:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
         self.streams: list[Stream] = []
+        self.seen: list[int] = []
+        self.done: list[str] = []
+        self.flushed = 0
         self._stop_after = stop_after
+        self._wishes = wishes or {}
 
     def train(self, *, step: int, epochs: int) -> Stream:
-        self.streams.append(Stream(make_batch(at) for at in range(step, epochs * STEPS)))
+        self.streams.append(Stream(self._batches(step, epochs)))
         return self.streams[-1]
+
+    def _batches(self, step: int, epochs: int) -> Iterator[Batch]:
+        for at in range(step, epochs * STEPS):
+            self.seen.append(at)
+            yield make_batch(at)
 
     def validation(self) -> Iterator[Batch]:
         yield from (make_batch(1000), make_batch(1001, count=1))
@@ -90,12 +115,27 @@ class Memory:
         found = sorted(self.folder.glob("checkpoint_*"))
         return checkpoint.read(found[-1]) if found else None
 
-    def save(self, content: Callable[[], checkpoint.Checkpoint], row: dict[str, float]) -> None:
-        folder = self.folder / checkpoint.name(int(row["step"]))
-        folder.mkdir(parents=True)
-        checkpoint.write(folder, content())
-        if row["epoch"] == self._stop_after:
+    def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
+        folder = self.folder / checkpoint.name(content.progress.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(folder, checkpoint.snapshot(content))
+        if content.progress.step == self._stop_after:
             raise KeyboardInterrupt
+
+    def gather(self, names: list[str]) -> list[str]:
+        return names
+
+    def waited(self) -> float:
+        return 0.0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+    def wish(self) -> Wish:
+        return self._wishes.get(len(self.seen), Wish.GO_ON)
+
+    def doing(self, what: str) -> None:
+        self.done.append(what)
 
     def tell(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -149,7 +189,7 @@ def test_going_on_is_as_never_having_stopped(
         result = ValidationSums.result
         monkeypatch.setattr(ValidationSums, "result", lambda self: {**result(self), "loss": 0.5})
     through, whole = run(settings, tmp_path / "through")
-    cut = Memory(tmp_path / "cut", stop_after=2)
+    cut = Memory(tmp_path / "cut", stop_after=2 * STEPS)
     with pytest.raises(KeyboardInterrupt):
         train_loop(settings, steps_per_epoch=STEPS, runtime=cut)
     assert cut.streams[0].closed
@@ -253,26 +293,132 @@ def test_clipping_bounds_the_step() -> None:
     assert norms == [pytest.approx(0.01, rel=1e-3)]
 
 
+class TestBetweenSteps:
+    """Runs of 2 epochs of 5 steps, cut at any step."""
+
+    @pytest.fixture(autouse=True)
+    def _longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tests.test_loop.STEPS", 5)
+
+    SETTINGS = make_settings(
+        optim={"schedule": "one_cycle", "warmup": 0.4, "lookahead_k": 3}, train={"epochs": 2, "average": 0.9}
+    )
+
+    def settings(self, every: int) -> Settings:
+        return self.SETTINGS.model_copy(update={"checkpoint": CheckpointSettings(every_steps=every)})
+
+    def assert_same_end(self, one: Memory, other: Memory) -> None:
+        first, second = one.newest(), other.newest()
+        assert without_times(first.progress.history) == without_times(second.progress.history)
+        assert_equal(first.weights, second.weights)
+        assert first.average is not None
+        assert second.average is not None
+        assert_equal(first.average, second.average)
+
+    @pytest.mark.parametrize("every", [2, 3, 5])
+    def test_where_checkpoints_are_made(self, every: int, tmp_path: Path) -> None:
+        runtime, _ = run(self.settings(every), tmp_path)
+        assert {int(path.name[-9:]) for path in tmp_path.iterdir()} == {5, 10, *range(every, 11, every)}
+        assert runtime.flushed == 1
+
+    @pytest.mark.parametrize("cut", [1, 4, 7])
+    def test_a_process_that_dies_at_a_step(self, cut: int, tmp_path: Path) -> None:
+        through, _ = run(self.settings(0), tmp_path / "through")
+        dying = Memory(tmp_path / "cut", stop_after=cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_loop(self.settings(1), steps_per_epoch=STEPS, runtime=dying)
+        again, _ = run(self.settings(1), tmp_path / "cut")
+        assert dying.seen + again.seen == list(range(10))
+        self.assert_same_end(through, again)
+
+    @pytest.mark.parametrize("after", [1, 5, 8])
+    def test_a_wish_to_stop(self, after: int, tmp_path: Path) -> None:
+        through, _ = run(self.settings(0), tmp_path / "through")
+        first = Memory(tmp_path / "cut", wishes={after: Wish.STOP})
+        progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
+        assert (progress.step, first.flushed) == (after, 1)
+        assert first.events[-1] == {"event": "stopped", "step": after, "epoch": (after - 1) // 5}
+        assert first.streams[0].closed
+        again, _ = run(self.settings(0), tmp_path / "cut")
+        assert first.seen + again.seen == list(range(10))
+        self.assert_same_end(through, again)
+
+    def test_a_wish_to_save_goes_on(self, tmp_path: Path) -> None:
+        runtime = Memory(tmp_path, wishes={3: Wish.SAVE})
+        progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=runtime)
+        assert progress.epoch == 2
+        assert {int(path.name[-9:]) for path in tmp_path.iterdir()} == {3, 5, 10}
+
+    def test_what_it_is_doing_is_said(self, tmp_path: Path) -> None:
+        runtime, _ = run(self.settings(0), tmp_path)
+        assert "the images of step 7, 2 of 5 in epoch 2" in runtime.done
+        assert "validation batch 2 after epoch 1" in runtime.done
+
+
 class TestDiverged:
-    def test_names_step_and_images(self) -> None:
-        one = learner(make_settings())
+    def test_a_step_that_cannot_be_made_changes_nothing(self) -> None:
+        one = learner(make_settings(train={"max_skipped": 1}))
         with torch.no_grad():
             one.model.get_parameter("segmentation_head.0.weight").fill_(float("nan"))
-        before = {name: parameter.clone() for name, parameter in one.model.named_parameters()}
-        with pytest.raises(TrainingDivergedError, match=r"nan at step 17\. Images: x17-0, x17-1, x17-2, x17-3\. Lower"):
+        before = weights(one.model)
+        with pytest.raises(NotFiniteError, match="loss is nan") as error:
             one.step(make_batch(17))
-        for name, parameter in one.model.named_parameters():
-            assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
-            assert parameter.grad is None
+        assert error.value.image_ids == ["x17-0", "x17-1", "x17-2", "x17-3"]
+        for name, value in one.model.state_dict().items():
+            assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+        assert all(parameter.grad is None for parameter in one.model.parameters())
+
+    def test_a_gradient_that_is_not_finite(self) -> None:
+        one = learner(make_settings())
+        one.model.get_parameter("segmentation_head.0.weight").register_hook(lambda grad: grad * float("inf"))
+        with pytest.raises(NotFiniteError, match=r"norm of the gradient is (inf|nan)") as error:
+            one.step(make_batch(0))
+        assert error.value.image_ids == []
 
     def test_ends_the_loop_and_closes_the_stream(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         forward = Learner.forward
         monkeypatch.setattr(Learner, "forward", lambda self, model, images: forward(self, model, images) * float("inf"))
         runtime = Memory(tmp_path)
-        with pytest.raises(TrainingDivergedError, match="at step 0"):
+        with pytest.raises(TrainingDivergedError, match=r"at step 1\. Images: x0-0, x0-1.* 0 allowed .* Lower"):
             train_loop(make_settings(), steps_per_epoch=STEPS, runtime=runtime)
         assert runtime.streams[0].closed
         assert runtime.restore() is None
+
+    def broken(self, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Makes the logits of some steps infinite."""
+        step, forward = Learner.step, Learner.forward
+        now: list[int] = []
+
+        def broken_step(self: Learner, batch: Batch) -> torch.Tensor:
+            now[:] = [batch.step]
+            return step(self, batch)
+
+        def broken_forward(self: Learner, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+            training = model.training and now and now[0] in steps
+            return forward(self, model, images) * (float("inf") if training else 1.0)
+
+        monkeypatch.setattr(Learner, "step", broken_step)
+        monkeypatch.setattr(Learner, "forward", broken_forward)
+
+    def test_a_bounded_number_is_left_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken({1, 4}, monkeypatch)
+        runtime, progress = run(make_settings(train={"max_skipped": 2}), tmp_path)
+        assert [row["skipped"] for row in progress.history] == [1, 0, 1, 0]
+        assert progress.skipped == 2
+        assert all(math.isfinite(row["loss"]) for row in progress.history)
+        notes = [event["text"] for event in runtime.events if event["event"] == "note"]
+        assert "at step 2. Images: x1-0, x1-1, x1-2, x1-3. The step is left out, 1 of 2." in notes[0]
+        assert len(notes) == 2
+
+    def test_one_more_than_that_ends_the_run_also_after_a_restart(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.broken({1, 4, 7}, monkeypatch)
+        settings = make_settings(train={"max_skipped": 2})
+        with pytest.raises(KeyboardInterrupt):
+            train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=2 * STEPS))
+        with pytest.raises(TrainingDivergedError, match=r"at step 8\..* 3 such step\(s\), 2 allowed"):
+            run(settings, tmp_path)
 
 
 def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +493,7 @@ class TestPrecision:
         settings = make_settings(train={"epochs": 2, "precision": "auto"})
         monkeypatch.setattr(loop, "fastest_precision", lambda *_: "fp32")
         with pytest.raises(KeyboardInterrupt):
-            train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=1))
+            train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=STEPS))
         monkeypatch.setattr(loop, "fastest_precision", lambda *_: pytest.fail("was probed again"))
         runtime, progress = run(settings, tmp_path)
         assert runtime.events[0]["precision"] == progress.precision == "fp32"
@@ -361,7 +507,7 @@ class TestPrecision:
 def test_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_settings(train={"epochs": 2})
     with pytest.raises(KeyboardInterrupt):
-        train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=1))
+        train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=STEPS))
     model = settings.model.model_copy(update={"weights": "/gone/encoder.safetensors"})
     _, progress = run(settings.model_copy(update={"model": model}), tmp_path)
     assert progress.epoch == 2

@@ -218,12 +218,12 @@ class TestTidy:
         for at in range(1, 7):
             keep(run, losses, at=at)
         (run.place / HISTORY).write_text("epoch\n")
-        (run.place / "checkpoint_manager_snapshot.json").write_text("")
+        (run.place / f".{checkpoint.name(70)}{checkpoint.PART}" / "half").write_text("")
         (run.place / checkpoint.name(60) / checkpoint.WEIGHTS).write_bytes(b"cut")
         run.tidy(keep=2)
         left = [place.name for place in checkpoint.listed(run.place)]
         assert left == [checkpoint.name(step) for step in (50, 40, 20)]
-        assert not (run.place / "checkpoint_manager_snapshot.json").exists()
+        assert not list(Path(run.place.path).glob(".checkpoint*"))
         assert (run.place / HISTORY).exists()
 
     def test_a_part_of_the_first_checkpoint_goes(self, run: Run) -> None:

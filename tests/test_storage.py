@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lungseg_ray import storage
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import Location, StorageError, explained, locate, patiently
 
 
 def names(folder: Path) -> list[str]:
@@ -139,3 +144,249 @@ def test_pickle_holds_the_uri_alone(tmp_path: Path) -> None:
     assert vars(copy) == {"uri": str(tmp_path / "secret")}
     assert b"FileSystem" not in data
     assert copy.read_text() == "content"
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///x", "s3://bucket//x", "gs://bucket/a//b"])
+def test_locate_nothing_between_slashes(text: str) -> None:
+    with pytest.raises(UserError, match=r"expected .*://BUCKET/PREFIX"):
+        locate(text)
+
+
+def test_create(tmp_path: Path) -> None:
+    place = locate(str(tmp_path)) / "new" / "lease"
+    assert place.honours_create()
+    assert place.create(b"first")
+    assert not place.create(b"second")
+    assert place.read_bytes() == b"first"
+    assert names(tmp_path / "new") == ["lease"]
+    place.delete()
+    assert place.create(b"third")
+    assert place.read_bytes() == b"third"
+
+
+def test_create_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_create(tmp_path)
+
+
+def test_create_whose_answer_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS may make a link, lose the answer, try again and find a file."""
+    link = os.link
+
+    def twice(*names: Path) -> None:
+        link(*names)
+        link(*names)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert (locate(str(tmp_path)) / "lease").create(b"mine")
+
+
+def test_create_raced(tmp_path: Path) -> None:
+    for turn in range(20):
+        place = locate(str(tmp_path)) / f"lease-{turn}"
+        barrier = threading.Barrier(8)
+
+        def run(number: int, place: Location = place, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return place.create(str(number).encode())
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(run, range(8)))
+        assert sum(won) == 1
+        assert place.read_text() == str(won.index(True))
+    assert len(names(tmp_path)) == 20
+
+
+def test_upload_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    for name in ("a", "b", "deep/c", "d", "e"):
+        (source / name).write_text(name)
+    written: list[str] = []
+    write = Location.write_bytes
+
+    def slow(place: Location, data: bytes) -> None:
+        if place.name in ("b", "e"):
+            time.sleep(0.05)
+        write(place, data)
+        written.append(place.name)
+
+    monkeypatch.setattr(Location, "write_bytes", slow)
+    there = locate(str(tmp_path / "there"))
+    there.upload(source, last=["e", "a"])
+    # 5 files: b, c and d in any order, then those that were named.
+    assert sorted(written[:3]) == ["b", "c", "d"]
+    assert written[3:] == ["e", "a"]
+    assert {place.name: place.read_text() for place, info in there.list(recursive=True) if info.is_file} == {
+        "a": "a",
+        "b": "b",
+        "c": "deep/c",
+        "d": "d",
+        "e": "e",
+    }
+
+
+def test_upload_that_fails_writes_nothing_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b", "checksums"):
+        (source / name).write_text(name)
+    write = Location.write_bytes
+
+    def full(place: Location, data: bytes) -> None:
+        if place.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(place, data)
+
+    monkeypatch.setattr(Location, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        locate(str(tmp_path / "there")).upload(source, last=["checksums"])
+    assert caught.value.errno == errno.ENOSPC
+    assert "checksums" not in names(tmp_path / "there")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which stands still but for sleep; and no chance in how long that is."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    return now
+
+
+def test_patiently_succeeds(clock: list[float]) -> None:
+    notes: list[str] = []
+    tries: list[float] = []
+
+    def work() -> str:
+        tries.append(clock[0])
+        if len(tries) < 8:
+            raise StorageError("The disk is away.")
+        return "done"
+
+    assert patiently(work, seconds=60, note=notes.append) == "done"
+    # Pauses of 0.5, 1, 2, 4, 8, 10, 10 s.
+    assert tries == [100, 100.5, 101.5, 103.5, 107.5, 115.5, 125.5, 135.5]
+    assert notes == [
+        "The disk is away. Trying again for up to 60 s.",
+        "The storage answers again after 36 s.",
+    ]
+
+
+def test_patiently_gives_up(clock: list[float]) -> None:
+    notes: list[str] = []
+    tries: list[float] = []
+
+    def work() -> None:
+        tries.append(clock[0])
+        raise OSError(errno.ENOSPC, f"No space left at {clock[0]}")
+
+    with pytest.raises(OSError, match=r"No space left at 105\.0") as caught:
+        patiently(work, seconds=5, note=notes.append, trouble=OSError)
+    assert caught.value.errno == errno.ENOSPC
+    # The last pause of 4 s is cut to the 1.5 s that are left.
+    assert tries == [100, 100.5, 101.5, 103.5, 105]
+    assert len(notes) == 1
+
+
+def test_patiently_outlives_a_suspended_process(clock: list[float]) -> None:
+    def work() -> str:
+        if clock[0] == 100:
+            # Ten minutes go by within one attempt, and count for half of one.
+            clock[0] += 600
+            raise StorageError("away")
+        return "done"
+
+    assert patiently(work, seconds=31) == "done"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, UserError])
+def test_patiently_takes_an_answer_for_an_answer(error: type[Exception], clock: list[float]) -> None:
+    def work() -> None:
+        raise error("this")
+
+    with pytest.raises(error, match="this"):
+        patiently(work, seconds=60)
+    assert clock == [100.0]
+
+
+def test_patiently_takes_the_trouble_of_a_disk_for_an_answer(clock: list[float]) -> None:
+    def work() -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    with pytest.raises(OSError, match="No space left"):
+        patiently(work, seconds=60)
+    assert clock == [100.0]
+
+
+def test_patiently_without_patience(clock: list[float]) -> None:
+    tries: list[int] = []
+
+    def work() -> None:
+        tries.append(1)
+        raise StorageError("away")
+
+    with pytest.raises(StorageError, match="away"):
+        patiently(work, seconds=0)
+    assert tries == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "When initiating multiple part upload for key 'x' in bucket 'b': AWS Error NO_SUCH_BUCKET during "
+            "CreateMultipartUpload operation: The specified bucket does not exist",
+            "there is no bucket 'bucket' at https://store:9000; create it, or check its name and AWS_ENDPOINT_URL.",
+        ),
+        (
+            "AWS Error UNKNOWN (HTTP status 301) during HeadBucket operation: No message",
+            "the bucket 'bucket' is not in the region that was asked; check AWS_REGION and AWS_ENDPOINT_URL.",
+        ),
+        (
+            "When reading 'access_denied/no_such_bucket': AWS Error SLOW_DOWN during GetObject operation: Please reduce "
+            "your request rate.",
+            "https://store:9000 is busy or out of order; try again later.",
+        ),
+        (
+            "AWS Error UNKNOWN during GetObject operation: the key the-key with the secret\nthe-secret is odd.",
+            "https://store:9000 answered: OSError: AWS Error UNKNOWN during GetObject operation: the key "
+            "$AWS_ACCESS_KEY_ID with the secret $AWS_SECRET_ACCESS_KEY is odd.",
+        ),
+    ],
+)
+def test_sentence(text: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store:9000")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+    with pytest.raises(StorageError) as caught, explained(Location("s3://bucket/a")):
+        raise OSError(text)
+    assert str(caught.value) == f"s3://bucket/a: {sentence}"
+    # As it comes from another process.
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_explained_leaves_errors_of_a_disk(tmp_path: Path) -> None:
+    for error in (FileNotFoundError, IsADirectoryError, PermissionError(errno.EACCES, "denied"), ValueError):
+        with pytest.raises((OSError, ValueError)) as caught, explained(locate(str(tmp_path))):
+            raise error
+        assert type(caught.value) is (error if isinstance(error, type) else type(error))
+        assert not isinstance(caught.value, StorageError)
+
+
+@pytest.mark.parametrize("use", ["exists", "list", "read_bytes", "delete", "make_dir", "honours_create"])
+@pytest.mark.parametrize(
+    "endpoint",
+    ["127.0.0.1:8333", "store", "ftp://store", "http://", "http://store:port", "http://me:the-password@store"],
+)
+def test_endpoint_that_is_none(endpoint: str, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST") as caught:
+        getattr(Location("s3://bucket/a"), use)()
+    assert "password" not in str(caught.value)

@@ -8,6 +8,7 @@ import pytest
 from lungseg_ray.config import Settings
 from lungseg_ray.sharding import Outcome, shard
 from tests.conftest import write_pairs
+from tests.object_store import object_store as object_store
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,8 @@ class TestRun:
         summary = finished.summary
         assert summary == json.loads((finished.folder / "summary.json").read_text())
         assert set(summary) == {
-            *("epochs", "best_epoch", "val", "test", "images_per_second", "data_wait_share", "seconds")
+            *("epochs", "best_epoch", "val", "test", "images_per_second", "data_wait_share", "checkpoint_wait_share"),
+            *("skipped", "seconds"),
         }
         history = rows(finished.folder / "history.csv")
         best = min(history, key=lambda row: float(row["val_loss"]))

@@ -1,0 +1,215 @@
+"""A run that is small enough to be killed again and again, and what is left of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lungseg_ray import checkpoint
+from lungseg_ray.storage import Location, locate
+from tests.jobs import Job, processes, wait_until
+
+STEPS = 12
+"""Steps of an epoch."""
+TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
+CORPUS = ("--corpus.phantom.count", "60", "--corpus.phantom.size", "96", "--shards.rows", "7")
+SIZE = (
+    *("--feed.size", "64", "--feed.batch", "4", "--feed.window", "2"),
+    *("--model.architecture", "Linknet", "--model.encoder", "timm-regnety_002"),
+    *("--train.precision", "fp32", "--train.threads", "1", "--evaluate.resamples", "20"),
+    *("--optim.schedule", "plateau", "--optim.patience", "1", "--train.average", "0.9"),
+)
+
+
+def shard_job(shards: str, **options: Any) -> Job:
+    return Job("shard.py", "--shards.root", shards, *CORPUS, **options)
+
+
+def train_job(
+    root: Path | str, name: str, shards: Path | str, *more: str, epochs: int = 6, workers: int = 2, **options: Any
+) -> Job:
+    """The job of a run of 12 steps an epoch, which keeps a checkpoint every 3 steps."""
+    return Job(
+        "train.py",
+        *("--runs.root", str(root), "--runs.name", name, "--shards.root", str(shards), *SIZE),
+        *("--train.epochs", str(epochs), "--train.workers", str(workers), "--checkpoint.every_steps", "3"),
+        *more,
+        **options,
+    )
+
+
+def kept_steps(run: Location) -> list[int]:
+    """The steps of the run's checkpoints that are whole, the newest first."""
+    return [checkpoint.step_of(place) for place in checkpoint.listed(run) if checkpoint.damage(place) is None]
+
+
+def newest_step(run: Location) -> int:
+    return next(iter(kept_steps(run)), 0)
+
+
+def reached(run: Location, step: int, job: Job, *, seconds: float = 120) -> None:
+    """Waits until the run has a checkpoint of that step or a later one."""
+    assert wait_until(lambda: newest_step(run) >= step or job.process.poll() is not None, seconds=seconds), job.output
+    assert job.process.poll() is None, job.output
+
+
+def went_on(job: Job, since: float, *, times: int = 2) -> tuple[float, int]:
+    """Seconds from `since` until training started for the n-th time, and the step that it started after."""
+    at = job.saw(r"^Training from", seconds=180, times=times)
+    line = [line for _, line in job.lines if line.startswith("Training from")][times - 1]
+    found = re.search(r"from epoch (\d+)(?:, step (\d+) of \d+)?", line)
+    assert found, line
+    return at - since, (int(found.group(1)) - 1) * STEPS + int(found.group(2) or 1) - 1
+
+
+def history(run: Location) -> list[dict[str, float]]:
+    """The figures of the finished epochs but the timings."""
+    rows = csv.DictReader((run / "history.csv").read_text().splitlines())
+    return [{key: float(value) for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def assert_whole(run: Location, *, epochs: int = 6) -> None:
+    """The run is finished, and its history has each epoch once."""
+    assert [row["epoch"] for row in history(run)] == list(range(1, epochs + 1))
+    assert [row["step"] for row in history(run)] == [STEPS * epoch for epoch in range(1, epochs + 1)]
+    assert (run / "summary.json").exists()
+    assert all(checkpoint.damage(place) is None for place in checkpoint.listed(run))
+
+
+def train_workers(job: Job | None = None) -> list[int]:
+    """Process ids of the training workers, of one job's own cluster or of all."""
+    own = job.descendants() if job else None
+    return sorted(
+        pid
+        for pid, command in processes().items()
+        if command.startswith("ray::RayTrainWorker") and (own is None or pid in own)
+    )
+
+
+def raylets() -> list[int]:
+    return sorted(pid for pid, command in processes().items() if "/raylet/raylet " in command)
+
+
+class Cluster:
+    """A Ray cluster of its own head and further nodes, all on this machine, started as a user starts them.
+
+    Args:
+        folder: of its logs.
+        cpus: logical CPUs of the head.
+        environment: of its processes.
+        python: that runs it, and stands first on the PATH of its jobs.
+
+    Attributes:
+        address: for `RAY_ADDRESS`.
+        dashboard: to submit jobs to.
+        environment: of processes that use it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        cpus: int,
+        environment: Mapping[str, str] | None = None,
+        python: Path = Path(sys.executable),
+    ) -> None:
+        self._python = python
+        self._nodes: list[subprocess.Popen[str]] = []
+        self._folder = folder
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        path = f"{python.parent}:{os.environ['PATH']}"
+        own = {**(environment or {}), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self._started = {**os.environ, **own, "PATH": path}
+        self._started.pop("RAY_ADDRESS", None)
+        self.address = "127.0.0.1:6391"
+        self.dashboard = "http://127.0.0.1:8276"
+        self.environment = {**own, "RAY_ADDRESS": self.address}
+        head = ("--head", "--port", "6391", "--dashboard-port", "8276", "--node-ip-address", "127.0.0.1")
+        self._start("head", *head, "--num-cpus", str(cpus))
+
+    def _start(self, name: str, *arguments: str) -> int:
+        before = set(raylets())
+        log = (self._folder / f"{name}.log").open("w")
+        node = subprocess.Popen(
+            [str(self._python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments],
+            env=self._started,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._nodes.append(node)
+        text = self._folder / f"{name}.log"
+        assert wait_until(lambda: "Ray runtime started" in text.read_text() or node.poll() is not None, seconds=60)
+        assert node.poll() is None, text.read_text()
+        (raylet,) = set(raylets()) - before
+        return raylet
+
+    def add_node(self, *, cpus: int) -> int:
+        """Adds a node; the process id of its raylet."""
+        return self._start(f"node{len(self._nodes)}", "--address", self.address, "--num-cpus", str(cpus))
+
+    def nodes(self) -> dict[str, int]:
+        """The CPUs of each living node, by its id."""
+        look = "import json, ray; ray.init(log_to_driver=False, logging_level=50); print(json.dumps(ray.nodes()))"
+        nodes = json.loads(self._run("-c", look).splitlines()[-1])
+        return {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]}
+
+    def announce_loss(self, node: str, *, seconds: int) -> None:
+        """Tells the cluster, as a cloud does, that a node will be taken away."""
+        why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--node-id", node)
+        deadline = ("--deadline-remaining-seconds", str(seconds))
+        self._run("-m", "ray.scripts.scripts", "drain-node", "--address", self.address, *why, *deadline)
+
+    def _run(self, *arguments: str) -> str:
+        environment = {**self._started, "RAY_ADDRESS": self.address}
+        command = [str(self._python), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in reversed(self._nodes):
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGTERM)
+        for node in self._nodes:
+            try:
+                node.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+
+
+@contextmanager
+def small_disk(folder: Path, *, megabytes: int) -> Iterator[Path]:
+    """A file system of its own in memory, of that size; needs the rights to mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def place(root: Path | str, name: str) -> Location:
+    return locate(str(root)) / name
+
+
+def now() -> float:
+    return time.monotonic()

@@ -1,0 +1,224 @@
+"""Processes that die or sleep: workers, nodes, drivers, data tasks, the whole machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.faults.conftest import Record
+from tests.faults.small import (
+    STEPS,
+    Cluster,
+    assert_whole,
+    newest_step,
+    now,
+    place,
+    raylets,
+    reached,
+    train_job,
+    train_workers,
+    went_on,
+)
+from tests.jobs import processes, ray_processes, wait_until
+
+
+def lost_steps(before: int, after: int, made: int) -> str:
+    """What a fault cost: the steps made since the checkpoint from which it goes on."""
+    return f"steps since the checkpoint of step {after} (the newest was {before}; one every {made})"
+
+
+def test_train_worker_killed(shards: Path, tmp_path: Path, record: Record) -> None:
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards) as job:
+        reached(run, 15, job)
+        newest = newest_step(run)
+        start = now()
+        os.kill(train_workers(job)[0], signal.SIGKILL)
+        seconds, step = went_on(job, start)
+        assert job.wait() == 0, job.output
+    assert step >= newest
+    assert job.count("Lost worker 0") == 1
+    assert_whole(run)
+    record("training worker killed", lost=lost_steps(newest, step, 3), seconds=seconds)
+
+
+def test_raylet_killed(shards: Path, tmp_path: Path, record: Record) -> None:
+    """A node with a training worker goes; the other has room for both."""
+    run = place(tmp_path, "run")
+    with Cluster(tmp_path, cpus=2) as cluster:
+        other = cluster.add_node(cpus=2)
+        with train_job(tmp_path, "run", shards, epochs=10, environment=cluster.environment) as job:
+            reached(run, 15, job)
+            newest = newest_step(run)
+            cluster.add_node(cpus=2)
+            start = now()
+            os.kill(other, signal.SIGKILL)
+            # Which node Ray had put the workers on is its own affair: if none was there, nothing happens.
+            assert job.wait() == 0, job.output
+            restarted = job.count("^Training from") == 2
+            seconds, step = went_on(job, start) if restarted else (0.0, newest)
+    assert step >= newest
+    assert_whole(run, epochs=10)
+    record("raylet of a node killed", lost=lost_steps(newest, step, 3) if restarted else "nothing", seconds=seconds)
+
+
+def test_preemption(shards: Path, tmp_path: Path, record: Record) -> None:
+    """A node is announced to go, as a spot node is, and goes after 20 s."""
+    run = place(tmp_path, "run")
+    with Cluster(tmp_path, cpus=1) as cluster:
+        raylet = cluster.add_node(cpus=2)
+        more = ("--checkpoint.every_steps", "0", "--train.device", "cpu")
+        with train_job(tmp_path, "run", shards, *more, epochs=60, environment=cluster.environment) as job:
+            job.saw(r"^epoch   1/60")
+            # The workers need whole CPUs and the head has but one, so that at least one of them is on the other node.
+            (node,) = [name for name, cpus in cluster.nodes().items() if cpus == 2]
+            cluster.announce_loss(node, seconds=20)
+            job.saw("^A node is about to be taken away: saving a checkpoint", seconds=20)
+            assert wait_until(lambda: newest_step(run) % STEPS != 0, seconds=10), job.output
+            saved = newest_step(run)
+            cluster.add_node(cpus=2)
+            time.sleep(10)
+            start = now()
+            os.kill(raylet, signal.SIGKILL)
+            seconds, step = went_on(job, start)
+            job.signal(signal.SIGINT)
+            assert job.wait() == 130, job.output
+    assert step >= saved
+    record("node taken away after a notice: a checkpoint at the notice", lost="steps since then", seconds=seconds)
+
+
+def test_raylet_of_the_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards) as job:
+        reached(run, 15, job)
+        newest = newest_step(run)
+        os.kill(raylets()[0], signal.SIGKILL)
+        assert job.wait(seconds=90) == 1
+        assert "the same command goes on" in job.lines[-1][1], job.output
+    start = now()
+    with train_job(tmp_path, "run", shards) as job:
+        seconds, step = went_on(job, start, times=1)
+        assert job.wait() == 0, job.output
+    assert step >= newest
+    assert_whole(run)
+    record("only raylet killed: exit 1, the command again", lost=lost_steps(newest, step, 3), seconds=seconds)
+
+
+def test_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards) as job:
+        reached(run, 15, job)
+        newest = newest_step(run)
+        job.signal(signal.SIGKILL)
+        job.wait()
+    start = now()
+    with train_job(tmp_path, "run", shards) as job:
+        seconds, step = went_on(job, start, times=1)
+        assert job.count("Taking the run over from process") == 1
+        assert job.wait() == 0, job.output
+    assert step >= newest
+    assert_whole(run)
+    record("driver killed: the command again", lost=lost_steps(newest, step, 3), seconds=seconds)
+
+
+def test_data_task_killed(shards: Path, tmp_path: Path, record: Record) -> None:
+    """As the kernel or Ray's memory monitor would: Ray runs the task again, and nothing is lost."""
+    run = place(tmp_path, "run")
+
+    def data_task() -> int | None:
+        names = ("ray::MapBatches", "ray::Map")
+        return next((pid for pid, command in processes().items() if command.startswith(names)), None)
+
+    with train_job(tmp_path, "run", shards, "--feed.ahead", "4", epochs=40, workers=1) as job:
+        reached(run, 3, job)
+        killed = 0
+        end = time.monotonic() + 60
+        while killed < 3 and time.monotonic() < end and job.process.poll() is None:
+            if pid := data_task():
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+                time.sleep(2)
+        assert killed, "no data task was met"
+        assert job.wait() == 0, job.output
+    assert job.count("^Training from") == 1
+    assert_whole(run, epochs=40)
+    record(f"data task killed, {killed} times", lost="nothing; Ray runs the task again", seconds=0)
+
+
+def test_ctrl_c(shards: Path, tmp_path: Path, record: Record) -> None:
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards) as job:
+        reached(run, 15, job)
+        start = now()
+        job.signal(signal.SIGINT)
+        assert job.wait() == 130, job.output
+        seconds = now() - start
+    stopped = int(job.output.split("Stopped after step ")[1].split(";")[0])
+    assert newest_step(run) == stopped
+    assert wait_until(lambda: not ray_processes(), seconds=60)
+    with train_job(tmp_path, "run", shards) as job:
+        _, step = went_on(job, start, times=1)
+        assert job.wait() == 0, job.output
+    assert step == stopped
+    assert_whole(run)
+    record(f"Ctrl-C: saved and gone after {seconds:.0f} s, exit 130; the command again", lost="nothing", seconds=None)
+
+
+def test_two_drivers(shards: Path, tmp_path: Path, record: Record) -> None:
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards) as job:
+        reached(run, 3, job)
+        with train_job(tmp_path, "run", shards) as second:
+            assert second.wait() == 2, second.output
+            assert f"in the hands of process {job.process.pid}" in second.output
+        assert job.wait() == 0, job.output
+    assert_whole(run)
+    record("a second driver on the same run: refused, exit 2", lost="nothing", seconds=None)
+
+
+def test_machine_suspended(shards: Path, tmp_path: Path, record: Record) -> None:
+    """Every process of the job sleeps for a minute, as on a machine that is suspended."""
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards, epochs=8) as job:
+        reached(run, 15, job)
+        newest = newest_step(run)
+        asleep = [*job.descendants(), job.process.pid]
+        for pid in asleep:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(60)
+        start = now()
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+        assert wait_until(lambda: newest_step(run) > newest or job.process.poll() is not None, seconds=180), job.output
+        seconds = now() - start
+        code = job.wait()
+    if code:
+        assert "the same command goes on" in job.output
+        with train_job(tmp_path, "run", shards, epochs=8) as job:
+            assert job.wait() == 0, job.output
+    assert_whole(run, epochs=8)
+    what = "machine suspended for 60 s" + (": exit 1, the command again" if code else "")
+    record(what, lost="nothing" if job.count("^Training from") == 1 else "steps since the checkpoint", seconds=seconds)
+
+
+def test_nothing_moves(shards: Path, tmp_path: Path, record: Record) -> None:
+    """A training worker that hangs is noticed, and the job says what it waited for."""
+    run = place(tmp_path, "run")
+    with train_job(tmp_path, "run", shards, "--train.stall_seconds", "70") as job:
+        reached(run, 3, job)
+        start = now()
+        os.kill(train_workers(job)[1], signal.SIGSTOP)
+        assert job.wait() == 1, job.output
+        seconds = now() - start
+    assert job.count("^Nothing has moved for 6. s. Waiting for: rank 0: step") == 1
+    assert job.count("^Error: Nothing has moved for 7. s .*rank 1: ") == 1
+    with train_job(tmp_path, "run", shards) as job:
+        assert job.wait() == 0, job.output
+    assert_whole(run)
+    record(
+        f"a worker hangs: told after 60 s, exit 1 after {seconds:.0f} s (`train.stall_seconds` = 70)",
+        lost="steps since the last checkpoint",
+        seconds=None,
+    )

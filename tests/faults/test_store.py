@@ -1,0 +1,127 @@
+"""Storage that goes away, refuses, or is full."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from lungseg_ray import checkpoint
+from tests.faults.conftest import Record
+from tests.faults.small import (
+    assert_whole,
+    history,
+    kept_steps,
+    newest_step,
+    now,
+    place,
+    shard_job,
+    small_disk,
+    train_job,
+)
+from tests.jobs import Job, wait_until
+from tests.object_store import FaultyProxy, Mode, ObjectStore
+
+
+def saved_after(root: Path | str, name: str, job: Job, start: float) -> float:
+    """Seconds from `start` until the run has another checkpoint."""
+    run = place(root, name)
+    before = newest_step(run)
+    assert wait_until(lambda: newest_step(run) > before or job.process.poll() is not None, seconds=180), job.output
+    return now() - start
+
+
+class TestObjectStore:
+    def test_stopped_for_20_seconds(self, store: ObjectStore, record: Record) -> None:
+        bucket = "s3://lungs/stopped"
+        with shard_job(f"{bucket}/shards", environment=store.environment) as job:
+            assert job.wait() == 0, job.output
+        with train_job(bucket, "run", f"{bucket}/shards", epochs=10, environment=store.environment) as job:
+            job.saw(r"^epoch   1/10")
+            store.stop()
+            time.sleep(20)
+            start = now()
+            store.start()
+            job.saw("answers again", seconds=120)
+            seconds = now() - start
+            assert job.wait() == 0, job.output
+        assert job.count("^Training from") == 1
+        record("object store stopped for 20 s", lost="nothing; training goes on meanwhile", seconds=seconds)
+
+    def test_answers_503_for_20_seconds(self, store: ObjectStore, record: Record) -> None:
+        self.refused("busy", "503", store, record)
+
+    def test_answers_403_for_20_seconds(self, store: ObjectStore, record: Record) -> None:
+        self.refused("denied", "403", store, record)
+
+    def refused(self, mode: Mode, status: str, store: ObjectStore, record: Record) -> None:
+        bucket = f"s3://lungs/refused-{status}"
+        with FaultyProxy(store) as proxy:
+            environment = {**store.environment, "AWS_ENDPOINT_URL": proxy.url}
+            with shard_job(f"{bucket}/shards", environment=environment) as job:
+                assert job.wait() == 0, job.output
+            with train_job(bucket, "run", f"{bucket}/shards", epochs=10, environment=environment) as job:
+                job.saw(r"^epoch   1/10")
+                proxy.mode = mode
+                time.sleep(20)
+                start = now()
+                proxy.mode = "pass"
+                job.saw("answers again", seconds=120)
+                seconds = now() - start
+                assert job.wait() == 0, job.output
+            assert job.count("^Training from") == 1
+            assert proxy.faults > 0
+        record(f"object store answers {status} for 20 s", lost="nothing; training goes on meanwhile", seconds=seconds)
+
+
+class TestFullDisk:
+    def test_while_shards_are_written(self, tmp_path: Path, record: Record) -> None:
+        with small_disk(tmp_path / "disk", megabytes=1) as disk:
+            # 60 phantoms of 256 px take more than 4 MB.
+            more = ("--corpus.phantom.size", "256")
+            with Job("shard.py", "--shards.root", str(disk / "shards"), *more) as job:
+                assert job.wait() == 1, job.output
+            assert "No space left on device" in job.output
+            assert "Traceback" not in job.output
+            assert not list((disk / "shards").glob(".*.part"))
+            assert not (disk / "shards/index.json").exists()
+        record("disk full while shards are written: exit 1", lost="nothing; the command again goes on", seconds=None)
+
+    def test_while_checkpoints_are_written(self, shards: Path, tmp_path: Path, record: Record) -> None:
+        with small_disk(tmp_path / "disk", megabytes=300) as disk:
+            ballast = disk / "ballast"
+            run = place(disk, "run")
+            with train_job(disk, "run", shards, epochs=10) as job:
+                job.saw(r"^epoch   1/10")
+                # What is left is less than one checkpoint.
+                with ballast.open("wb") as stream:
+                    try:
+                        while True:
+                            stream.write(bytes(1 << 16))
+                            stream.flush()
+                    except OSError:
+                        pass
+                job.saw("No space left on device", seconds=60)
+                before = kept_steps(run)
+                start = now()
+                ballast.unlink()
+                job.saw("goes on|again", seconds=60)
+                seconds = saved_after(disk, "run", job, start)
+                assert job.wait() == 0, job.output
+            assert before
+            assert_whole(run, epochs=10)
+        record("disk full while checkpoints are written, then room again", lost="nothing", seconds=seconds)
+
+    def test_and_stays_full(self, shards: Path, tmp_path: Path, record: Record) -> None:
+        # One checkpoint of this model takes 48 MB or so.
+        with small_disk(tmp_path / "disk", megabytes=80) as disk:
+            run = place(disk, "run")
+            with train_job(disk, "run", shards, "--storage.patience_seconds", "5", epochs=10) as job:
+                assert job.wait() == 1, job.output
+            assert "No space left on device" in job.output
+            assert "Traceback" not in job.output
+            (good,) = [one for one in checkpoint.listed(run) if checkpoint.damage(one) is None]
+            assert f"The last good checkpoint: {good}" in job.output
+            assert history(run) == []
+        record(
+            "disk stays full: exit 1 after `storage.patience_seconds`", lost="steps since the checkpoint", seconds=None
+        )

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lungseg_ray import checkpoint, keeper
+from lungseg_ray.checkpoint import Checkpoint, Progress
+from lungseg_ray.keeper import Keeper
+from lungseg_ray.run import HISTORY, Run
+from lungseg_ray.storage import locate
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(locate(str(tmp_path / "run")))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def content(step: int, *losses: float) -> Checkpoint:
+    """A checkpoint after `step` steps; epochs have 10."""
+    rows: list[dict[str, float]] = [
+        {"epoch": epoch, "step": 10 * epoch, "val_loss": loss} for epoch, loss in enumerate(losses, start=1)
+    ]
+    progress = Progress(epoch=len(rows), step=step, precision="fp32", history=rows)
+    return Checkpoint({"w": torch.full((2,), float(step))}, None, {"lr": [0.1]}, progress)
+
+
+def steps(run: Run) -> list[int]:
+    return [checkpoint.step_of(place) for place in checkpoint.listed(run.place)]
+
+
+def test_what_is_kept(run: Run, said: list[str]) -> None:
+    one = Keeper(run, best=1, patience=0, note=said.append)
+    for made in (content(5), content(10, 0.5), content(15, 0.5), content(20, 0.5, 0.7), content(25, 0.5, 0.7)):
+        one.save(made)
+    one.flush()
+    # The best epoch is the first, after step 10; the latest two are 25 and 20.
+    assert steps(run) == [25, 20, 10]
+    assert [checkpoint.damage(place) for place in checkpoint.listed(run.place)] == [None] * 3
+    assert one.last is not None
+    assert one.last.name == checkpoint.name(25)
+    assert (run.place / HISTORY).read_text().splitlines()[1:] == ["1,10,0.5", "2,20,0.7"]
+    assert {path.name for path in Path(run.place.path).iterdir()} == {
+        *(checkpoint.name(step) for step in (10, 20, 25)),
+        HISTORY,
+    }
+    assert said == []
+
+
+def test_training_waits_for_the_one_before_alone(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    write = checkpoint.write
+
+    def slow(directory: Path, made: Checkpoint) -> None:
+        assert gate.wait(10)
+        write(directory, made)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    one = Keeper(run, best=1, patience=0, note=said.append)
+    made = content(5)
+    one.save(made)
+    assert steps(run) == []
+    made.weights["w"].fill_(99.0)
+    # One that can be spared is.
+    one.save(content(7), spare=True)
+    gate.set()
+    one.save(content(10))
+    one.flush()
+    assert steps(run) == [10, 5]
+    # What was changed after the call is not in it.
+    assert checkpoint.read_from(run.place / checkpoint.name(5)).weights["w"].tolist() == [5.0, 5.0]
+
+
+def test_trouble_is_told_and_the_end_is_the_error(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = [True]
+    put = keeper._put
+
+    def broken(*arguments: Any) -> None:
+        if failing[0]:
+            raise OSError(28, "No space left on device")
+        put(*arguments)
+
+    monkeypatch.setattr(keeper, "_put", broken)
+    one = Keeper(run, best=1, patience=0, note=said.append)
+    one.save(content(5))
+    one.flush()
+    assert one.error is not None
+    assert "No space left on device" in str(one.error)
+    assert one.last is None
+    # From then on none is written: the run ends.
+    failing[0] = False
+    one.save(content(10))
+    one.flush()
+    assert steps(run) == []
+
+
+def test_a_full_disk_passes(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+    put = keeper._put
+
+    def broken(*arguments: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+        put(*arguments)
+
+    monkeypatch.setattr(keeper, "_put", broken)
+    one = Keeper(run, best=1, patience=30, note=said.append)
+    one.save(content(5))
+    one.flush()
+    assert one.error is None
+    assert steps(run) == [5]
+    assert "Checkpoint of step 5" in said[0]
+    assert "No space left on device" in said[0]
+    assert len(said) == 2
+
+
+def test_one_of_the_same_name_is_replaced(run: Run, said: list[str]) -> None:
+    damaged = Path(run.place.path) / checkpoint.name(5)
+    damaged.mkdir(parents=True)
+    (damaged / checkpoint.WEIGHTS).write_bytes(b"cut")
+    one = Keeper(run, best=1, patience=0, note=said.append)
+    one.save(content(5))
+    one.flush()
+    assert checkpoint.damage(run.place / checkpoint.name(5)) is None

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from lungseg_ray import lease
+from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.lease import Owner, held
+from lungseg_ray.storage import Location, locate
+
+Note = Callable[[str], None]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Location:
+    return locate(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def files(run: Location) -> list[str]:
+    return [place.name for place, _ in run.list()]
+
+
+def leave(run: Location, owner: Owner, *, number: int = 1) -> Location:
+    """A lease that its owner has not given back."""
+    place = run / f"lease-{number:06d}.json"
+    place.write_text(json.dumps(asdict(owner)))
+    return place
+
+
+def process_that_ended() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_held_and_given_back(run: Location, said: list[str]) -> None:
+    with held(run, said.append) as mine:
+        assert files(run) == ["lease-000001.json"]
+        mine.beat()
+        mine.check()
+        assert json.loads((run / "lease-000001.json").read_text())["beat"] == 1
+    assert files(run) == []
+    assert said == []
+
+
+def test_the_second_is_refused(run: Location, said: list[str]) -> None:
+    with held(run, said.append) as mine:
+        with pytest.raises(UserError, match=rf"in the hands of process {os.getpid()} on .*, since") as error:
+            held(run, said.append).__enter__()
+        assert "another runs.name" in str(error.value)
+        mine.check()
+    with held(run, said.append):
+        pass
+
+
+def test_of_many_at_once_one_gets_it(run: Location, said: list[str]) -> None:
+    got: list[int] = []
+    refused: list[int] = []
+    barrier = threading.Barrier(8)
+    done = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        with ExitStack() as stack:
+            barrier.wait()
+            try:
+                stack.enter_context(held(run, said.append))
+                got.append(number)
+            except UserError:
+                refused.append(number)
+            done.wait()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
+
+
+def test_a_dead_owner_on_this_machine_is_followed_at_once(run: Location, said: list[str]) -> None:
+    leave(run, replace(Owner.here(), pid=process_that_ended(), host="here"), number=3)
+    with held(run, said.append):
+        assert files(run) == ["lease-000004.json"]
+    assert len(said) == 1
+    assert "Taking the run over from process" in said[0]
+
+
+def test_a_later_process_of_the_same_number_is_not_the_owner(run: Location, said: list[str]) -> None:
+    leave(run, replace(Owner.here(), born="1"))
+    with held(run, said.append):
+        assert files(run) == ["lease-000002.json"]
+
+
+class TestAnotherMachine:
+    OWNER = replace(Owner.here(), machine="elsewhere/1", host="elsewhere")
+
+    def test_silent(self, run: Location, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lease, "SILENCE_SECONDS", 1.5)
+        leave(run, self.OWNER)
+        with held(run, said.append):
+            assert files(run) == ["lease-000002.json"]
+        assert "Listening for" in said[0]
+        assert "Taking the run over from process" in said[1]
+
+    def test_alive(self, run: Location, said: list[str]) -> None:
+        place = leave(run, self.OWNER)
+        timer = threading.Timer(0.5, lambda: place.write_text(json.dumps(asdict(replace(self.OWNER, beat=1)))))
+        timer.start()
+        with pytest.raises(UserError, match=r"in the hands of process .* on elsewhere"):
+            held(run, said.append).__enter__()
+        timer.join()
+        assert files(run) == ["lease-000001.json"]
+
+
+def test_an_owner_that_was_not_heard_finds_that_it_has_lost(run: Location, said: list[str]) -> None:
+    with held(run, said.append) as mine:
+        leave(run, replace(Owner.here(), host="elsewhere"), number=2)
+        mine.beat()
+        with pytest.raises(JobFailedError, match=r"taken over by process .* on elsewhere"):
+            mine.check()
+    # What the other holds is left alone.
+    assert files(run) == ["lease-000002.json"]
+
+
+def test_a_lease_that_cannot_be_read_is_followed(run: Location, said: list[str]) -> None:
+    (run / "lease-000007.json").write_text("{")
+    with held(run, said.append):
+        assert files(run) == ["lease-000008.json"]
+    assert "Taking the run over from a driver" in said[0]
