@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 SCHEMES = ("s3", "gs")
 
-# One request that gets nowhere ends after 2 x 10 s, so that whatever is wrong is told within half a minute. Outages
-# that are longer are the business of `patiently`.
+# Whatever is wrong is told within half a minute; longer outages are the business of `patiently`. AWS's library may wait
+# up to twice as long for an answer as it is told.
 CONNECT_SECONDS = 5.0
-REQUEST_SECONDS = 10.0
+REQUEST_SECONDS = 7.0
 ATTEMPTS = 2
 PATIENCE_SECONDS = 300
 """For how long a running job tries again, unless its settings say otherwise."""

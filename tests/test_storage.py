@@ -348,8 +348,8 @@ def test_patiently_without_patience(clock: list[float]) -> None:
             "the bucket 'bucket' is not in the region that was asked; check AWS_REGION and AWS_ENDPOINT_URL.",
         ),
         (
-            "When reading 'access_denied/no_such_bucket': AWS Error SLOW_DOWN during GetObject operation: Please reduce "
-            "your request rate.",
+            "When reading 'access_denied/no_such_bucket': AWS Error SLOW_DOWN during GetObject operation: Please "
+            "reduce your request rate.",
             "https://store:9000 is busy or out of order; try again later.",
         ),
         (
