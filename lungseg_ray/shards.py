@@ -24,7 +24,7 @@ from lungseg_ray.corpus.decode import Sample
 from lungseg_ray.corpus.record import Record, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.storage import Location
+from lungseg_ray.storage import Location, explained
 
 SCHEMA_VERSION = 1
 SCHEMA = pa.schema(
@@ -200,14 +200,16 @@ def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], notes: d
 
 def read_notes(shard: Location) -> dict[str, Any]:
     """The facts that `write_file` was given."""
-    metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
+    with explained(shard):
+        metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
     return json.loads(metadata[NOTES])
 
 
 def read_facts(shard: Location) -> pa.Table:
     """All columns but the pixels, of all rows."""
     columns = [name for name in SCHEMA.names if name not in PIXELS]
-    return pq.read_table(shard.path, filesystem=shard.filesystem, columns=columns)
+    with explained(shard):
+        return pq.read_table(shard.path, filesystem=shard.filesystem, columns=columns)
 
 
 def _pack(record: Record, sample: Sample) -> dict[str, Any]:
@@ -249,6 +251,11 @@ def read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
         shard: the file.
         rows: row numbers within it.
     """
+    with explained(shard):
+        return _read_rows(shard, rows)
+
+
+def _read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
     file, starts = _open(shard.uri)
     unpacked: dict[int, Row] = {}
     groups = np.searchsorted(starts, np.asarray(rows), side="right") - 1

@@ -281,3 +281,13 @@ def test_places_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPa
     found = load(Settings, ["--corpus.root", "a", "--runs.root", "s3://bucket/b", "--model.weights", "encoder.pth"])
     assert found.corpus.root == f"{tmp_path}/a"
     assert (found.runs.root, found.model.weights) == ("s3://bucket/b", f"{tmp_path}/encoder.pth")
+
+
+def test_the_batch_divides_among_any_number_of_elastic_workers() -> None:
+    Settings.model_validate({"feed": {"batch": 12}, "train": {"workers": 4, "min_workers": 1}})
+    with pytest.raises(
+        ValueError, match=r"accumulate = 3, found 8; from train\.min_workers on, any number up to 4 must"
+    ):
+        Settings.model_validate({"feed": {"batch": 8}, "train": {"workers": 4, "min_workers": 2}})
+    with pytest.raises(ValueError, match=r"train\.min_workers = 3 must not exceed train\.workers = 2"):
+        Settings.model_validate({"train": {"workers": 2, "min_workers": 3}})

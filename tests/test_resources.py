@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.resources import Layout, plan
+from lungseg_ray.resources import Layout, check_lasting, data_tasks, plan
+from lungseg_ray.storage import Location
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -34,6 +35,28 @@ def test_every_cluster_is_dealt_or_refused(device: Device) -> None:
         # Each worker has its task, even if they must take turns; more than one only where all have them at once.
         assert layout.data_tasks == 1 or workers * layout.data_tasks <= layout.data_cpus, case
         assert not tasks or layout.data_tasks <= tasks, case
+
+
+def test_every_elastic_layout_leaves_a_cpu_for_the_data_of_its_fewest_workers() -> None:
+    for cpus, workers in itertools.product(range(1, 65), range(1, 17)):
+        for least in range(1, workers + 1):
+            case = f"{cpus} CPUs, {least} to {workers} workers"
+            try:
+                layout = plan(cpus=cpus, gpus=0, workers=workers, min_workers=least)
+            except UserError:
+                assert cpus < least + 1, case
+                continue
+            assert (layout.workers, layout.data_cpus) == (workers, cpus - least), case
+            assert layout.data_cpus >= 1, case
+
+
+def test_data_tasks_of_the_workers_that_are_there() -> None:
+    for cpus, workers, each in itertools.product(range(1, 65), range(1, 65), (0, 1)):
+        tasks = data_tasks(cpus, workers, each)
+        left = cpus - workers * each
+        # Without a CPU for any, each worker prepares its own images.
+        assert (tasks == 0) == (left <= 0), (cpus, workers, each)
+        assert tasks <= 1 or tasks * workers <= left, (cpus, workers, each)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +99,11 @@ def test_refusals_say_what_would_fit() -> None:
         plan(cpus=16, gpus=2, workers=4, device="cuda")
     with pytest.raises(UserError, match=r"needs 1 GPU\(s\); the cluster has none\. Use train\.device = cpu"):
         plan(cpus=16, gpus=0, workers=1, device="cuda")
+
+
+def test_places_that_a_submitted_job_would_lose() -> None:
+    copy = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs/mine"
+    with pytest.raises(UserError, match=r"^runs/mine: a submitted job runs in a copy of your folder that Ray deletes"):
+        check_lasting(Location(copy))
+    check_lasting(Location("/data/runs/mine"))
+    check_lasting(Location("s3://lungs/runs/mine"))
