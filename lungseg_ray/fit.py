@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import ray
@@ -32,12 +33,15 @@ from lungseg_ray.keeper import Keeper
 from lungseg_ray.lease import Lease
 from lungseg_ray.loop import Wish, train_loop
 from lungseg_ray.run import Run
+from lungseg_ray.storage import patiently
 from lungseg_ray.watchdog import Watchdog
 
+T = TypeVar("T")
 CACHED_VALIDATION_BYTES = 1 << 30
 """Validation images, made ready once, are kept by each worker up to this size."""
 
 LOOK_SECONDS = 0.25
+LAST_WORD_SECONDS = 20.0
 PREEMPTION_LOOK_SECONDS = 5.0
 _FAILED = 4
 
@@ -104,13 +108,15 @@ class _Worker:
                 choice = [self._newest()]
             except (UserError, JobFailedError) as error:
                 choice = [error]
+            except OSError as error:
+                choice = [JobFailedError(str(error))]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(choice, src=0)
         if isinstance(choice[0], Exception):
             raise choice[0]
         if choice[0] is None:
             return None
-        content = checkpoint.read_from(choice[0])
+        content = self._patiently(lambda: checkpoint.read_from(choice[0]))
         before = content.progress
         if not self.settings.train.threads and before.threads and before.workers == self.world_size:
             # Sums of floats depend on the number of threads; with the former one, the figures stay equal.
@@ -118,7 +124,7 @@ class _Worker:
         return content
 
     def _newest(self) -> Any:
-        found, wrong = self.run.newest_checkpoint()
+        found, wrong = self._patiently(self.run.newest_checkpoint)
         for reason in wrong:
             self.note(f"Checkpoint passed over: {reason}")
         step = checkpoint.step_of(found) if found else 0
@@ -133,6 +139,9 @@ class _Worker:
         best = self.settings.checkpoint.keep
         self.keeper = Keeper(self.run, best=best, patience=patience, note=self.note, last=found)
         return found
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return patiently(work, seconds=self.settings.storage.patience_seconds, note=self.note)
 
     def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
         if self.keeper:
@@ -160,7 +169,7 @@ class _Worker:
         look = self.rank == 0 and now - self._looked > PREEMPTION_LOOK_SECONDS
         told = [int(one) for one in self.sum(torch.tensor([asked, int(look)], dtype=torch.float64))]
         if told[0] & _FAILED:
-            raise OSError(
+            raise JobFailedError(
                 f"A checkpoint could not be written for {self.settings.storage.patience_seconds} s "
                 f"(storage.patience_seconds): {self.keeper.error if self.keeper else 'rank 0 says why'}"
             )
@@ -179,9 +188,14 @@ class _Worker:
     def note(self, text: str) -> None:
         self.tell({"event": "note", "text": text})
 
-    def tell(self, event: dict[str, Any]) -> None:
-        if self.rank == 0:
-            facts = {"time": time.time(), "workers": self.world_size, "threads": torch.get_num_threads()}
+    def tell(self, event: dict[str, Any], *, any_rank: bool = False) -> None:
+        if self.rank == 0 or any_rank:
+            facts = {
+                "time": time.time(),
+                "rank": self.rank,
+                "workers": self.world_size,
+                "threads": torch.get_num_threads(),
+            }
             self.mailbox.put({**facts, **event}, wait=event["event"] in ("failed", "stopped"))
 
 
@@ -215,11 +229,11 @@ def _work(task: dict[str, Any]) -> None:
         )
         try:
             train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker)
-        except (UserError, JobFailedError, OSError) as error:
-            # All workers meet these alike and end in peace, since another start would meet them again.
+        except (UserError, JobFailedError) as error:
+            # Workers end in peace, since another start would meet the same again.
             last = worker.keeper.last if worker.keeper else None
             text = f"{error}\nThe last good checkpoint: {last or 'none yet'}. The same command goes on from there."
-            worker.tell({"event": "failed", "text": text, "mistake": isinstance(error, UserError)})
+            worker.tell({"event": "failed", "text": text, "mistake": isinstance(error, UserError)}, any_rank=True)
 
 
 class _Losses(UserCallback):
@@ -322,13 +336,14 @@ def _follow(
     # In a thread of its own Ray does not answer signals, and this one is free to look after the rest.
     thread = threading.Thread(target=work, name="fit", daemon=True)
     thread.start()
-    ended: dict[str, Any] = {"event": "done"}
+    ended: dict[str, Any] = {"event": "done", "time": math.inf}
     told = False
     alive = True
     while alive:
         thread.join(LOOK_SECONDS)
         # What came before the end is still handed on.
-        alive = thread.is_alive()
+        # A worker that has said its last word alone leaves others that wait for it; they end with the job.
+        alive = thread.is_alive() and time.time() < ended["time"] + LAST_WORD_SECONDS
         if asked and not told:
             told = True
             box.stop()
@@ -344,12 +359,13 @@ def _follow(
             ) from error
         for event in events:
             if event["event"] in ("failed", "stopped"):
-                ended = event
+                # Rank 0 knows which checkpoint is the last.
+                ended = event if event["rank"] == 0 or ended["event"] == "done" else ended
             else:
                 watch(event)
         moves = {rank: pulse.moves for rank, pulse in pulses.items()}
         watchdog.look(moves, now=time.monotonic(), waiting_for=lambda: _waiting_for(pulses))  # noqa: B023
-    if errors:
+    if errors and ended["event"] == "done":
         raise errors[0]
     return ended
 

@@ -111,14 +111,14 @@ class Runtime(Protocol):
         """Waits until the last checkpoint is kept.
 
         Raises:
-            OSError: on every worker alike, if it cannot be.
+            JobFailedError: on every worker alike, if it cannot be.
         """
 
     def wish(self) -> Wish:
         """What is asked of the run, the same on every worker.
 
         Raises:
-            OSError: on every worker alike, if a checkpoint cannot be kept.
+            JobFailedError: on every worker alike, if a checkpoint cannot be kept.
         """
 
     def doing(self, what: str) -> None:
@@ -340,7 +340,7 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
 
     Raises:
         TrainingDivergedError: if too many losses are not finite.
-        OSError: if a checkpoint cannot be kept.
+        JobFailedError: if a checkpoint cannot be kept.
     """
     device, epochs = runtime.device, settings.train.epochs
     runtime.doing("the checkpoint to go on from")

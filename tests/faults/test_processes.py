@@ -23,10 +23,7 @@ from tests.faults.small import (
 )
 from tests.jobs import processes, ray_processes, wait_until
 
-
-def lost_steps(before: int, after: int, made: int) -> str:
-    """What a fault cost: the steps made since the checkpoint from which it goes on."""
-    return f"steps since the checkpoint of step {after} (the newest was {before}; one every {made})"
+LOST = "the steps since the last checkpoint, of which there is one every 3 steps"
 
 
 def test_train_worker_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -41,7 +38,7 @@ def test_train_worker_killed(shards: Path, tmp_path: Path, record: Record) -> No
     assert step >= newest
     assert job.count("Lost worker 0") == 1
     assert_whole(run)
-    record("training worker killed", lost=lost_steps(newest, step, 3), seconds=seconds)
+    record("training worker killed", lost=LOST, seconds=seconds)
 
 
 def test_raylet_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -61,7 +58,7 @@ def test_raylet_killed(shards: Path, tmp_path: Path, record: Record) -> None:
             assert job.wait() == 0, job.output
     assert step >= newest
     assert_whole(run, epochs=12)
-    record("raylet of a node killed", lost=lost_steps(newest, step, 3), seconds=seconds)
+    record("raylet of a node killed", lost=LOST, seconds=seconds)
 
 
 def test_preemption(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -103,7 +100,7 @@ def test_raylet_of_the_driver_killed(shards: Path, tmp_path: Path, record: Recor
         assert job.wait() == 0, job.output
     assert step >= newest
     assert_whole(run)
-    record("only raylet killed: exit 1, the command again", lost=lost_steps(newest, step, 3), seconds=seconds)
+    record("only raylet killed: exit 1, the command again", lost=LOST, seconds=seconds)
 
 
 def test_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -120,7 +117,7 @@ def test_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
         assert job.wait() == 0, job.output
     assert step >= newest
     assert_whole(run)
-    record("driver killed: the command again", lost=lost_steps(newest, step, 3), seconds=seconds)
+    record("driver killed: the command again", lost=LOST, seconds=seconds)
 
 
 def test_data_task_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -200,7 +197,7 @@ def test_machine_suspended(shards: Path, tmp_path: Path, record: Record) -> None
             assert job.wait() == 0, job.output
     assert_whole(run, epochs=8)
     what = "machine suspended for 60 s" + (": exit 1, the command again" if code else "")
-    record(what, lost="nothing" if job.count("^Training from") == 1 else "steps since the checkpoint", seconds=seconds)
+    record(what, lost="nothing" if job.count("^Training from") == 1 else LOST, seconds=seconds)
 
 
 def test_nothing_moves(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -219,6 +216,6 @@ def test_nothing_moves(shards: Path, tmp_path: Path, record: Record) -> None:
     assert_whole(run)
     record(
         f"a worker hangs: told after 60 s, exit 1 after {seconds:.0f} s (`train.stall_seconds` = 70)",
-        lost="steps since the last checkpoint",
+        lost=LOST,
         seconds=None,
     )
