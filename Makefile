@@ -23,7 +23,7 @@ train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest
 
-faults: $(READY) ## kill, stop and starve real processes; half an hour, prints the table of docs/reliability.md
+faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
 
 check: $(READY) ## lint, formatting, types
