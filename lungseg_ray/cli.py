@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -39,6 +40,12 @@ def run(tree: type[AnyJob], job: Callable[[AnyJob, Console], None]) -> int:
     except (OSError, JobFailedError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return FAILED
+    except SystemExit as left:
+        # Ray answers SIGTERM by leaving with the signal's number.
+        if left.code != signal.SIGTERM:
+            raise
+        print("Terminated; the same command goes on.", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         return INTERRUPTED

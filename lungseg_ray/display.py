@@ -49,8 +49,7 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        if self._writer:
-            self._writer.close()
+        self._close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Shows one event."""
@@ -75,7 +74,11 @@ class Display:
                 highlight=False,
             )
         self._best = event["best"]
-        self._writer = SummaryWriter(str(self._local), purge_step=event["epoch"] + 1)
+        self._close()
+        try:
+            self._writer = SummaryWriter(str(self._local), purge_step=event["epoch"] + 1)
+        except OSError as error:
+            self._give_up(error)
 
     def _step(self, event: dict[str, Any]) -> None:
         self.first_step = self.first_step or event["time"]
@@ -101,13 +104,33 @@ class Display:
             soft_wrap=True,
         )
         if self._writer:
-            for key, value in row.items():
-                if key not in ("epoch", "step"):
-                    part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
-                    self._writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
-            self._writer.flush()
+            try:
+                self._write(self._writer, row)
+            except OSError as error:
+                self._give_up(error)
+                return
             if not self._place.is_local:
                 try:
                     self._place.upload(self._local)
                 except OSError as error:
                     self._note({"text": f"TensorBoard's file could not be written to {self._place}: {error}"})
+
+    def _write(self, writer: SummaryWriter, row: dict[str, float]) -> None:
+        for key, value in row.items():
+            if key not in ("epoch", "step"):
+                part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
+                writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
+        writer.flush()
+
+    def _give_up(self, error: OSError) -> None:
+        """A disk without room ends TensorBoard's file, and not the run."""
+        self._note({"text": f"TensorBoard's file in {self._local} is not written any more: {error}"})
+        self._writer = None
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer:
+            try:
+                writer.close()
+            except OSError as error:
+                self._give_up(error)

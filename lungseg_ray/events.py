@@ -23,12 +23,10 @@ class Pulse:
     Attributes:
         doing: in words, for a person who asks why nothing moves.
         moves: grows with everything that it gets done.
-        pid: of its process.
     """
 
     doing: str
     moves: int
-    pid: int
 
 
 class _Mailbox:
@@ -36,23 +34,30 @@ class _Mailbox:
         self._events: list[Event] = []
         self._pulses: dict[int, Pulse] = {}
         self._stop = False
-        self._begun = (-1, 0)
+        self._step = -1
+        self._losses = 0
 
     def put(self, event: Event) -> None:
         self._events.append(event)
 
-    def take(self) -> tuple[list[Event], dict[int, Pulse]]:
+    def take(self) -> tuple[list[Event], dict[int, Pulse], int]:
         events, self._events = self._events, []
-        return events, self._pulses
+        return events, self._pulses, self._losses
 
     def beat(self, rank: int, pulse: Pulse) -> bool:
         self._pulses[rank] = pulse
         return self._stop
 
+    def lost(self, text: str) -> None:
+        self._events.append({"event": "note", "text": text})
+        self._pulses = {}
+        self._losses += 1
+
     def begin(self, step: int, workers: int) -> int:
         self._pulses = {rank: pulse for rank, pulse in self._pulses.items() if rank < workers}
-        self._begun = (step, self._begun[1] + 1 if step == self._begun[0] else 0)
-        return self._begun[1]
+        if step != self._step:
+            self._step, self._losses = step, 0
+        return self._losses
 
     def stop(self) -> None:
         self._stop = True
@@ -66,6 +71,7 @@ class Mailbox:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._taking: Any = None
 
     def put(self, event: Event, *, wait: bool = False) -> None:
         """Tells the driver.
@@ -78,13 +84,24 @@ class Mailbox:
         if wait:
             ray.get(sent, timeout=WAIT_SECONDS)
 
-    def take(self) -> tuple[list[Event], dict[int, Pulse]]:
-        """What came since the last call, and the last pulse of each rank."""
-        taken: tuple[list[Event], dict[int, Pulse]] = ray.get(self._actor.take.remote(), timeout=WAIT_SECONDS)
+    def take(self) -> tuple[list[Event], dict[int, Pulse], int]:
+        """What came since the last call, the last pulse of each rank, and losses since the last new checkpoint.
+
+        Raises:
+            ray.exceptions.GetTimeoutError: if nothing is heard; the next call gets what this one asked for.
+        """
+        # What was taken out there must not be lost on the way: the same request is asked for again.
+        self._taking = self._taking or self._actor.take.remote()
+        taken: tuple[list[Event], dict[int, Pulse], int] = ray.get(self._taking, timeout=WAIT_SECONDS)
+        self._taking = None
         return taken
 
+    def lost(self, text: str) -> None:
+        """Says that a group of workers is lost, and why."""
+        self._actor.lost.remote(text)
+
     def begin(self, step: int, workers: int) -> int:
-        """Says that a group of workers starts at a step; how many before it, in a row, had started at the same one."""
+        """Says that a group of workers starts at a step; how many groups were lost that had started there."""
         before: int = ray.get(self._actor.begin.remote(step, workers), timeout=WAIT_SECONDS)
         return before
 
@@ -137,7 +154,8 @@ class Heart:
         while not self._end.wait(BEAT_SECONDS):
             try:
                 self.stop = self._mailbox.beat(self._rank, self.pulse)
-            except ray.exceptions.GetTimeoutError:
-                continue
-            except ray.exceptions.RayError:
+            except ray.exceptions.ActorDiedError:
                 return
+            except ray.exceptions.RayError:
+                # It may pass: the network to the driver's node was away.
+                continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import tempfile
 import threading
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import cv2
@@ -30,7 +29,7 @@ from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.events import Heart, Mailbox, Pulse, mailbox
 from lungseg_ray.feed import Feed, ReadAhead, Source
 from lungseg_ray.keeper import Keeper
-from lungseg_ray.lease import Lease
+from lungseg_ray.lease import Lease, Ticket
 from lungseg_ray.loop import Wish, train_loop
 from lungseg_ray.run import Run
 from lungseg_ray.storage import patiently
@@ -59,6 +58,7 @@ class _Worker:
     world_size: int
     mailbox: Mailbox
     heart: Heart
+    ticket: Ticket
     keeper: Keeper | None = None
     _looked: float = field(default_factory=time.monotonic)
     _preempted: Any = None
@@ -74,7 +74,11 @@ class _Worker:
 
     @cached_property
     def _validation(self) -> list[Batch]:
-        return list(self.feed.validation())
+        found: list[Batch] = []
+        for batch in self.feed.validation():
+            self.doing(f"validation batch {len(found) + 1} to be made ready")
+            found.append(batch)
+        return found
 
     def wrap(self, model: nn.Module) -> nn.Module:
         if self.world_size == 1:
@@ -130,14 +134,18 @@ class _Worker:
         step = checkpoint.step_of(found) if found else 0
         before = self.mailbox.begin(step, self.world_size)
         if before > self.settings.train.max_failures:
-            raise JobFailedError(
-                f"Workers were lost {before} times in a row without coming from step {step} to another checkpoint "
-                f"(train.max_failures = {self.settings.train.max_failures}). Lower checkpoint.every_steps if they are "
-                "lost that often, or mend what ends them."
-            )
+            raise JobFailedError(_lost_too_often(self.settings, before))
         patience = self.settings.storage.patience_seconds
         best = self.settings.checkpoint.keep
-        self.keeper = Keeper(self.run, best=best, patience=patience, note=self.note, last=found)
+        self.keeper = Keeper(
+            self.run,
+            best=best,
+            patience=patience,
+            note=self.note,
+            moved=lambda: self.doing(self.heart.pulse.doing),
+            ticket=self.ticket,
+            last=found,
+        )
         return found
 
     def _patiently(self, work: Callable[[], T]) -> T:
@@ -169,9 +177,12 @@ class _Worker:
         look = self.rank == 0 and now - self._looked > PREEMPTION_LOOK_SECONDS
         told = [int(one) for one in self.sum(torch.tensor([asked, int(look)], dtype=torch.float64))]
         if told[0] & _FAILED:
+            error = self.keeper.error if self.keeper else "rank 0 says why"
+            if isinstance(error, JobFailedError):
+                raise error
             raise JobFailedError(
                 f"A checkpoint could not be written for {self.settings.storage.patience_seconds} s "
-                f"(storage.patience_seconds): {self.keeper.error if self.keeper else 'rank 0 says why'}"
+                f"(storage.patience_seconds): {error}"
             )
         if told[1]:
             self._looked = now
@@ -183,7 +194,7 @@ class _Worker:
         return Wish(told[0])
 
     def doing(self, what: str) -> None:
-        self.heart.pulse = Pulse(what, self.heart.pulse.moves + 1, os.getpid())
+        self.heart.pulse = Pulse(what, self.heart.pulse.moves + 1)
 
     def note(self, text: str) -> None:
         self.tell({"event": "note", "text": text})
@@ -215,7 +226,7 @@ def _work(task: dict[str, Any]) -> None:
     # After a node is lost there may be fewer CPUs than the layout was made for.
     tasks = min(layout.data_tasks, resources.data_tasks(cpus, world_size, layout.cpus_per_worker))
     patience = settings.storage.patience_seconds
-    with Heart(task["mailbox"], rank, Pulse("the worker's start", 0, os.getpid())) as heart:
+    with Heart(task["mailbox"], rank, Pulse("the worker's start", 0)) as heart:
         worker = _Worker(
             settings=settings,
             run=task["run"],
@@ -226,6 +237,7 @@ def _work(task: dict[str, Any]) -> None:
             world_size=world_size,
             mailbox=task["mailbox"],
             heart=heart,
+            ticket=task["ticket"],
         )
         try:
             train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker)
@@ -249,7 +261,15 @@ class _Losses(UserCallback):
             f"worker {rank} ({_first_line(error)})" for rank, error in sorted((dead or worker_exceptions).items())
         ]
         text = f"Lost {', '.join(reasons)}. Going on from the last checkpoint."
-        self._mailbox.put({"event": "note", "text": text})
+        self._mailbox.lost(text)
+
+
+def _lost_too_often(settings: Settings, times: int) -> str:
+    return (
+        f"Workers were lost {times} times in a row without reaching another checkpoint "
+        f"(train.max_failures = {settings.train.max_failures}). Mend what ends them, or lower checkpoint.every_steps "
+        "if it is nodes that come and go."
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -302,8 +322,9 @@ def fit(
             callbacks=[_Losses(box)],
         )
         task = {"settings": settings, "run": run, "source": source, "layout": layout, "mailbox": box}
+        task["ticket"] = lease.ticket
         trainer = TorchTrainer(_work, train_loop_config=task, scaling_config=scaling, run_config=running)
-        ended = _follow(trainer, box, asked, watch, lease, Watchdog(settings.train.stall_seconds, _noting(watch)))
+        ended = _follow(settings, trainer, box, asked, watch, lease)
     if ended["event"] == "failed":
         raise (UserError if ended["mistake"] else JobFailedError)(ended["text"])
     if ended["event"] == "stopped":
@@ -313,12 +334,12 @@ def fit(
 
 
 def _follow(
+    settings: Settings,
     trainer: TorchTrainer,
     box: Mailbox,
     asked: list[int],
     watch: Callable[[dict[str, Any]], None],
     lease: Lease,
-    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Runs a trainer in a thread, and hands on what its workers tell.
 
@@ -336,23 +357,27 @@ def _follow(
     # In a thread of its own Ray does not answer signals, and this one is free to look after the rest.
     thread = threading.Thread(target=work, name="fit", daemon=True)
     thread.start()
-    ended: dict[str, Any] = {"event": "done", "time": math.inf}
+    watchdog = Watchdog(settings.train.stall_seconds, _noting(watch))
+    ended: dict[str, Any] = {"event": "done"}
+    last_word = math.inf
+    pulses: dict[int, Pulse] = {}
+    losses = 0
     told = False
     alive = True
     while alive:
         thread.join(LOOK_SECONDS)
         # What came before the end is still handed on.
         # A worker that has said its last word alone leaves others that wait for it; they end with the job.
-        alive = thread.is_alive() and time.time() < ended["time"] + LAST_WORD_SECONDS
+        alive = thread.is_alive() and time.monotonic() < last_word + LAST_WORD_SECONDS
         if asked and not told:
             told = True
             box.stop()
             watch({"event": "note", "text": "Stopping after this step; a second Ctrl-C stops at once."})
         lease.check()
         try:
-            events, pulses = box.take()
+            events, pulses, losses = box.take()
         except ray.exceptions.GetTimeoutError:
-            events, pulses = [], {}
+            events = []
         except ray.exceptions.RayError as error:
             raise JobFailedError(
                 f"Ray is gone on this machine ({_first_line(error)}). What was saved is safe; the same command goes on."
@@ -361,10 +386,15 @@ def _follow(
             if event["event"] in ("failed", "stopped"):
                 # Rank 0 knows which checkpoint is the last.
                 ended = event if event["rank"] == 0 or ended["event"] == "done" else ended
+                last_word = min(last_word, time.monotonic())
             else:
                 watch(event)
+        if asked and not pulses and ended["event"] == "done" and alive:
+            raise StoppedError("Stopped while no worker was up; the same command goes on.", asked[0])
+        if losses > settings.train.max_failures + 1:
+            raise JobFailedError(_lost_too_often(settings, losses))
         moves = {rank: pulse.moves for rank, pulse in pulses.items()}
-        watchdog.look(moves, now=time.monotonic(), waiting_for=lambda: _waiting_for(pulses))  # noqa: B023
+        watchdog.look(moves, now=time.monotonic(), waiting_for=partial(_waiting_for, pulses))
     if errors and ended["event"] == "done":
         raise errors[0]
     return ended

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from lungseg_ray import checkpoint
+from lungseg_ray.errors import JobFailedError
+from lungseg_ray.lease import Ticket
 from lungseg_ray.run import Run
 from lungseg_ray.storage import Location, patiently
 
@@ -22,6 +24,8 @@ class Keeper:
         best: how many of the best to keep.
         patience: seconds for which to try again where the storage fails.
         note: told of trouble, and of its end.
+        moved: called at every attempt, so that patience is not taken for standing still.
+        ticket: of the driver that holds the run; without it nothing is written.
 
     Attributes:
         waited: seconds that training has waited for it since this was last set to 0.
@@ -30,15 +34,25 @@ class Keeper:
     """
 
     def __init__(
-        self, run: Run, *, best: int, patience: float, note: Callable[[str], None], last: Location | None = None
+        self,
+        run: Run,
+        *,
+        best: int,
+        patience: float,
+        note: Callable[[str], None],
+        moved: Callable[[], None],
+        ticket: Ticket,
+        last: Location | None = None,
     ) -> None:
         self.waited = 0.0
         self.last = last
-        self.error: OSError | None = None
+        self.error: OSError | JobFailedError | None = None
         self._run = run
         self._best = best
         self._patience = patience
         self._note = note
+        self._moved = moved
+        self._ticket = ticket
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="keeper")
         self._pending: Future[None] | None = None
 
@@ -73,7 +87,7 @@ class Keeper:
         if pending:
             try:
                 pending.result()
-            except OSError as error:
+            except (OSError, JobFailedError) as error:
                 self.error = error
 
     def _keep(self, content: checkpoint.Checkpoint) -> None:
@@ -83,14 +97,23 @@ class Keeper:
             self._note(f"Checkpoint of step {content.progress.step}: {text}")
 
         # A disk that is full may be emptied, as a bucket may answer again; training goes on meanwhile.
-        patiently(lambda: _put(target, content), seconds=self._patience, note=note, trouble=OSError)
+        patiently(lambda: self._put(target, content), seconds=self._patience, note=note, trouble=OSError)
         self.last = target
         patiently(lambda: self._tidy(content.progress), seconds=self._patience, note=note, trouble=OSError)
 
+    def _put(self, target: Location, content: checkpoint.Checkpoint) -> None:
+        self._moved()
+        # A driver that was asleep may have been followed by another, whose checkpoints these would mix with.
+        self._ticket.check()
+        _put(target, content)
+
     def _tidy(self, progress: checkpoint.Progress) -> None:
+        self._moved()
         self._run.write_history(progress.history)
         there = checkpoint.listed(self._run.place)
-        stay = checkpoint.kept(progress.history, map(checkpoint.step_of, there), best=self._best)
+        # Later ones are damaged and were passed over when the run went on from an earlier one.
+        steps = [step for step in map(checkpoint.step_of, there) if step <= progress.step]
+        stay = checkpoint.kept(progress.history, steps, best=self._best)
         for place in there:
             if checkpoint.step_of(place) not in stay:
                 place.delete()

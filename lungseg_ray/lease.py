@@ -57,14 +57,46 @@ class Owner:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
-class Lease:
-    """A lease that is held."""
+@dataclass(frozen=True)
+class Ticket:
+    """What shows, in any process, that a driver holds a run.
 
-    def __init__(self, run: Location, place: Location, owner: Owner) -> None:
-        self._run = run
+    Attributes:
+        run: its folder.
+        owner: the driver.
+    """
+
+    run: Location
+    owner: Owner
+
+    def check(self) -> None:
+        """Looks whether the owner still holds the run.
+
+        Raises:
+            JobFailedError: if another driver has taken the run over.
+            OSError: if the storage does not say.
+        """
+        newest = _newest(self.run)
+        other = _owner(newest) if newest else None
+        if other is None or replace(other, beat=0) != self.owner:
+            raise JobFailedError(
+                f"{self.run}: the run was taken over by {other or 'nobody known'} while this driver was not heard. "
+                "This one stops, and leaves the run to it."
+            )
+
+
+class Lease:
+    """A lease that is held.
+
+    Attributes:
+        ticket: for those who write in the driver's name.
+    """
+
+    def __init__(self, ticket: Ticket, place: Location) -> None:
+        self.ticket = ticket
         self._place = place
-        self._owner = owner
-        self._lost = ""
+        self._beats = 0
+        self._lost: JobFailedError | None = None
 
     def check(self) -> None:
         """Does nothing while the lease is held.
@@ -73,20 +105,25 @@ class Lease:
             JobFailedError: if another driver has taken the run over.
         """
         if self._lost:
-            raise JobFailedError(self._lost)
+            raise self._lost
 
     def beat(self) -> None:
         """Shows that the owner lives, and looks whether another has taken over."""
-        newest = _newest(self._run)
-        if newest is None or newest.name != self._place.name:
-            other = _owner(newest) if newest else None
-            self._lost = (
-                f"{self._run}: the run was taken over by {other or 'nobody known'} while this driver was not heard. "
-                "This one stops, and leaves the run to it."
-            )
+        try:
+            self.ticket.check()
+        except JobFailedError as error:
+            self._lost = error
             return
-        self._owner = replace(self._owner, beat=self._owner.beat + 1)
-        self._place.write_text(json.dumps(asdict(self._owner)))
+        self._beats += 1
+        self._place.write_text(json.dumps(asdict(replace(self.ticket.owner, beat=self._beats))))
+
+    def give_back(self) -> None:
+        """Ends the lease, if it is still this driver's."""
+        try:
+            self.ticket.check()
+        except JobFailedError:
+            return
+        self._place.delete()
 
 
 @contextmanager
@@ -104,7 +141,7 @@ def held(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
     if not run.honours_create():
         note(f"{run}: the storage does not honour conditional writes; two drivers that start at once go unnoticed.")
     place = _acquire(run, owner, note)
-    lease = Lease(run, place, owner)
+    lease = Lease(Ticket(run, owner), place)
     end = threading.Event()
 
     def work() -> None:
@@ -123,7 +160,7 @@ def held(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
         end.set()
         heart.join()
         try:
-            place.delete()
+            lease.give_back()
         except OSError as error:
             note(f"The lease {place} could not be given back ({error}); it lapses by itself.")
 
@@ -147,8 +184,8 @@ def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> Locati
 
 
 def _alive(place: Location, owner: Owner, note: Callable[[str], None]) -> bool:
-    if owner.machine == _machine():
-        return owner.born != "" and _born(owner.pid) == owner.born
+    if owner.machine == _machine() and owner.born:
+        return _born(owner.pid) == owner.born
     note(f"The run was last in the hands of {owner}. Listening for {SILENCE_SECONDS:.0f} s whether that is alive.")
     end = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < end:

@@ -461,7 +461,8 @@ def _epoch(
             loss = float(sums[0] / sums[3])
             runtime.tell({"event": "step", "epoch": epoch + 1, "number": number, "steps": steps, "loss": loss})
         wish = runtime.wish()
-        if wish or (every and (step + 1) % every == 0 and number < steps):
+        # After the last step the epoch's own checkpoint follows.
+        if number < steps and (wish or (every and (step + 1) % every == 0)):
             here = reached(step + 1)
             runtime.save(learner.content(here), spare=not wish)
             if wish == Wish.STOP:

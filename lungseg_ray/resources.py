@@ -175,6 +175,11 @@ def map_chunks(
     if device == "cuda" and not gpus:
         raise UserError("device = cuda needs a GPU; the cluster has none. Use device = cpu.")
     on_gpu = device != "cpu" and gpus > 0
+    if cpus < 1:
+        raise UserError(
+            "The cluster has no CPU for this work at the moment. Add a node, or ask an autoscaled cluster for one with "
+            "ray.autoscaler.sdk.request_resources."
+        )
     fit = gpus if on_gpu else max(min(cpus, cores()), 1)
     done = ray.data.range(count, override_num_blocks=count).map_batches(
         _ChunkTask(work, "cuda" if on_gpu else "cpu"),

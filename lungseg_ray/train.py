@@ -11,7 +11,7 @@ from lungseg_ray import checkpoint, lease, models, predictor, report, resources
 from lungseg_ray.card import model_card
 from lungseg_ray.config import Settings, chosen, differences, merge
 from lungseg_ray.display import Display
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.evaluate import SHEET, ShardImages, evaluate
 from lungseg_ray.feed import Source
 from lungseg_ray.fit import fit
@@ -55,7 +55,7 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         classes=settings.corpus.classes,
         size=settings.feed.size,
     )
-    going_on = run.check(settings, fingerprint=index.fingerprint if index else None)
+    run.check(settings, fingerprint=index.fingerprint if index else None)
     if finished := run.summary():
         console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
         _tell(run, finished, console)
@@ -64,6 +64,11 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         lease.held(run.place, lambda text: console.print(text, highlight=False)) as hold,
         resources.cluster(processes=settings.train.workers),
     ):
+        # Another driver may have had the run until now.
+        going_on = run.check(settings, fingerprint=index.fingerprint if index else None)
+        if finished := run.summary():
+            _tell(run, finished, console)
+            return finished
         cpus, gpus = resources.available()
         layout = resources.plan(
             cpus=cpus,
@@ -96,6 +101,8 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, layout=layout, watch=display, lease=hold)
+            if not run.is_trained(settings):
+                raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
         summary = _finish(run, settings, index, console)
         summary["seconds"] = {
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,

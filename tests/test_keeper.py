@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ import torch
 
 from lungseg_ray import checkpoint, keeper
 from lungseg_ray.checkpoint import Checkpoint, Progress
+from lungseg_ray.errors import JobFailedError
 from lungseg_ray.keeper import Keeper
+from lungseg_ray.lease import Owner, Ticket
 from lungseg_ray.run import HISTORY, Run
 from lungseg_ray.storage import locate
 
@@ -33,12 +38,19 @@ def content(step: int, *losses: float) -> Checkpoint:
     return Checkpoint({"w": torch.full((2,), float(step))}, None, {"lr": [0.1]}, progress)
 
 
+def keeper_of(run: Run, note: Callable[[str], None], *, patience: float = 0) -> Keeper:
+    """A keeper of the best epoch, for a driver that holds the run."""
+    owner = Owner.here()
+    (run.place / "lease-000001.json").write_text(json.dumps(asdict(owner)))
+    return Keeper(run, best=1, patience=patience, note=note, moved=lambda: None, ticket=Ticket(run.place, owner))
+
+
 def steps(run: Run) -> list[int]:
     return [checkpoint.step_of(place) for place in checkpoint.listed(run.place)]
 
 
 def test_what_is_kept(run: Run, said: list[str]) -> None:
-    one = Keeper(run, best=1, patience=0, note=said.append)
+    one = keeper_of(run, said.append)
     for made in (content(5), content(10, 0.5), content(15, 0.5), content(20, 0.5, 0.7), content(25, 0.5, 0.7)):
         one.save(made)
     one.flush()
@@ -50,7 +62,7 @@ def test_what_is_kept(run: Run, said: list[str]) -> None:
     assert (run.place / HISTORY).read_text().splitlines()[1:] == ["1,10,0.5", "2,20,0.7"]
     assert {path.name for path in Path(run.place.path).iterdir()} == {
         *(checkpoint.name(step) for step in (10, 20, 25)),
-        HISTORY,
+        *(HISTORY, "lease-000001.json"),
     }
     assert said == []
 
@@ -64,7 +76,7 @@ def test_training_waits_for_the_one_before_alone(run: Run, said: list[str], monk
         write(directory, made)
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    one = Keeper(run, best=1, patience=0, note=said.append)
+    one = keeper_of(run, said.append)
     made = content(5)
     one.save(made)
     assert steps(run) == []
@@ -89,7 +101,7 @@ def test_trouble_is_told_and_the_end_is_the_error(run: Run, said: list[str], mon
         put(*arguments)
 
     monkeypatch.setattr(keeper, "_put", broken)
-    one = Keeper(run, best=1, patience=0, note=said.append)
+    one = keeper_of(run, said.append)
     one.save(content(5))
     one.flush()
     assert one.error is not None
@@ -113,7 +125,7 @@ def test_a_full_disk_passes(run: Run, said: list[str], monkeypatch: pytest.Monke
         put(*arguments)
 
     monkeypatch.setattr(keeper, "_put", broken)
-    one = Keeper(run, best=1, patience=30, note=said.append)
+    one = keeper_of(run, said.append, patience=30)
     one.save(content(5))
     one.flush()
     assert one.error is None
@@ -127,7 +139,31 @@ def test_one_of_the_same_name_is_replaced(run: Run, said: list[str]) -> None:
     damaged = Path(run.place.path) / checkpoint.name(5)
     damaged.mkdir(parents=True)
     (damaged / checkpoint.WEIGHTS).write_bytes(b"cut")
-    one = Keeper(run, best=1, patience=0, note=said.append)
+    one = keeper_of(run, said.append)
     one.save(content(5))
     one.flush()
     assert checkpoint.damage(run.place / checkpoint.name(5)) is None
+
+
+def test_one_whose_driver_has_lost_the_run_writes_nothing(run: Run, said: list[str]) -> None:
+    one = keeper_of(run, said.append)
+    one.save(content(5))
+    one.flush()
+    other = replace(Owner.here(), host="elsewhere", born="2")
+    (run.place / "lease-000002.json").write_text(json.dumps(asdict(other)))
+    one.save(content(10))
+    one.flush()
+    assert isinstance(one.error, JobFailedError)
+    assert "taken over by process" in str(one.error)
+    assert steps(run) == [5]
+
+
+def test_newer_ones_that_were_passed_over_do_not_count_as_the_latest(run: Run, said: list[str]) -> None:
+    one = keeper_of(run, said.append)
+    one.save(content(50))
+    one.flush()
+    for step in (57, 58):
+        (Path(run.place.path) / checkpoint.name(step)).mkdir()
+    one.save(content(53))
+    one.flush()
+    assert steps(run) == [53, 50]

@@ -133,7 +133,17 @@ def test_an_owner_that_was_not_heard_finds_that_it_has_lost(run: Location, said:
         with pytest.raises(JobFailedError, match=r"taken over by process .* on elsewhere"):
             mine.check()
     # What the other holds is left alone.
-    assert files(run) == ["lease-000002.json"]
+    assert "lease-000002.json" in files(run)
+
+
+def test_a_number_that_comes_again_is_another_lease(run: Location, said: list[str]) -> None:
+    # Another driver took the run over, gave it back, and one more has number 1 again.
+    with held(run, said.append) as mine:
+        leave(run, replace(Owner.here(), host="elsewhere", born="2"), number=1)
+        mine.beat()
+        with pytest.raises(JobFailedError, match=r"taken over by process .* on elsewhere"):
+            mine.check()
+    assert files(run) == ["lease-000001.json"]
 
 
 def test_a_lease_that_cannot_be_read_is_followed(run: Location, said: list[str]) -> None:

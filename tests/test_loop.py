@@ -336,8 +336,9 @@ class TestBetweenSteps:
         through, _ = run(self.settings(0), tmp_path / "through")
         first = Memory(tmp_path / "cut", wishes={after: Wish.STOP})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
+        # After the last step of an epoch, the epoch's own checkpoint is the one.
         assert (progress.step, first.flushed) == (after, 1)
-        assert first.events[-1] == {"event": "stopped", "step": after, "epoch": (after - 1) // 5}
+        assert first.events[-1] == {"event": "stopped", "step": after, "epoch": after // 5}
         assert first.streams[0].closed
         again, _ = run(self.settings(0), tmp_path / "cut")
         assert first.seen + again.seen == list(range(10))
