@@ -32,6 +32,7 @@ class Pulse:
 class _Mailbox:
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._taken = 0
         self._pulses: dict[int, Pulse] = {}
         self._stop = False
         self._step = -1
@@ -40,9 +41,9 @@ class _Mailbox:
     def put(self, event: Event) -> None:
         self._events.append(event)
 
-    def take(self) -> tuple[list[Event], dict[int, Pulse], int]:
-        events, self._events = self._events, []
-        return events, self._pulses, self._losses
+    def take(self, seen: int) -> tuple[list[Event], dict[int, Pulse], int]:
+        self._events, self._taken = self._events[seen - self._taken :], seen
+        return self._events, self._pulses, self._losses
 
     def beat(self, rank: int, pulse: Pulse) -> bool:
         self._pulses[rank] = pulse
@@ -71,7 +72,7 @@ class Mailbox:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._taking: Any = None
+        self._seen = 0
 
     def put(self, event: Event, *, wait: bool = False) -> None:
         """Tells the driver.
@@ -88,12 +89,13 @@ class Mailbox:
         """What came since the last call, the last pulse of each rank, and losses since the last new checkpoint.
 
         Raises:
-            ray.exceptions.GetTimeoutError: if nothing is heard; the next call gets what this one asked for.
+            ray.exceptions.GetTimeoutError: if nothing is heard; the next call brings what this one did not.
         """
-        # What was taken out there must not be lost on the way: the same request is asked for again.
-        self._taking = self._taking or self._actor.take.remote()
-        taken: tuple[list[Event], dict[int, Pulse], int] = ray.get(self._taking, timeout=WAIT_SECONDS)
-        self._taking = None
+        # An event stays out there until it is known to have arrived.
+        taken: tuple[list[Event], dict[int, Pulse], int] = ray.get(
+            self._actor.take.remote(self._seen), timeout=WAIT_SECONDS
+        )
+        self._seen += len(taken[0])
         return taken
 
     def lost(self, text: str) -> None:

@@ -34,6 +34,7 @@ def largest_difference(one: list[dict[str, float]], other: list[dict[str, float]
 @pytest.mark.timeout(900)
 def test_killed_three_times(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = int(os.environ.get("FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    before = ray_processes()
     cuts = sorted(random.Random(seed).sample(range(3, STEPS * EPOCHS - 12), 3))
     with train_job(tmp_path, "through", shards, epochs=EPOCHS) as job:
         assert job.wait() == 0, job.output
@@ -51,7 +52,7 @@ def test_killed_three_times(shards: Path, tmp_path: Path, capsys: pytest.Capture
         job.signal(signal.SIGKILL)
         job.wait()
         said.append(f"driver killed after the checkpoint of step {newest_step(run)}")
-    assert wait_until(lambda: not ray_processes(), seconds=150)
+    assert wait_until(lambda: ray_processes() <= before, seconds=150)
     # A node of Ray: the only one, so that the job ends with it.
     with train_job(tmp_path, "killed", shards, epochs=EPOCHS) as job:
         reached(run, cuts[2], job)
