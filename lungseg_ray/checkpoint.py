@@ -58,6 +58,10 @@ class Progress:
         """The row of the epoch with the lowest validation loss; the last of equal ones."""
         return ranked(self.history)[0]
 
+    def is_complete(self, *, epochs: int, early_stop: int) -> bool:
+        """Whether the last epoch, or the one of early stopping, is finished."""
+        return self.epoch >= epochs or self.stops_early(early_stop)
+
     def stops_early(self, patience: int) -> bool:
         """Whether `patience` epochs have passed without a better validation loss; never if it is 0."""
         if not patience or not self.history:

@@ -32,7 +32,7 @@ from lungseg_ray.keeper import Keeper
 from lungseg_ray.lease import Lease, Ticket
 from lungseg_ray.loop import Wish, train_loop
 from lungseg_ray.run import Run
-from lungseg_ray.storage import patiently
+from lungseg_ray.storage import Location, patiently
 from lungseg_ray.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ class _Worker:
             torch.set_num_threads(before.threads)
         return content
 
-    def _newest(self) -> Any:
+    def _newest(self) -> Location | None:
         found, wrong = self._patiently(self.run.newest_checkpoint)
         for reason in wrong:
             self.note(f"Checkpoint passed over: {reason}")

@@ -243,7 +243,7 @@ def check_shared(place: Location) -> None:
     probe.write_text("seen")
     try:
         asked = {
-            node["NodeManagerHostname"]: _sees.options(
+            f"{node['NodeManagerHostname']} (node {node['NodeID'][:8]})": _sees.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(probe)
             for node in nodes

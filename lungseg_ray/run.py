@@ -172,8 +172,8 @@ class Run:
         place, _ = self.newest_checkpoint()
         if place is None:
             return False
-        progress = self._progress(place)
-        return progress.epoch >= settings.train.epochs or progress.stops_early(settings.train.early_stop)
+        train = settings.train
+        return self._progress(place).is_complete(epochs=train.epochs, early_stop=train.early_stop)
 
     def best_checkpoint(self) -> tuple[Location, checkpoint.Progress]:
         """The checkpoint with the lowest validation loss, and how far the run has come.

@@ -101,8 +101,6 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, layout=layout, watch=display, lease=hold)
-            if not run.is_trained(settings):
-                raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
         summary = _finish(run, settings, index, console)
         summary["seconds"] = {
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
@@ -151,6 +149,8 @@ def _as_made(settings: Settings, index: ShardIndex) -> Settings:
 def _finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
     """Writes the best model, measures it on the test images, and draws the curves."""
     place, progress = run.best_checkpoint()
+    if not progress.is_complete(epochs=settings.train.epochs, early_stop=settings.train.early_stop):
+        raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
     content = checkpoint.read_from(place)
     model = build_model(settings, weights="none")
     model.load_state_dict(content.average if content.average is not None else content.weights)

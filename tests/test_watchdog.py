@@ -37,6 +37,12 @@ def test_no_workers_at_all() -> None:
 
 
 def test_time_in_which_the_machine_slept_does_not_count() -> None:
-    watchdog = Watchdog(100, lambda text: None)
+    told: list[str] = []
+    watchdog = Watchdog(100, told.append)
     looks(watchdog, 0, 50, {0: 1})
-    looks(watchdog, 3650, 3670, {0: 1})
+    assert told == []
+    # The hour between two looks counts for 15 s of the 100.
+    looks(watchdog, 3650, 3684, {0: 1})
+    assert [text.split(" s.")[0] for text in told] == ["Nothing has moved for 65"]
+    with pytest.raises(JobFailedError, match="for 100 s"):
+        looks(watchdog, 3685, 3685, {0: 1})

@@ -6,6 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from lungseg_ray import checkpoint
 from tests.faults.conftest import Record
 from tests.faults.small import (
@@ -48,13 +50,8 @@ class TestObjectStore:
         assert job.count("^Training from") == 1
         record("object store stopped for 20 s", lost="nothing; training goes on meanwhile", seconds=seconds)
 
-    def test_answers_503_for_20_seconds(self, store: ObjectStore, record: Record) -> None:
-        self.refused("busy", "503", store, record)
-
-    def test_answers_403_for_20_seconds(self, store: ObjectStore, record: Record) -> None:
-        self.refused("denied", "403", store, record)
-
-    def refused(self, mode: Mode, status: str, store: ObjectStore, record: Record) -> None:
+    @pytest.mark.parametrize(("mode", "status"), [("busy", "503"), ("denied", "403")])
+    def test_refuses_for_20_seconds(self, mode: Mode, status: str, store: ObjectStore, record: Record) -> None:
         bucket = f"s3://lungs/refused-{status}"
         with FaultyProxy(store) as proxy:
             environment = {**store.environment, "AWS_ENDPOINT_URL": proxy.url}
