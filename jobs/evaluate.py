@@ -1,4 +1,4 @@
-"""Measures a trained model: python jobs/evaluate.py --run RUN [--corpus.root DIR] [--out DIR]."""
+"""Measures a trained model: python jobs/evaluate.py --run RUN [--top N] [--flips all] [--corpus.root DIR]."""
 
 import sys
 

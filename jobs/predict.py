@@ -1,4 +1,4 @@
-"""Writes predicted masks: python jobs/predict.py --run RUN --images DIR --out DIR."""
+"""Writes predicted masks: python jobs/predict.py --run RUN --images DIR --out DIR [--top N] [--flips all]."""
 
 import sys
 

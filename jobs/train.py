@@ -6,16 +6,17 @@ import time
 from rich.console import Console
 
 from lungseg_ray import cli
-from lungseg_ray.config import Settings
+from lungseg_ray.sweep.settings import TrainJob
 
 
-def main(settings: Settings, console: Console) -> None:
+def main(job: TrainJob, console: Console) -> None:
     """Trains, or goes on training."""
+    from lungseg_ray.sweep.ledger import winner_of
     from lungseg_ray.train import train
 
-    train(settings, console, started=STARTED)
+    train(winner_of(job), console, started=STARTED)
 
 
 if __name__ == "__main__":
     STARTED = time.time()
-    sys.exit(cli.run(Settings, main))
+    sys.exit(cli.run(TrainJob, main))

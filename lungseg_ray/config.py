@@ -54,6 +54,7 @@ def _absolute_file(text: str) -> str:
 
 PHANTOM = "phantom"
 Device = Literal["auto", "cpu", "cuda"]
+Flips = Literal["none", "horizontal", "all"]
 Place = Annotated[str, AfterValidator(_absolute)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -297,7 +298,9 @@ class Settings(Section):
 class EvaluateJob(Section):
     """Measure a trained model: on its own test images, or on another corpus."""
 
-    run: Place = Field(description="The run's folder or s3:// prefix.")
+    run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
+    top: PositiveInt = Field(1, description="Of a sweep: average so many of its best trials.")
+    flips: Flips = Field("none", description="Average over mirror images, too: horizontal, or all four of both axes.")
     corpus: CorpusSettings | None = Field(None, description="Another corpus, read as it is; else the run's shards.")
     shards: Place | None = Field(None, description="Where the run's shards lie now; else where they lay in training.")
     split: Literal["train", "val", "test", "all"] | None = Field(
@@ -311,7 +314,9 @@ class EvaluateJob(Section):
 class PredictJob(Section):
     """Write the masks that a trained model sees in a folder of images."""
 
-    run: Place = Field(description="The run's folder or s3:// prefix.")
+    run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
+    top: PositiveInt = Field(1, description="Of a sweep: average so many of its best trials.")
+    flips: Flips = Field("none", description="Average over mirror images, too: horizontal, or all four of both axes.")
     images: Place = Field(description="Folder or s3:// prefix of images.")
     out: Place = Field(description="Folder or s3:// prefix for the masks; what is done there is not done again.")
     overlay: bool = Field(False, description="Write each image with the outline of its mask, too.")
@@ -343,7 +348,6 @@ def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
             extra="forbid",
             env_prefix=ENVIRONMENT_PREFIX,
             env_nested_delimiter="__",
-            nested_model_default_partial_update=True,
             cli_avoid_json=True,
             cli_hide_none_type=True,
             cli_use_class_docs_for_groups=True,
@@ -403,6 +407,13 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """A tree that has one leaf, at a place such as `optim.lr`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """One line for each leaf in which two dumped trees differ: `train.seed: 0 -> 1`."""
     for key in [*old, *(key for key in new if key not in old)]:
@@ -435,11 +446,12 @@ def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
             raise UserError(f"{name}: there is no such setting.{_suggest(key, tree)}")
 
 
-def _leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The places of all settings in a tree, such as `optim.lr`."""
     for name, info in tree.model_fields.items():
         branch = next((one for one in (info.annotation, *get_args(info.annotation)) if _is_section(one)), None)
         if branch:
-            yield from _leaves(branch, f"{prefix}{name}.")
+            yield from leaves(branch, f"{prefix}{name}.")
         else:
             yield prefix + name
 
@@ -449,7 +461,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _suggest(key: str, tree: type[BaseModel]) -> str:
-    near = difflib.get_close_matches(key, list(_leaves(tree)), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, list(leaves(tree)), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else " --help lists all settings."
 
 

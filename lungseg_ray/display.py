@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,61 @@ def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator
     return iter(track(items, total=total, description=description, transient=True, disable=not sys.stdout.isatty()))
 
 
+class Board:
+    """TensorBoard's file of one run; a disk without room ends the file, and not the run.
+
+    Args:
+        place: folder of the file.
+        note: told why it is not written any more.
+    """
+
+    def __init__(self, place: Location, note: Callable[[str], None]) -> None:
+        self._place = place
+        self._note = note
+        self._local = Path(place.path) if place.is_local else Path(tempfile.mkdtemp(prefix="lungseg-"))
+        self._writer: SummaryWriter | None = None
+
+    def open(self, *, epoch: int) -> None:
+        """Starts a file in which the epochs after `epoch` hide what was written of them before."""
+        self.close()
+        try:
+            self._writer = SummaryWriter(str(self._local), purge_step=epoch + 1)
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Writes the figures of an epoch."""
+        if not self._writer:
+            return
+        try:
+            for key, value in row.items():
+                if key not in ("epoch", "step"):
+                    part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
+                    self._writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+            return
+        if not self._place.is_local:
+            try:
+                self._place.upload(self._local)
+            except OSError as error:
+                self._note(f"TensorBoard's file could not be written to {self._place}: {error}")
+
+    def close(self) -> None:
+        """Ends the file."""
+        writer, self._writer = self._writer, None
+        if writer:
+            try:
+                writer.close()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._note(f"TensorBoard's file in {self._local} is not written any more: {error}")
+        self._writer = None
+
+
 class Display:
     """Follows a run; to be used as a context and called with each event of its workers.
 
@@ -39,9 +94,7 @@ class Display:
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("waiting for workers", total=None)
-        self._place = place / TENSORBOARD
-        self._local = Path(place.path) / TENSORBOARD if place.is_local else Path(tempfile.mkdtemp(prefix="lungseg-"))
-        self._writer: SummaryWriter | None = None
+        self._board = Board(place / TENSORBOARD, lambda text: self._note({"text": text}))
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -49,7 +102,7 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        self._close()
+        self._board.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Shows one event."""
@@ -74,11 +127,7 @@ class Display:
                 highlight=False,
             )
         self._best = event["best"]
-        self._close()
-        try:
-            self._writer = SummaryWriter(str(self._local), purge_step=event["epoch"] + 1)
-        except OSError as error:
-            self._give_up(error)
+        self._board.open(epoch=event["epoch"])
 
     def _step(self, event: dict[str, Any]) -> None:
         self.first_step = self.first_step or event["time"]
@@ -103,34 +152,4 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
-        if self._writer:
-            try:
-                self._write(self._writer, row)
-            except OSError as error:
-                self._give_up(error)
-                return
-            if not self._place.is_local:
-                try:
-                    self._place.upload(self._local)
-                except OSError as error:
-                    self._note({"text": f"TensorBoard's file could not be written to {self._place}: {error}"})
-
-    def _write(self, writer: SummaryWriter, row: dict[str, float]) -> None:
-        for key, value in row.items():
-            if key not in ("epoch", "step"):
-                part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
-                writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
-        writer.flush()
-
-    def _give_up(self, error: OSError) -> None:
-        """A disk without room ends TensorBoard's file, and not the run."""
-        self._note({"text": f"TensorBoard's file in {self._local} is not written any more: {error}"})
-        self._writer = None
-
-    def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer:
-            try:
-                writer.close()
-            except OSError as error:
-                self._give_up(error)
+        self._board.write(row)

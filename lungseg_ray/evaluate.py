@@ -15,13 +15,14 @@ import torch
 from pydantic import ValidationError
 from rich.table import Table
 
-from lungseg_ray import metrics, predictor, report, resources
+from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, chosen, merge
 from lungseg_ray.corpus import Record, SetAside, assign_splits, list_corpus, read_sample
 from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.run import BEST, EVALUATION, Run
+from lungseg_ray.predictor import Model
+from lungseg_ray.run import EVALUATION
 from lungseg_ray.shards import Row, Shard, read_index, read_rows
 from lungseg_ray.storage import Location, locate
 
@@ -104,12 +105,12 @@ class CorpusImages:
 class _Measure:
     """Measures a chunk of images."""
 
-    model: Location
+    model: Model
     images: Images
     settings: EvaluateSettings
 
     def __call__(self, chunk: int, device: str) -> list[dict[str, Any]]:
-        model = predictor.load(self.model, device=device)
+        model = self.model.load(device=device)
         first = chunk * self.settings.batch
         good: dict[int, Row] = {}
         found: list[dict[str, Any]] = []
@@ -277,7 +278,7 @@ def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> di
 
 
 def evaluate(
-    model: Location,
+    model: Model,
     images: Images,
     out: Location,
     settings: EvaluateSettings,
@@ -290,7 +291,7 @@ def evaluate(
     The figures do not depend on the number of processes: the images of a forward pass are fixed by their order.
 
     Args:
-        model: a run's folder `best/`.
+        model: what to measure.
         images: what to measure on.
         out: folder for `per_image.csv`, `evaluation.json` and `contact_sheet.png`.
         settings: of the evaluation.
@@ -298,12 +299,13 @@ def evaluate(
         set_aside: files that were found unusable before any was read.
 
     Returns:
-        The content of `evaluation.json`: that of `summarise`, and `set_aside`.
+        The content of `evaluation.json`: that of `summarise`; `members`, the runs whose models made it, and `flips`;
+        and `set_aside`.
 
     Raises:
         UserError: if there is no image that can be used.
     """
-    class_names = predictor.load(model).sidecar.class_names
+    class_names = model.load().sidecar.class_names
     if not len(images):
         raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
     work = _Measure(model, images, settings)
@@ -323,7 +325,12 @@ def evaluate(
             rows.append(row)
     if not rows:
         raise UserError(f"None of {len(images)} images can be used; the first: {bad[0]['uri']}: {bad[0]['detail']}.")
-    result = {**summarise(rows, class_names, settings), "set_aside": bad}
+    result = {
+        **summarise(rows, class_names, settings),
+        "members": [str(run.place) for run in model.runs],
+        "flips": model.flips,
+        "set_aside": bad,
+    }
     (out / PER_IMAGE).write_text(_to_csv(rows))
     (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
@@ -331,7 +338,7 @@ def evaluate(
 
 
 def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
-    """Measures a run's best model on its own shards, or on another corpus. Needs a running Ray cluster.
+    """Measures the model of a run, or of a sweep's best, on its own shards or another corpus. Needs a Ray cluster.
 
     Returns:
         The content of `evaluation.json`, and the folder it lies in.
@@ -339,15 +346,16 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
     Raises:
         UserError: if the run is not there or has no best model yet, or if there is nothing to measure on.
     """
-    run = Run(locate(job.run))
-    kept = run.kept()
+    model = Model.of(job)
+    # All trials of a sweep train on the same shards.
+    kept = model.runs[0].kept()
     set_aside: list[SetAside] = []
     if job.corpus is None:
         root = locate(job.shards or kept.settings.shards.root)
         index = read_index(root)
         if index.fingerprint != kept.shards:
             raise UserError(
-                f"{root}: these are other shards than those that {run.place} was trained on, and their test images may "
+                f"{root}: these are other shards than those that {job.run} was trained on, and their test images may "
                 "have been trained on. Restore them, or evaluate another corpus with --corpus.root."
             )
         name: str = job.split or "test"
@@ -356,8 +364,8 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
         images, set_aside = _corpus_images(kept.settings, job.corpus, job.split)
         name = "-".join([locate(job.corpus.root).stem, *([job.split] if job.split else [])])
         name = f"corpus-{name}"
-    out = locate(job.out) if job.out else run.place / EVALUATION / name
-    result = evaluate(run.place / BEST, images, out, job.evaluate, device=job.device, set_aside=set_aside)
+    out = locate(job.out) if job.out else locate(job.run) / EVALUATION / f"{name}{model.suffix}"
+    result = evaluate(model, images, out, job.evaluate, device=job.device, set_aside=set_aside)
     return result, out
 
 
@@ -402,12 +410,12 @@ def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) 
     return CorpusImages(records, corpus, trained.shards.longer_side), listing.set_aside
 
 
-def _sheet(model: Location, images: Images, rows: list[dict[str, Any]], settings: EvaluateSettings) -> bytes:
+def _sheet(model: Model, images: Images, rows: list[dict[str, Any]], settings: EvaluateSettings) -> bytes:
     """The contact sheet; its few images are predicted again, so that no pixels travel."""
     order = sorted(rows, key=lambda row: (row["dice"], row["image_id"]))
     count = min(SHOWN, len(order))
     middle = max((len(order) - count) // 2, 0)
-    use = predictor.load(model)
+    use = model.load()
     panels = {}
     for title, few in {
         "worst": order[:count],

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -25,10 +25,11 @@ import torch
 
 from lungseg_ray import augment
 from lungseg_ray.batch import Batch
+from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards import Shard, ShardIndex, read_rows
-from lungseg_ray.storage import Location, patiently
+from lungseg_ray.shards import Row, Shard, ShardIndex, read_rows, unpack_rows
+from lungseg_ray.storage import Location, locate, patiently
 
 CHUNK_IMAGES = 128
 """Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
@@ -52,6 +53,7 @@ class Source:
         batch: images of a global batch.
         window: shards whose rows are shuffled together.
         seed: of order and augmentation.
+        shared: whole shards in Ray's object store, by file, where several runs on a node read the same.
     """
 
     root: Location
@@ -61,6 +63,25 @@ class Source:
     batch: int
     window: int
     seed: int
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Settings, index: ShardIndex, shared: Mapping[str, Any] | None = None) -> Source:
+        """The source of a run.
+
+        Raises:
+            UserError: if the shards do not fill a batch, or have no images for validation.
+        """
+        return cls(
+            root=locate(settings.shards.root),
+            index=index,
+            preset=settings.feed.preset,
+            size=settings.feed.size,
+            batch=settings.feed.batch,
+            window=settings.feed.window,
+            seed=settings.train.seed,
+            shared=shared or {},
+        )
 
     def __post_init__(self) -> None:
         augment.build(self.preset, size=self.size)
@@ -79,6 +100,12 @@ class Source:
     def steps_per_epoch(self) -> int:
         """Whole global batches in an epoch; the last incomplete one is dropped."""
         return self.index.count("train") // self.batch
+
+    def rows(self, file: str, rows: Sequence[int]) -> list[Row]:
+        """Rows of one shard, from the object store where it lies there."""
+        if file in self.shared:
+            return unpack_rows(ray.get(self.shared[file]), rows)
+        return read_rows(self.root / file, rows)
 
 
 def epoch_order(shards: list[Shard], *, seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
@@ -139,7 +166,7 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
     names = np.empty(len(slots), object)
     for number in np.unique(places[:, 0]):
         at = np.flatnonzero(places[:, 0] == number)
-        rows = read_rows(source.root / shards[number].file, places[at, 1].tolist())
+        rows = source.rows(shards[number].file, places[at, 1].tolist())
         for place, row in zip(at, rows, strict=True):
             name = int.from_bytes(hashlib.sha256(row.image_id.encode()).digest()[:8], "big")
             images[place], masks[place] = change(row.sample.image, row.sample.mask, seed=(source.seed, epoch, name))

@@ -7,11 +7,11 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import cv2
 import ray
@@ -20,184 +20,51 @@ import torch
 import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from torch import nn
 
-from lungseg_ray import checkpoint, resources
-from lungseg_ray.batch import Batch
+from lungseg_ray import resources
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.events import Heart, Mailbox, Pulse, mailbox
-from lungseg_ray.feed import Feed, ReadAhead, Source
-from lungseg_ray.keeper import Keeper
-from lungseg_ray.lease import Lease, Ticket
-from lungseg_ray.loop import Wish, train_loop
+from lungseg_ray.feed import Feed, Source
+from lungseg_ray.lease import Lease
+from lungseg_ray.loop import train_loop
 from lungseg_ray.run import Run
-from lungseg_ray.storage import Location, patiently
 from lungseg_ray.watchdog import Watchdog
-
-T = TypeVar("T")
-CACHED_VALIDATION_BYTES = 1 << 30
-"""Validation images, made ready once, are kept by each worker up to this size."""
+from lungseg_ray.worker import Worker
 
 LOOK_SECONDS = 0.25
 LAST_WORD_SECONDS = 20.0
 PREEMPTION_LOOK_SECONDS = 5.0
-_FAILED = 4
 
 
 @dataclass
-class _Worker:
-    """One Ray Train worker as the loop sees it."""
+class _TrainWorker(Worker):
+    """A worker of Ray Train.
 
-    settings: Settings
-    run: Run
-    source: Source
-    feed: Feed
-    device: torch.device
-    rank: int
-    world_size: int
-    mailbox: Mailbox
-    heart: Heart
-    ticket: Ticket
-    keeper: Keeper | None = None
+    Attributes:
+        mailbox: of the driver.
+    """
+
+    mailbox: Mailbox = field(kw_only=True)
     _looked: float = field(default_factory=time.monotonic)
     _preempted: Any = None
 
-    def train(self, *, step: int, epochs: int) -> ReadAhead:
-        return self.feed.train(step=step, epochs=epochs)
-
-    def validation(self) -> Iterator[Batch]:
-        size = self.source.size**2 * (self.source.index.corpus.channels + 1)
-        if self.source.index.count("val") * size > CACHED_VALIDATION_BYTES * self.world_size:
-            return self.feed.validation()
-        return iter(self._validation)
-
-    @cached_property
-    def _validation(self) -> list[Batch]:
-        found: list[Batch] = []
-        for batch in self.feed.validation():
-            self.doing(f"validation batch {len(found) + 1} to be made ready")
-            found.append(batch)
-        return found
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        if self.world_size == 1:
-            return model
-        devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        if self.world_size == 1:
-            return values
-        there = values.to(self.device, copy=True)
-        torch.distributed.all_reduce(there)
-        return there.to(values.device)
-
-    def share(self, tensors: Iterable[torch.Tensor]) -> None:
-        if self.world_size > 1:
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor, src=0)
-
-    def gather(self, names: list[str]) -> list[str]:
-        if self.world_size == 1:
-            return names
-        found: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(found, names)
-        return [name for part in found for name in part]
-
-    def restore(self) -> checkpoint.Checkpoint | None:
-        choice: list[Any] = [None]
-        if self.rank == 0:
-            try:
-                choice = [self._newest()]
-            except (UserError, JobFailedError) as error:
-                choice = [error]
-            except OSError as error:
-                choice = [JobFailedError(str(error))]
-        if self.world_size > 1:
-            torch.distributed.broadcast_object_list(choice, src=0)
-        if isinstance(choice[0], Exception):
-            raise choice[0]
-        if choice[0] is None:
-            return None
-        content = self._patiently(lambda: checkpoint.read_from(choice[0]))
-        before = content.progress
-        if not self.settings.train.threads and before.threads and before.workers == self.world_size:
-            # Sums of floats depend on the number of threads; with the former one, the figures stay equal.
-            torch.set_num_threads(before.threads)
-        return content
-
-    def _newest(self) -> Location | None:
-        found, wrong = self._patiently(self.run.newest_checkpoint)
-        for reason in wrong:
-            self.note(f"Checkpoint passed over: {reason}")
-        step = checkpoint.step_of(found) if found else 0
+    def begin(self, step: int) -> None:
         before = self.mailbox.begin(step, self.world_size)
         if before > self.settings.train.max_failures:
             raise JobFailedError(_lost_too_often(self.settings, before))
-        patience = self.settings.storage.patience_seconds
-        best = self.settings.checkpoint.keep
-        self.keeper = Keeper(
-            self.run,
-            best=best,
-            patience=patience,
-            note=self.note,
-            moved=lambda: self.doing(self.heart.pulse.doing),
-            ticket=self.ticket,
-            last=found,
-        )
-        return found
 
-    def _patiently(self, work: Callable[[], T]) -> T:
-        return patiently(work, seconds=self.settings.storage.patience_seconds, note=self.note)
+    def due(self) -> bool:
+        return self.rank == 0 and time.monotonic() - self._looked > PREEMPTION_LOOK_SECONDS
 
-    def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
-        if self.keeper:
-            self.doing("the checkpoint before to be written")
-            self.keeper.save(content, spare=spare)
-
-    def waited(self) -> float:
-        if not self.keeper:
-            return 0.0
-        seconds, self.keeper.waited = self.keeper.waited, 0.0
-        return seconds
-
-    def flush(self) -> None:
-        if self.keeper:
-            self.keeper.flush()
-        self.wish()
-
-    def wish(self) -> Wish:
-        asked = 0
-        now = time.monotonic()
-        if self.keeper:
-            self.keeper.poll()
-            asked |= _FAILED if self.keeper.error else Wish.STOP if self.heart.stop else 0
-        # The look is a barrier of Ray's, so that rank 0 says for all when it is time for one.
-        look = self.rank == 0 and now - self._looked > PREEMPTION_LOOK_SECONDS
-        told = [int(one) for one in self.sum(torch.tensor([asked, int(look)], dtype=torch.float64))]
-        if told[0] & _FAILED:
-            error = self.keeper.error if self.keeper else "rank 0 says why"
-            if isinstance(error, JobFailedError):
-                raise error
-            raise JobFailedError(
-                f"A checkpoint could not be written for {self.settings.storage.patience_seconds} s "
-                f"(storage.patience_seconds): {error}"
-            )
-        if told[1]:
-            self._looked = now
-            notice = ray.train.get_preemption_info()
-            new, self._preempted = notice is not None and self._preempted is None, notice
-            if new and not told[0]:
-                self.note("A node is about to be taken away: saving a checkpoint.")
-                return Wish.SAVE
-        return Wish(told[0])
-
-    def doing(self, what: str) -> None:
-        self.heart.pulse = Pulse(what, self.heart.pulse.moves + 1)
-
-    def note(self, text: str) -> None:
-        self.tell({"event": "note", "text": text})
+    def notice(self) -> bool:
+        # The look is a barrier of Ray's.
+        self._looked = time.monotonic()
+        notice = ray.train.get_preemption_info()
+        new, self._preempted = notice is not None and self._preempted is None, notice
+        if new:
+            self.note("A node is about to be taken away: saving a checkpoint.")
+        return new
 
     def tell(self, event: dict[str, Any], *, any_rank: bool = False) -> None:
         if self.rank == 0 or any_rank:
@@ -227,7 +94,7 @@ def _work(task: dict[str, Any]) -> None:
     tasks = min(layout.data_tasks, resources.data_tasks(cpus, world_size, layout.cpus_per_worker))
     patience = settings.storage.patience_seconds
     with Heart(task["mailbox"], rank, Pulse("the worker's start", 0)) as heart:
-        worker = _Worker(
+        worker = _TrainWorker(
             settings=settings,
             run=task["run"],
             source=source,
@@ -240,7 +107,7 @@ def _work(task: dict[str, Any]) -> None:
             ticket=task["ticket"],
         )
         try:
-            train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker)
+            train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker, until=task["until"])
         except (UserError, JobFailedError) as error:
             # Workers end in peace, since another start would meet the same again.
             last = worker.keeper.last if worker.keeper else None
@@ -285,6 +152,8 @@ def fit(
     layout: resources.Layout,
     watch: Callable[[dict[str, Any]], None],
     lease: Lease,
+    until: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains on a running Ray cluster, from wherever the run had come to its end.
 
@@ -298,6 +167,8 @@ def fit(
         layout: who gets what.
         watch: told of every step and epoch while it runs.
         lease: the right to write the run.
+        until: epochs after which it leaves off; by default the last.
+        stop: asked again and again; once it is true, the workers save and stop as after a SIGTERM.
 
     Raises:
         UserError: for what a user can mend, such as checkpoints of which none is usable.
@@ -308,7 +179,7 @@ def fit(
     """
     run.tidy(keep=settings.checkpoint.keep)
     least = settings.train.min_workers
-    with mailbox() as box, tempfile.TemporaryDirectory(prefix="lungseg-ray-") as scratch, _signals() as asked:
+    with mailbox() as box, tempfile.TemporaryDirectory(prefix="lungseg-ray-") as scratch, signals() as asked:
         scaling = ScalingConfig(
             num_workers=(least, settings.train.workers) if least else layout.workers,
             use_gpu=layout.device == "cuda",
@@ -321,10 +192,10 @@ def fit(
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[_Losses(box)],
         )
-        task = {"settings": settings, "run": run, "source": source, "layout": layout, "mailbox": box}
-        task["ticket"] = lease.ticket
+        task: dict[str, Any] = {"settings": settings, "run": run, "source": source, "layout": layout, "mailbox": box}
+        task |= {"ticket": lease.ticket, "until": until}
         trainer = TorchTrainer(_work, train_loop_config=task, scaling_config=scaling, run_config=running)
-        ended = _follow(settings, trainer, box, asked, watch, lease)
+        ended = _follow(settings, trainer, box, asked, watch, lease, stop)
     if ended["event"] == "failed":
         raise (UserError if ended["mistake"] else JobFailedError)(ended["text"])
     if ended["event"] == "stopped":
@@ -340,6 +211,7 @@ def _follow(
     asked: list[int],
     watch: Callable[[dict[str, Any]], None],
     lease: Lease,
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Runs a trainer in a thread, and hands on what its workers tell.
 
@@ -369,6 +241,8 @@ def _follow(
         # What came before the end is still handed on.
         # A worker that has said its last word alone leaves others that wait for it; they end with the job.
         alive = thread.is_alive() and time.monotonic() < last_word + LAST_WORD_SECONDS
+        if not asked and stop():
+            asked.append(signal.SIGTERM)
         if asked and not told:
             told = True
             box.stop()
@@ -415,7 +289,7 @@ def _waiting_for(pulses: dict[int, Pulse]) -> str:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """The signals that ask for a stop, as they come in; a second SIGINT raises KeyboardInterrupt."""
     asked: list[int] = []
 

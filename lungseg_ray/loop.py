@@ -327,13 +327,16 @@ def fastest_precision(settings: Settings, device: torch.device) -> Precision:
     return min(kinds, key=lambda kind: min(seconds[kind]))
 
 
-def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) -> checkpoint.Progress:
+def train_loop(
+    settings: Settings, *, steps_per_epoch: int, runtime: Runtime, until: int | None = None
+) -> checkpoint.Progress:
     """Trains until the last epoch, early stopping, or until it is asked to stop, from wherever the run had come.
 
     Args:
         settings: of the run.
         steps_per_epoch: whole global batches in an epoch.
         runtime: data, workers and storage.
+        until: epochs after which it leaves off, as if cut there; by default the last.
 
     Returns:
         How far the run came, with its history.
@@ -343,10 +346,11 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
         JobFailedError: if a checkpoint cannot be kept.
     """
     device, epochs = runtime.device, settings.train.epochs
+    until = min(until or epochs, epochs)
     runtime.doing("the checkpoint to go on from")
     kept = runtime.restore()
     # The first batches are made ready while precision is probed and the model is built.
-    batches = runtime.train(step=kept.progress.step if kept else 0, epochs=epochs)
+    batches = runtime.train(step=kept.progress.step if kept else 0, epochs=until)
     runtime.doing("the probe of the precision")
     progress = kept.progress if kept else _start(settings, runtime)
     runtime.doing("the model to be built")
@@ -375,7 +379,7 @@ def train_loop(settings: Settings, *, steps_per_epoch: int, runtime: Runtime) ->
         }
     )
     try:
-        while progress.epoch < epochs and not progress.stops_early(settings.train.early_stop):
+        while progress.epoch < until and not progress.stops_early(settings.train.early_stop):
             progress, stop = _epoch(learner, runtime, batches, progress, steps=steps_per_epoch)
             if stop:
                 runtime.flush()

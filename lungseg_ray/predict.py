@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileType
 
-from lungseg_ray import metrics, predictor, report, resources
+from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import read_image
 from lungseg_ray.corpus.decode import decode_image
 from lungseg_ray.corpus.layouts import SUFFIXES
 from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.predictor import Model, Sidecar
 from lungseg_ray.run import BEST
 from lungseg_ray.storage import Location, locate
 
@@ -37,10 +38,11 @@ class _Predict:
     """Predicts a chunk of images and writes their masks."""
 
     job: PredictJob
+    model: Model
     names: list[str]
 
     def __call__(self, chunk: int, device: str) -> list[dict[str, Any]]:
-        model = predictor.load(locate(self.job.run) / BEST, device=device)
+        model = self.model.load(device=device)
         side = model.sidecar
         rows = []
         waiting: list[tuple[dict[str, Any], npt.NDArray[np.uint8], tuple[int, int]]] = []
@@ -73,9 +75,7 @@ class _Predict:
         # The suffix stays within the name, so that a.png and a.jpg have masks of their own.
         return locate(self.job.out) / folder / f"{name}.png"
 
-    def _write(
-        self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: predictor.Sidecar
-    ) -> None:
+    def _write(self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: Sidecar) -> None:
         if self.job.overlay:
             height, width = image.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -101,8 +101,9 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
     resources.check_lasting(locate(job.out))
     names = _images(job)
     resources.check_shared(locate(job.out))
-    _claim(job)
-    work = _Predict(job, names)
+    model = Model.of(job)
+    _claim(job, model)
+    work = _Predict(job, model, names)
     done = resources.map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)
     rows = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda row: row["image"])
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -132,14 +133,14 @@ def _images(job: PredictJob) -> list[str]:
     return names
 
 
-def _claim(job: PredictJob) -> None:
+def _claim(job: PredictJob, model: Model) -> None:
     """Writes down whose predictions the folder holds, or refuses if they are another's."""
-    best = locate(job.run) / BEST
-    predictor.load(best)
-    weights = hashlib.sha256((best / "model.safetensors").read_bytes()).hexdigest()
-    mine = {"weights_sha256": weights, "clean_up": job.clean_up}
+    model.load()
+    weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
+    mine = {"weights_sha256": " ".join(weights), "flips": model.flips, "clean_up": job.clean_up}
     place = locate(job.out) / CLAIM
-    if place.exists() and (theirs := json.loads(place.read_text())) != mine:
+    # Folders from before there were flips do not name them.
+    if place.exists() and (theirs := {"flips": "none", **json.loads(place.read_text())}) != mine:
         raise UserError(
             f"{place}: this folder holds predictions made otherwise:\n  "
             + "\n  ".join(differences(theirs, mine))

@@ -1,11 +1,13 @@
-"""A trained model as it leaves a run: the folder `best/`, and what turns images into probabilities with it."""
+"""Trained models as they leave their runs: the folder `best/`, and what turns images into probabilities with it."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
 import cv2
 import numpy as np
@@ -16,12 +18,25 @@ from torch import nn
 
 from lungseg_ray import models
 from lungseg_ray.augment import resize_image
+from lungseg_ray.config import EvaluateJob, Flips, PredictJob, differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.metrics import probabilities
-from lungseg_ray.storage import Location
+from lungseg_ray.run import BEST, Run
+from lungseg_ray.storage import Location, locate
+from lungseg_ray.sweep.ledger import Sweep, best
 
 SIDECAR = "preprocessing.json"
 CARD = "README.md"
+
+ALIKE = {"channels", "longer_side", "classes", "class_names"}
+"""What models must have in common to be averaged."""
+
+AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "horizontal": ((), (3,)),
+    "all": ((), (3,), (2,), (2, 3)),
+}
+"""Axes of (N, C, H, W) that each pass reverses."""
 
 Probability = npt.NDArray[np.float32]
 
@@ -50,12 +65,25 @@ class Sidecar(BaseModel):
 
 
 class Predictor:
-    """A model with its preprocessing."""
+    """Models with their preprocessing, used as one: the mean of their probabilities, over mirror images, too.
 
-    def __init__(self, model: nn.Module, sidecar: Sidecar, *, device: torch.device | str = "cpu") -> None:
-        self.sidecar = sidecar
+    Attributes:
+        sidecar: the first model's, with the mean of all thresholds.
+        device: that they compute on.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[tuple[nn.Module, Sidecar]],
+        *,
+        flips: Flips = "none",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        threshold = fmean(side.threshold for _, side in members)
+        self.sidecar = members[0][1].model_copy(update={"threshold": threshold})
         self.device = torch.device(device)
-        self._model = model.to(self.device).eval()
+        self._members = [(model.to(self.device).eval(), side) for model, side in members]
+        self._axes = AXES[flips]
 
     @torch.inference_mode()
     def __call__(
@@ -70,22 +98,28 @@ class Predictor:
         Returns:
             For each image (h, w, k) float32: k = 1 for one class, otherwise a channel for each label.
         """
-        side = self.sidecar
+        sizes = sizes or [image.shape[:2] for image in images]
+        means = [np.zeros((height, width, self.sidecar.classes), np.float32) for height, width in sizes]
+        for model, side in self._members:
+            for mean, one in zip(means, self._maps(model, side, images), strict=True):
+                height, width, _ = mean.shape
+                sized = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR).reshape(mean.shape)
+                mean += sized / len(self._members)
+        return means
+
+    def _maps(self, model: nn.Module, side: Sidecar, images: Sequence[npt.NDArray[np.uint8]]) -> Probability:
         stack = torch.from_numpy(np.stack([resize_image(image, side.size) for image in images])).permute(0, 3, 1, 2)
         inputs = stack.to(self.device).to(torch.float32).div_(side.scale)
-        found = probabilities(self._model(inputs)).permute(0, 2, 3, 1).cpu().numpy()
-        sizes = sizes or [image.shape[:2] for image in images]
-        return [
-            cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
-            for one, (height, width) in zip(found, sizes, strict=True)
-        ]
+        # One after the other: a batch that fits in memory stays one that fits.
+        found = [probabilities(model(inputs.flip(axes))).flip(axes) for axes in self._axes]
+        return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()
 
     def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
         """The label map (h, w) uint8 of a probability map.
 
         Args:
             probability: (h, w, k).
-            threshold: for one class, in place of the model's own.
+            threshold: for one class, in place of the sidecar's.
         """
         if self.sidecar.classes == 1:
             bound = self.sidecar.threshold if threshold is None else threshold
@@ -112,12 +146,25 @@ def save(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None
 
 
 @lru_cache(maxsize=1)
-def load(place: Location, *, device: str = "cpu") -> Predictor:
-    """Opens a folder that `save` wrote; once per process.
+def load(*places: Location, flips: Flips = "none", device: str = "cpu") -> Predictor:
+    """Opens folders that `save` wrote, to be used as one model; once per process.
 
     Raises:
-        UserError: if it is not there, not complete, or does not fit together.
+        UserError: if one is not there, not complete, or does not fit together, or if they cannot be averaged.
     """
+    members = [_open(place) for place in places]
+    first, *others = (side.model_dump(include=ALIKE) for _, side in members)
+    for place, other in zip(places[1:], others, strict=True):
+        if lines := list(differences(first, other)):
+            raise UserError(
+                f"{place}: this model cannot be averaged with {places[0]}:\n  "
+                + "\n  ".join(lines)
+                + "\nAverage models that were trained on the same shards."
+            )
+    return Predictor(members, flips=flips, device=device)
+
+
+def _open(place: Location) -> tuple[nn.Module, Sidecar]:
     try:
         sidecar = Sidecar.model_validate_json((place / SIDECAR).read_text())
     except FileNotFoundError:
@@ -125,7 +172,47 @@ def load(place: Location, *, device: str = "cpu") -> Predictor:
     except ValidationError as error:
         raise UserError(f"{place / SIDECAR}: cannot be read: {error}") from None
     if place.is_local:
-        return Predictor(models.load_export(Path(place.path)), sidecar, device=device)
+        return models.load_export(Path(place.path)), sidecar
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
         place.download(Path(folder))
-        return Predictor(models.load_export(Path(folder)), sidecar, device=device)
+        return models.load_export(Path(folder)), sidecar
+
+
+@dataclass(frozen=True)
+class Model:
+    """What evaluation and prediction use as one model.
+
+    Attributes:
+        runs: their best models are averaged.
+        flips: the mirror images that are averaged over, too.
+    """
+
+    runs: tuple[Run, ...]
+    flips: Flips = "none"
+
+    @classmethod
+    def of(cls, job: EvaluateJob | PredictJob) -> Model:
+        """The one that a job names: a run's, or that of a sweep's best trials.
+
+        Raises:
+            UserError: if several are asked for of a run alone, or more than the sweep has.
+        """
+        place = locate(job.run)
+        if Sweep.is_one(place):
+            return cls(tuple(best(Sweep(place), job.top)), job.flips)
+        if job.top > 1:
+            raise UserError(
+                f"{place}: --top {job.top} averages the best trials of a sweep, but no sweep lies there. "
+                "Give a sweep's folder, or leave --top out."
+            )
+        return cls((Run(place),), job.flips)
+
+    @property
+    def suffix(self) -> str:
+        """Tells its folder of figures from that of a run alone, such as `-top3-flips-all`; empty for one."""
+        several = f"-top{len(self.runs)}" if len(self.runs) > 1 else ""
+        return several + (f"-flips-{self.flips}" if self.flips != "none" else "")
+
+    def load(self, *, device: str = "cpu") -> Predictor:
+        """Opens it; as `load` does."""
+        return load(*(run.place / BEST for run in self.runs), flips=self.flips, device=device)

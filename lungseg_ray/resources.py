@@ -112,6 +112,72 @@ def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
     return max(left // workers, 1) if left > 0 else 0
 
 
+@dataclass(frozen=True)
+class TrialLayout:
+    """How the trials of a sweep share a cluster.
+
+    Attributes:
+        concurrent: trials at a time.
+        cpus: logical CPUs that Ray reserves for the process of each.
+        gpus: share of a GPU for it; 0 where it computes on CPUs, or has workers of its own.
+        training: of each trial; with one worker, the trial's process is the worker.
+    """
+
+    concurrent: int
+    cpus: int
+    gpus: float
+    training: Layout
+
+
+def plan_trials(
+    *,
+    cpus: int,
+    gpus: int,
+    workers: int,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    gpus_per_trial: float = 1.0,
+    concurrent: int = 0,
+) -> TrialLayout:
+    """Deals a cluster to as many trials as fit, so that none waits for what another holds.
+
+    On CPUs a trial prepares its images in its own processes; on GPUs the CPUs that are left serve as data tasks.
+
+    Args:
+        cpus: logical CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        workers: training processes of a trial.
+        device: `auto` takes GPUs where a trial fits on them.
+        gpus_per_trial: share of a GPU for a trial of one worker.
+        concurrent: trials at a time at most; 0 for as many as fit.
+
+    Raises:
+        UserError: if not one trial fits.
+    """
+    on_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
+    # A trial of several workers has a process of its own beside them.
+    cpus_per_trial = 1 + (workers if workers > 1 and not on_gpu else 0)
+    fit = cpus // cpus_per_trial
+    if on_gpu:
+        fit = min(fit, gpus // workers if workers > 1 else gpus * int(1 / gpus_per_trial))
+    if fit < 1:
+        needed = f"{cpus_per_trial} CPU(s)" + (f" and {workers} GPU(s)" if on_gpu else "")
+        raise UserError(
+            f"A trial with train.workers = {workers} needs {needed}; the cluster has {cpus} CPU(s) and {gpus} GPU(s), "
+            "and the sweep would wait for ever. Lower train.workers, or add nodes."
+        )
+    together = min(fit, concurrent or fit)
+    left = (cpus - together * cpus_per_trial) // (together * workers) if on_gpu else 0
+    training = Layout(
+        workers=workers,
+        device="cuda" if on_gpu else "cpu",
+        cpus_per_worker=0 if on_gpu else 1,
+        data_cpus=left * workers * together,
+        data_tasks=left,
+    )
+    gpu_share = gpus_per_trial if on_gpu and workers == 1 else 0.0
+    return TrialLayout(concurrent=together, cpus=1, gpus=gpu_share, training=training)
+
+
 @contextmanager
 def cluster(*, processes: int) -> Iterator[None]:
     """A Ray cluster for the time of the block: the one at hand, the one `RAY_ADDRESS` names, or one of our own.

@@ -152,6 +152,15 @@ class Run:
         """
         return checkpoint.newest(self.place, any_finished=(self.place / HISTORY).exists())
 
+    def history(self) -> list[dict[str, float]]:
+        """A row of figures for each finished epoch, as the newest checkpoint has them.
+
+        Raises:
+            UserError: if the run has finished a checkpoint, but none can be used.
+        """
+        place, _ = self.newest_checkpoint()
+        return self._progress(place).history if place else []
+
     def tidy(self, *, keep: int) -> None:
         """Deletes the checkpoints but the best and the newest that can be used, and what a killed writer left.
 

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 
 from lungseg_ray import resources
-from lungseg_ray.config import CorpusSettings, Settings
+from lungseg_ray.config import CorpusSettings, Settings, chosen, differences, merge
 from lungseg_ray.corpus.decode import Sample, read_sample
 from lungseg_ray.corpus.layouts import SUFFIXES, list_corpus
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
@@ -39,8 +39,13 @@ from lungseg_ray.shards import (
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, patiently
 
 SET_ASIDE = "set_aside.csv"
+AnySettings = TypeVar("AnySettings", bound=Settings)
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
 """Files that are ours to delete: shards of another corpus or other settings, and what a killed writer left."""
+
+
+_WORDS = ("about", "licence")
+"""Settings of the corpus that are for people; the shards do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -301,3 +306,37 @@ def _to_csv(set_aside: list[SetAside]) -> str:
     writer.writeheader()
     writer.writerows(asdict(one) for one in set_aside)
     return text.getvalue()
+
+
+def at_hand(root: Location, settings: Settings) -> ShardIndex | None:
+    """The index of the shards that are there; None if they must be made.
+
+    Raises:
+        UserError: if they were made otherwise than the command asks for.
+    """
+    if not (root / INDEX).exists():
+        return None
+    index = read_index(root)
+    made = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
+    asked = {"corpus": chosen(settings.corpus), "shards": chosen(settings.shards)}
+    asked["shards"] = {key: value for key, value in asked["shards"].items() if key == "longer_side"}
+    for word in _WORDS:
+        asked["corpus"].pop(word, None)
+    other = list(differences(made, merge(made, asked)))
+    if other:
+        raise UserError(
+            f"{root}: these shards were made otherwise than asked for:\n  " + "\n  ".join(other) + "\n"
+            "Make others with jobs/shard.py and another --shards.root, or leave these settings out."
+        )
+    return index
+
+
+def as_made(settings: AnySettings, index: ShardIndex) -> AnySettings:
+    """The settings with what the shards were made with; words for people are the command's, where it has some."""
+    words = {word: value for word in _WORDS if (value := getattr(settings.corpus, word))}
+    return settings.model_copy(
+        update={
+            "corpus": index.corpus.model_copy(update=words),
+            "shards": settings.shards.model_copy(update={"longer_side": index.longer_side}),
+        }
+    )

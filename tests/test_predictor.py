@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from lungseg_ray import predictor
+from lungseg_ray.config import Flips
 from lungseg_ray.errors import UserError
 from lungseg_ray.loop import build_model
 from lungseg_ray.predictor import Predictor, Sidecar
@@ -50,7 +52,7 @@ def image(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
 class TestCall:
     def test_own_size(self) -> None:
         model = Columns()
-        found = Predictor(model, sidecar())([image(64, 96), image(40, 33)])
+        found = Predictor([(model, sidecar())])([image(64, 96), image(40, 33)])
         assert [one.shape for one in found] == [(64, 96, 1), (40, 33, 1)]
         assert {one.dtype for one in found} == {np.dtype(np.float32)}
         # Network input: (2, 1, 32, 32) in [0, 1]; 51 / 255 = 0.2.
@@ -61,13 +63,13 @@ class TestCall:
         np.testing.assert_allclose(found[0][:, 50:, 0], 1, atol=1e-6)
 
     def test_asked_size(self) -> None:
-        found = Predictor(Columns(), sidecar())([image(64, 96), image(64, 96)], [(10, 20), (100, 8)])
+        found = Predictor([(Columns(), sidecar())])([image(64, 96), image(64, 96)], [(10, 20), (100, 8)])
         assert [one.shape for one in found] == [(10, 20, 1), (100, 8, 1)]
         assert (found[0][:, 11:] > 0.99).all()
         assert (found[0][:, :9] < 0.01).all()
 
     def test_three_classes(self) -> None:
-        use = Predictor(Columns(3), sidecar(size=96, classes=3))
+        use = Predictor([(Columns(3), sidecar(size=96, classes=3))])
         found = use([image(96, 96)])[0]
         assert found.shape == (96, 96, 3)
         np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-5)
@@ -78,23 +80,74 @@ class TestCall:
     def test_does_not_train(self) -> None:
         model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).train()
         before = model.state_dict()["1.running_mean"].clone()
-        first, second = (Predictor(model, sidecar())([image(8, 8)])[0] for _ in range(2))
+        first, second = (Predictor([(model, sidecar())])([image(8, 8)])[0] for _ in range(2))
         np.testing.assert_array_equal(first, second)
         assert torch.equal(model.state_dict()["1.running_mean"], before)
+
+
+class Corner(nn.Module):
+    """A logit for the last quarter of rows and columns that cross, and -20 elsewhere, whatever the image."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n, _, height, width = images.shape
+        logits = torch.full((n, 1, height, width), -20.0)
+        logits[:, :, height // 2 :, width // 2 :] = self.logit
+        return logits
+
+
+def quarters(use: Predictor) -> list[list[float]]:
+    """The probability in the middle of each quarter of an image of (64, 64)."""
+    return use([image(64, 64)])[0][16::32, 16::32, 0].astype(float).round(6).tolist()
+
+
+class TestMean:
+    def test_of_models_with_inputs_of_their_own(self) -> None:
+        # sigmoid(ln 3) = 0.75 and sigmoid(-ln 3) = 0.25 in the last quarter, 0 elsewhere.
+        large, small = Corner(math.log(3)), Corner(-math.log(3))
+        use = Predictor([(large, sidecar(size=64, threshold=0.3)), (small, sidecar(size=32, threshold=0.5))])
+        assert quarters(Predictor([(large, sidecar(size=64))])) == [[0, 0], [0, 0.75]]
+        assert quarters(use) == [[0, 0], [0, 0.5]]
+        # Both models at their thresholds are just at the mean's: 0.3 and 0.5 are at 0.4.
+        assert use.sidecar.threshold == pytest.approx(0.4)
+        assert use([image(64, 64)])[0].dtype == np.float32
+
+    @pytest.mark.parametrize(
+        ("flips", "expected"),
+        [
+            ("none", [[0, 0], [0, 0.8]]),
+            ("horizontal", [[0, 0], [0.4, 0.4]]),
+            ("all", [[0.2, 0.2], [0.2, 0.2]]),
+        ],
+    )
+    def test_of_mirror_images(self, flips: Flips, expected: list[list[float]]) -> None:
+        # sigmoid(ln 4) = 0.8; each pass sees it in the last quarter of its own image.
+        assert quarters(Predictor([(Corner(math.log(4)), sidecar())], flips=flips)) == expected
+
+    @pytest.mark.parametrize("flips", ["horizontal", "all"])
+    def test_each_pass_is_turned_back(self, flips: Flips) -> None:
+        # A model that looks at single pixels does not see a flip.
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
+        plain, flipped = (Predictor([(nn.Identity(), sidecar())], flips=one)([noise])[0] for one in ("none", flips))
+        assert np.ptp(plain) > 0.2
+        np.testing.assert_allclose(flipped, plain, atol=1e-6)
 
 
 def test_labels_of_one_class() -> None:
     # (1, 4, 1): above the threshold alone is positive.
     probability = np.array([0.0, 0.3, 0.30001, 1.0], np.float32).reshape(1, 4, 1)
-    use = Predictor(Columns(), sidecar(threshold=float(np.float32(0.3))))
+    use = Predictor([(Columns(), sidecar(threshold=float(np.float32(0.3))))])
     assert use.labels(probability).tolist() == [[0, 0, 1, 1]]
-    assert Predictor(Columns(), sidecar()).labels(probability).tolist() == [[0, 0, 0, 1]]
+    assert Predictor([(Columns(), sidecar())]).labels(probability).tolist() == [[0, 0, 0, 1]]
 
 
 def test_labels_of_three_classes() -> None:
     # (1, 3, 3): the largest, and the first of equal ones.
     probability = np.array([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.4, 0.4]]], np.float32)
-    assert Predictor(Columns(3), sidecar(classes=3)).labels(probability).tolist() == [[0, 2, 1]]
+    assert Predictor([(Columns(3), sidecar(classes=3))]).labels(probability).tolist() == [[0, 2, 1]]
 
 
 @pytest.fixture
@@ -147,7 +200,7 @@ def test_load(saved: tuple[Location, nn.Module]) -> None:
     use = predictor.load(place)
     assert use.sidecar == sidecar()
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 1), np.uint8)
-    expected = Predictor(model, sidecar())([noise])[0]
+    expected = Predictor([(model, sidecar())])([noise])[0]
     np.testing.assert_allclose(use([noise])[0], expected, atol=1e-5)
     assert predictor.load(place) is use
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.resources import Layout, check_lasting, data_tasks, plan
+from lungseg_ray.resources import Layout, check_lasting, data_tasks, plan, plan_trials
 from lungseg_ray.storage import Location
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -107,3 +107,43 @@ def test_places_that_a_submitted_job_would_lose() -> None:
         check_lasting(Location(copy))
     check_lasting(Location("/data/runs/mine"))
     check_lasting(Location("s3://lungs/runs/mine"))
+
+
+class TestPlanTrials:
+    @pytest.mark.parametrize(
+        ("cpus", "asked", "together"), [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 2), (4, 1, 1), (4, 2, 2), (4, 0, 4)]
+    )
+    def test_one_worker_on_cpus_takes_one_and_prepares_its_own_images(
+        self, cpus: int, asked: int, together: int
+    ) -> None:
+        layout = plan_trials(cpus=cpus, gpus=0, workers=1, concurrent=asked)
+        assert (layout.concurrent, layout.cpus, layout.gpus) == (together, 1, 0.0)
+        assert layout.training.data_tasks == 0
+
+    @pytest.mark.parametrize(("cpus", "asked", "together"), [(3, 2, 1), (4, 2, 1), (6, 2, 2), (6, 1, 1)])
+    def test_two_workers_on_cpus_take_three(self, cpus: int, asked: int, together: int) -> None:
+        layout = plan_trials(cpus=cpus, gpus=0, workers=2, concurrent=asked)
+        assert (layout.concurrent, layout.cpus) == (together, 1)
+        assert layout.concurrent * (layout.cpus + 2 * layout.training.cpus_per_worker) <= cpus
+
+    @pytest.mark.parametrize("cpus", [1, 2])
+    def test_two_workers_without_room_are_refused(self, cpus: int) -> None:
+        with pytest.raises(UserError, match=r"needs 3 CPU\(s\); the cluster has"):
+            plan_trials(cpus=cpus, gpus=0, workers=2)
+
+    def test_two_trials_share_a_gpu_and_the_cpus_that_are_left_prepare_images(self) -> None:
+        layout = plan_trials(cpus=16, gpus=2, workers=1, gpus_per_trial=0.5)
+        assert (layout.concurrent, layout.gpus) == (4, 0.5)
+        # 16 CPUs, of which the trials' processes take 4; 12 // 4 = 3 for each.
+        assert layout.training.data_tasks == 3
+        assert layout.training.device == "cuda"
+
+    def test_gpus_of_trials_with_several_workers(self) -> None:
+        layout = plan_trials(cpus=8, gpus=4, workers=2)
+        assert (layout.concurrent, layout.gpus, layout.training.cpus_per_worker) == (2, 0.0, 0)
+        # 8 CPUs, of which the trials' processes take 2; 6 // (2 * 2) = 1 for each worker.
+        assert layout.training.data_tasks == 1
+
+    def test_no_gpu_where_one_is_asked_for(self) -> None:
+        with pytest.raises(UserError, match=r"1 GPU\(s\); the cluster has 4 CPU\(s\) and 0 GPU\(s\)"):
+            plan_trials(cpus=4, gpus=0, workers=1, device="cuda")

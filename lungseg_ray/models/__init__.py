@@ -1,5 +1,6 @@
 """Segmentation networks: build one, start it from pretrained weights, and hand it on."""
 
+from lungseg_ray.models.cost import Cost, cost
 from lungseg_ray.models.export import export, load_export
 from lungseg_ray.models.factory import (
     ARCHITECTURES,
@@ -9,11 +10,15 @@ from lungseg_ray.models.factory import (
     freeze_unused_parameters,
     resolve_encoder,
 )
+from lungseg_ray.models.menu import MENU
 
 __all__ = [
     "ARCHITECTURES",
+    "MENU",
+    "Cost",
     "build",
     "check",
+    "cost",
     "export",
     "find_unused_parameters",
     "freeze_unused_parameters",

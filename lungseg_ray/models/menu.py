@@ -1,0 +1,24 @@
+"""The encoders that are shipped: named, tried with U-Net and U-Net++, and measured in docs/encoders.md."""
+
+from collections.abc import Mapping
+
+MENU: Mapping[str, tuple[str, ...]] = {
+    "ResNet": ("resnet18", "resnet34"),
+    "ResNeXt": ("resnext50_32x4d",),
+    "ResNeSt": ("timm-resnest14d", "timm-resnest200e"),
+    "Res2Net": ("timm-res2net50_26w_4s",),
+    "RegNet": ("timm-regnety_002", "timm-regnety_004"),
+    # GERNet-S crashes in training, or learns from wrong gradients: a 1 x 1 convolution of stride 2 has 13 input channels,
+    # and with fewer than 16 of them, channels last, oneDNN writes past its memory (uxlfoundation/oneDNN issue 6035).
+    "GERNet": ("timm-gernet_m",),
+    "SE-Net": ("se_resnet50",),
+    "SK-Net": ("timm-skresnet18",),
+    "DenseNet": ("densenet121",),
+    "Inception": ("inceptionv4",),
+    "EfficientNet": ("efficientnet-b0",),
+    "MobileNet": ("mobilenet_v2", "timm-mobilenetv3_large_100"),
+    "DPN": ("dpn68",),
+    "VGG": ("vgg11",),
+    "Xception": ("xception",),
+}
+"""One or two encoders, by name as for `build`, of each of the 15 families that the published recipe compares."""

@@ -1,0 +1,1 @@
+"""The page of a sweep or a run: one file that opens anywhere, without a network."""

@@ -1,0 +1,197 @@
+"""Charts, as items that BokehJS draws. All foreign text is data in them, and never markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bokeh.embed import json_item
+from bokeh.models import BasicTicker, FixedTicker, HoverTool, PrintfTickFormatter
+from bokeh.plotting import ColumnDataSource, figure
+
+from lungseg_ray.page.parts import Key, counted
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's, which people with any colour vision tell apart; without yellow, which is faint on white."""
+
+_GLYPHS = {"circle": "●", "square": "■", "triangle": "▲", "diamond": "◆", "inverted_triangle": "▼", "star": "★"}
+_HEIGHT = 300
+_GREY = "#999999"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the points of a group look."""
+
+    label: str
+    colour: str
+    marker: str
+
+    @property
+    def key(self) -> Key:
+        """Its entry of the legend."""
+        return Key(self.label, self.colour, _GLYPHS[self.marker])
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one look.
+
+    Attributes:
+        style: their look.
+        x: across.
+        y: upwards.
+        notes: for each point the words shown on hover.
+        hollow: whether they are rings.
+    """
+
+    style: Style
+    x: Sequence[float]
+    y: Sequence[float]
+    notes: Sequence[str]
+    hollow: bool = False
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """A look for each name; 42 of them differ."""
+    markers = list(_GLYPHS)
+    return {
+        name: Style(name, COLOURS[number % len(COLOURS)], markers[number % len(markers)])
+        for number, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def scatter(
+    series: Sequence[Series],
+    x_title: str,
+    y_title: str,
+    *,
+    lines: bool = False,
+    x_log: bool = False,
+    y_log: bool = False,
+    y_bounds: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """A chart of points.
+
+    Args:
+        series: what is drawn.
+        x_title: with the unit.
+        y_title: with the unit.
+        lines: whether the points of a series are joined; then x counts in whole numbers.
+        x_log: a logarithmic axis.
+        y_log: a logarithmic axis.
+        y_bounds: lowest and highest value shown; by default those that there are.
+    """
+    options: dict[str, Any] = {"y_range": y_bounds} if y_bounds else {}
+    plot = _figure(
+        x_title, y_title, x_axis_type="log" if x_log else "linear", y_axis_type="log" if y_log else "linear", **options
+    )
+    if lines:
+        plot.xaxis.ticker = BasicTicker(min_interval=1)
+    for axis, log, values in (
+        (plot.xaxis, x_log, [x for one in series for x in one.x]),
+        (plot.yaxis, y_log, [y for one in series for y in one.y]),
+    ):
+        if log:
+            axis.ticker = FixedTicker(ticks=_log_ticks(values))
+            axis.formatter = PrintfTickFormatter(format="%g")
+    for one in series:
+        data = ColumnDataSource({"x": list(one.x), "y": list(one.y), "note": list(one.notes)})
+        if lines:
+            plot.line("x", "y", source=data, color=one.style.colour, line_width=1.5)
+        _points(plot, data, "x", one.style, size=6 if lines else 10, hollow=one.hollow)
+    _hover(plot, {x_title: f"@x{_digits(x_log)}", y_title: f"@y{_digits(y_log)}"})
+    return _item(plot)
+
+
+def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: str) -> dict[str, Any]:
+    """A chart with a line for each pair, from one score to the other.
+
+    Args:
+        rows: pairs as `compare.pairs` returns them: `label`, `epochs`, `of` and `over`.
+        of: look of the first.
+        over: look of the second.
+        x_title: with the unit.
+    """
+    plot = _figure(x_title, "", height=60 + 38 * len(rows), y_range=(-0.4, len(rows) - 0.3))
+    plot.yaxis.visible = False
+    plot.ygrid.visible = False
+    scores = {side: [row[side] for row in rows] for side in ("of", "over")}
+    data = ColumnDataSource(
+        {
+            **scores,
+            "y": list(range(len(rows)))[::-1],
+            "left": [min(min(values) for values in scores.values())] * len(rows),
+            "label": [row["label"] for row in rows],
+            "note": [f"{row['label']}, both after {counted(row['epochs'], 'epoch')}" for row in rows],
+        }
+    )
+    # Above its line, a long name takes no width from the chart.
+    plot.text("left", "y", "label", source=data, y_offset=-7, text_font_size="12px", text_baseline="bottom")
+    plot.segment("of", "y", "over", "y", source=data, color=_GREY, line_width=2)
+    for x, style in (("over", over), ("of", of)):
+        _points(plot, data, x, style, size=11, hollow=False)
+    _hover(plot, {of.key.glyph: "@of{0.0000}", over.key.glyph: "@over{0.0000}"})
+    return _item(plot)
+
+
+def _figure(x_title: str, y_title: str, *, height: int = _HEIGHT, **options: Any) -> figure:
+    # A finger on the chart scrolls the page until one chooses to zoom.
+    plot = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        tools="box_zoom,reset",
+        active_drag=None,
+        x_axis_label=x_title,
+        y_axis_label=y_title,
+        **options,
+    )
+    plot.toolbar.logo = None
+    plot.toolbar.autohide = True
+    plot.outline_line_color = None
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.axis.minor_tick_line_color = None
+    plot.grid.grid_line_alpha = 0.5
+    return plot
+
+
+def _digits(log: bool) -> str:
+    """How a value is written on hover."""
+    return "{%.3g}" if log else "{0.[0000]}"
+
+
+def _log_ticks(values: Iterable[float]) -> list[float]:
+    """1, 2 and 5 times the powers of ten about some values."""
+    positive = [value for value in values if value > 0] or [1.0]
+    powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
+    return [mantissa * 10.0**power for power in powers for mantissa in (1, 2, 5)]
+
+
+def _points(plot: figure, data: ColumnDataSource, x: str, style: Style, *, size: int, hollow: bool) -> None:
+    plot.scatter(
+        x,
+        "y",
+        source=data,
+        marker=style.marker,
+        size=size,
+        line_color=style.colour,
+        line_width=1.5,
+        fill_color="white" if hollow else style.colour,
+        fill_alpha=0.9,
+        name="points",
+    )
+
+
+def _hover(plot: figure, values: dict[str, str]) -> None:
+    """Shows the note of a point and some values; what is in the data is escaped by BokehJS, the names are our own."""
+    points: list[Any] = [renderer for renderer in plot.renderers if renderer.name == "points"]
+    rows = "".join(f"<div>{name}: {value}</div>" for name, value in values.items())
+    # Narrow, so that a phone has room for it on one side of the point.
+    words = f'<div style="max-width: 150px; overflow-wrap: anywhere"><b>@note</b>{rows}</div>'
+    plot.add_tools(HoverTool(renderers=points, tooltips=words, visible=False))
+
+
+def _item(plot: figure) -> dict[str, Any]:
+    return dict(json_item(plot))

@@ -1,0 +1,156 @@
+"""What the page of a single run says."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+from lungseg_ray import checkpoint
+from lungseg_ray.config import chosen
+from lungseg_ray.evaluate import SHEET
+from lungseg_ray.page import charts
+from lungseg_ray.page.of_sweep import environment
+from lungseg_ray.page.parts import (
+    Chapter,
+    Chart,
+    Charts,
+    Column,
+    Fact,
+    Facts,
+    Note,
+    Page,
+    Part,
+    Picture,
+    Pictures,
+    Tree,
+    decimals,
+    duration,
+    interval,
+    table,
+)
+from lungseg_ray.page.pictures import embedded
+from lungseg_ray.run import EVALUATION, HISTORY, Run
+
+History = list[dict[str, float]]
+
+_SHEET = 1200
+"""Width of the contact sheet, pixels."""
+_COLUMNS = {
+    "loss": ("training loss", 4),
+    "val_loss": ("validation loss", 4),
+    "val_iou": ("IoU", 4),
+    "val_dice": ("Dice", 4),
+    "images_per_second": ("images per s", 1),
+    "seconds": ("time, s", 1),
+}
+
+
+def page(run: Run) -> Page:
+    """The page of a run, finished or not.
+
+    Raises:
+        UserError: if there is no run, or if its configuration cannot be read.
+    """
+    settings = run.kept().settings
+    summary, history = run.summary(), _history(run)
+    chapters = [_headline(history, summary, settings.train.epochs)]
+    if history:
+        chapters += [_curves(history), _epochs(history)]
+    sheet = run.place / EVALUATION / "test" / SHEET
+    if sheet.exists():
+        pictures = Pictures([""], [[Picture(embedded(sheet.read_bytes()), "")]], _SHEET)
+        chapters.append(
+            Chapter(
+                "Test images",
+                "The worst, the median and the best by Dice, with true and predicted outlines.",
+                [pictures],
+            )
+        )
+    trees: list[Part] = [
+        Tree("What differs from the defaults", chosen(settings), open=True),
+        Tree("All settings", settings.model_dump(mode="json")),
+        *environment(iter([run.place])),
+    ]
+    chapters.append(Chapter("Configuration", "What the run was started with, and where.", trees))
+    warning = "" if summary else "This run is not finished: the page shows what is known so far."
+    return Page(f"Run {run.place.name}", warning, chapters)
+
+
+def _history(run: Run) -> History:
+    try:
+        text = (run.place / HISTORY).read_text()
+    except FileNotFoundError:
+        return []
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+
+
+def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> Chapter:
+    parts: list[Part] = []
+    if history:
+        best = checkpoint.ranked(history)[0]
+        of = f"of {len(history)}" if summary else f"of {len(history)} so far, {epochs} asked for"
+        facts = [
+            Fact("Best epoch", f"{best['epoch']:.0f}", of),
+            Fact("Validation IoU", f"{best['val_iou']:.4f}", "mean over images, at the best epoch"),
+            Fact("Validation Dice", f"{best['val_dice']:.4f}", "mean over images, at the best epoch"),
+        ]
+        if test := (summary or {}).get("test"):
+            facts += [
+                Fact(f"Test {name}", interval(test[key], digits), f"{test['n']} images of {test['patients']} patients")
+                for key, name, digits in (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95, px", 1))
+            ]
+        elif summary:
+            parts.append(Note("There are no test images."))
+        facts.append(Fact("Time", duration(sum(row["seconds"] for row in history)), "training and validation"))
+        parts.insert(0, Facts(facts))
+    else:
+        parts.append(Note("The run has finished no epoch yet."))
+    return Chapter(
+        "Result",
+        "The best epoch is the one with the lowest validation loss; test figures are means over images with 95 % "
+        "bootstrap intervals over patients.",
+        parts,
+    )
+
+
+def _curves(history: History) -> Chapter:
+    def chart(title: str, y_title: str, keys: dict[str, str], *, log: bool = False) -> Chart:
+        styles = charts.styles(keys.values())
+        epochs = [row["epoch"] for row in history]
+        series = [
+            charts.Series(styles[name], epochs, [row[key] for row in history], [name] * len(history))
+            for key, name in keys.items()
+        ]
+        item = charts.scatter(series, "epoch", y_title, lines=True, y_log=log)
+        return Chart(title, item, [style.key for style in styles.values()])
+
+    rates = {"lr": "decoder and head", "encoder_lr": "encoder"}
+    if all(row["lr"] == row["encoder_lr"] for row in history):
+        rates = {"lr": "all parameters"}
+    return Chapter(
+        "Training curves",
+        "Each point is an epoch; where the training loss falls on and the validation loss rises, the model learns its "
+        "images by heart.",
+        [
+            Charts(
+                [
+                    chart("Loss", "loss", {"loss": "training", "val_loss": "validation"}),
+                    chart("Quality on validation images", "mean over images", {"val_iou": "IoU", "val_dice": "Dice"}),
+                    chart("Learning rate", "at the epoch's start", rates, log=True),
+                ]
+            )
+        ],
+    )
+
+
+def _epochs(history: History) -> Chapter:
+    def column(key: str, digits: int) -> Any:
+        return lambda row: decimals(row.get(key), digits)
+
+    columns = {
+        Column("epoch"): lambda row: row["epoch"],
+        **{Column(title): column(key, digits) for key, (title, digits) in _COLUMNS.items()},
+        Column("learning rate"): lambda row: row["lr"],
+        Column("of the encoder"): lambda row: row["encoder_lr"],
+    }
+    return Chapter("Epochs", "A click on a column's title sorts.", [table(history, columns, sortable=True)])

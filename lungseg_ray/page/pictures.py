@@ -1,0 +1,104 @@
+"""Pictures inside a page: validation images with their outlines, and a contact sheet."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lungseg_ray import metrics, predictor
+from lungseg_ray.errors import UserError
+from lungseg_ray.page.parts import Key, Note, Picture, Pictures
+from lungseg_ray.report import PREDICTED, TRUTH, overlay
+from lungseg_ray.shards import Row, read_index, read_rows
+from lungseg_ray.storage import Location
+
+IMAGES = 4
+_SIDE = 400
+"""Longest side of a picture, pixels."""
+_QUALITY = 85
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: str) -> Pictures | Note:
+    """The same few validation images as several models see them; a sentence where they cannot be shown.
+
+    Args:
+        models: folders `best/`, by what stands above their pictures.
+        shards: where the shards lie.
+        fingerprint: of the shards that the models were trained on.
+    """
+    try:
+        index = read_index(shards)
+        if index.fingerprint != fingerprint:
+            return _missing(f"{shards} holds other shards than those that the trials were trained on.")
+        places = [(shard.file, row) for shard in index.of("val") for row in shard.usable]
+        chosen = np.linspace(0, len(places) - 1, min(IMAGES, len(places))).round().astype(int)
+        rows = [read_rows(shards / places[number][0], [places[number][1]])[0] for number in chosen]
+        columns = [[_plain(row) for row in rows], *(_seen(place, rows) for place in models.values())]
+    except (UserError, OSError) as error:
+        return _missing(str(error))
+    names = index.corpus.class_names
+    predicted = [
+        Key(f"predicted {name}", _css(PREDICTED[label % len(PREDICTED)]), "▬") for label, name in enumerate(names)
+    ]
+    return Pictures(
+        ["X-ray", *models],
+        [list(row) for row in zip(*columns, strict=True)],
+        _SIDE,
+        [Key("true outline", _css(TRUTH), "▬"), *predicted],
+    )
+
+
+def embedded(png: bytes) -> str:
+    """A picture from a file as a data URI; as JPEG, which is a tenth of the size."""
+    return _uri(np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8))
+
+
+def _seen(place: Location, rows: list[Row]) -> list[Picture]:
+    use = predictor.load(place)
+    pictures = []
+    for row in rows:
+        labels = use.labels(use([row.sample.image])[0])
+        counts = metrics.confusion_counts(
+            torch.from_numpy(labels)[None], torch.from_numpy(row.sample.mask.copy())[None], classes=use.sidecar.classes
+        )
+        masks = (_reduced(mask, cv2.INTER_NEAREST_EXACT) for mask in (labels, row.sample.mask))
+        drawn = overlay(_reduced(row.sample.image, cv2.INTER_AREA), *masks)
+        pictures.append(Picture(_uri(drawn), f"Dice {float(metrics.dice(counts).mean()):.3f}"))
+    return pictures
+
+
+def _plain(row: Row) -> Picture:
+    image = _reduced(row.sample.image, cv2.INTER_AREA)
+    return Picture(_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
+
+
+def _reduced(pixels: Pixels, interpolation: int) -> Pixels:
+    """An image (H, W, C) or a mask (H, W) as large as it is shown."""
+    height, width = pixels.shape[:2]
+    scale = _SIDE / max(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    small = cv2.resize(pixels, size, interpolation=interpolation)
+    return np.asarray(small.reshape(size[1], size[0], *pixels.shape[2:]), np.uint8)
+
+
+def _uri(rgb: Pixels) -> str:
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    return f"data:image/jpeg;base64,{b64encode(data.tobytes()).decode()}"
+
+
+def _missing(reason: str) -> Note:
+    return Note(
+        f"There are no pictures: {reason.rstrip('.')}. To have them, write the page again and say with --shards where "
+        "the shards lie now."
+    )
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return "rgb({}, {}, {})".format(*colour)

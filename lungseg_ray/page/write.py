@@ -1,0 +1,111 @@
+"""Writes the page of a sweep or a run."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from bokeh.resources import Resources
+
+import lungseg_ray
+from lungseg_ray.errors import UserError
+from lungseg_ray.page import of_run, of_sweep
+from lungseg_ray.page.parts import NONE, Page
+from lungseg_ray.page.settings import ReportJob
+from lungseg_ray.run import Run
+from lungseg_ray.storage import Location, explained, locate
+from lungseg_ray.sweep.ledger import REPORT, Sweep
+
+
+def report(job: ReportJob) -> Location:
+    """Writes the page that a command asks for.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: if the sweep or the run is not there or cannot be read.
+    """
+    out = locate(job.out) if job.out else None
+    if job.sweep:
+        return write_sweep_page(locate(job.sweep), shards=locate(job.shards) if job.shards else None, out=out)
+    return write_run_page(locate(job.run or ""), out=out)
+
+
+def write_sweep_page(place: Location, *, shards: Location | None = None, out: Location | None = None) -> Location:
+    """Writes the page of a sweep, finished or not.
+
+    Args:
+        place: the sweep's folder.
+        shards: where its shards lie now; by default where they lay in training.
+        out: folder for the page; by default the sweep's.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: if there is no sweep, or if it cannot be read.
+    """
+    base = "" if out in (None, place) else f"{place.uri}/"
+    return _write(of_sweep.page(Sweep(place), shards=shards, base=base), out or place)
+
+
+def write_run_page(place: Location, *, out: Location | None = None) -> Location:
+    """Writes the page of a run, finished or not.
+
+    Args:
+        place: the run's folder.
+        out: folder for the page; by default the run's.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: if there is no run, or if its configuration cannot be read.
+    """
+    if Sweep.is_one(place):
+        raise UserError(f"{place}: expected a run, found a sweep. Use --sweep {place}.")
+    return _write(of_run.page(Run(place)), out or place)
+
+
+def _write(page: Page, folder: Location) -> Location:
+    bundle = files("itables") / "html"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lungseg_ray.page", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["plain"] = _plain
+    # In a chart, what is referred to must come first.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    text = environment.get_template("template.html").render(
+        page=page,
+        version=lungseg_ray.__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        chart_js=Resources(mode="inline", components=["bokeh"], log_level="warn").render_js(),
+        table_css=(bundle / "dt_bundle.css").read_text(),
+        table_js=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
+    )
+    target = folder / REPORT
+    if target.is_local:
+        target.write_text(text)
+        return target
+    # Without its type, a browser would save the page and not show it.
+    kind = {"Content-Type": "text/html; charset=utf-8"}
+    with explained(target), target.filesystem.open_output_stream(target.path, metadata=kind) as stream:
+        stream.write(text.encode())
+    return target
+
+
+def _plain(value: Any) -> str:
+    """A leaf of a tree of settings, for a person."""
+    if value is None or value in ("", [], {}):
+        return NONE
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {one}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

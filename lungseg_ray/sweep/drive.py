@@ -1,0 +1,394 @@
+"""The driver of a sweep: Ray Tune runs the trials that the search asks for, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from lungseg_ray import lease, resources
+from lungseg_ray.errors import JobFailedError, StoppedError
+from lungseg_ray.events import Mailbox, Pulse, mailbox
+from lungseg_ray.finish import finish
+from lungseg_ray.fit import signals
+from lungseg_ray.lease import Lease
+from lungseg_ray.page.write import write_sweep_page
+from lungseg_ray.sharding import as_made, at_hand, describe, shard
+from lungseg_ray.shards import ShardIndex, read_table
+from lungseg_ray.storage import Location, locate, patiently
+from lungseg_ray.sweep.compare import summarise
+from lungseg_ray.sweep.ledger import Sweep
+from lungseg_ray.sweep.live import Live
+from lungseg_ray.sweep.search import Search
+from lungseg_ray.sweep.settings import SweepJob
+from lungseg_ray.sweep.trial import SAID, Task, run_trial
+from lungseg_ray.watchdog import Watchdog
+
+LOOK_SECONDS = 0.25
+SHARED_SHARE = 0.4
+"""Share of the object store that shards may fill; larger corpora are read by each trial from its shards."""
+
+Stage = Literal[1, 2]
+_STAGES: tuple[Stage, ...] = (1, 2)
+
+
+def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
+    """Runs a sweep to its end, or goes on with it, or finds that it is finished.
+
+    Args:
+        job: its settings.
+        console: to tell the user on.
+
+    Returns:
+        What it found, as `compare.summarise` returns it.
+
+    Raises:
+        UserError: for what a user can mend.
+        JobFailedError: if nothing moves any more, storage fails for too long, or another driver has taken over.
+        StoppedError: if a signal asked for it.
+    """
+    root = locate(job.shards.root)
+    place = Sweep(locate(job.runs.root) / job.runs.name)
+    resources.check_lasting(place.place)
+    index = at_hand(root, job)
+    job = as_made(job, index) if index else job
+    if place.check(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, place):
+        console.print(f"The sweep {place.place} is finished; nothing to do.", highlight=False)
+        return place.summary() or {}
+    with (
+        lease.held(place.place, lambda text: console.print(text, highlight=False)) as hold,
+        resources.cluster(processes=_processes(job) - 1),
+    ):
+        cpus, gpus = resources.available()
+        layout = resources.plan_trials(
+            cpus=cpus,
+            gpus=gpus,
+            workers=job.train.workers,
+            device=job.train.device,
+            gpus_per_trial=job.sweep.gpus_per_trial,
+            concurrent=job.sweep.concurrent,
+        )
+        resources.check_shared(place.place)
+        if not index:
+            console.print(f"No shards in {root} yet: making them from {job.corpus.root}", highlight=False)
+            outcome = shard(job)
+            console.print(describe(outcome), highlight=False)
+            index = outcome.index
+            job = as_made(job, index)
+        going_on = place.check(job, fingerprint=index.fingerprint)
+        place.write_config(job, fingerprint=index.fingerprint)
+        console.print(
+            f"{'Going on with' if going_on else 'Starting'} the sweep {place.place}: {layout.concurrent} trial(s) at a "
+            f"time on {'GPUs' if layout.training.device == 'cuda' else 'CPUs'}",
+            highlight=False,
+        )
+        shared = _share(root, index, console)
+        for stage in _STAGES:
+            _Conductor(job, place, index, shared, layout, hold, console, stage).conduct()
+        _measure_finalists(job, place, index, console)
+        hold.check()
+        found = _conclude(job, place)
+        page = write_sweep_page(place.place, shards=root)
+        _tell(found, page, console)
+        return found
+
+
+def _tell(found: dict[str, Any], page: Location, console: Console) -> None:
+    winner, final = found["winner"], found["finalists"]
+    if final:
+        spread = f" +- {final[0]['sd']:.4f} (sd)" if final[0]["sd"] is not None else ""
+        score = f"validation IoU {final[0]['mean']:.4f}{spread} over {len(final[0]['seeds'])} seed(s)"
+        console.print(f"Winner: {winner['label']}: {score}", highlight=False, markup=False)
+        for row in final[1:]:
+            behind = row["behind"]
+            interval = f" (95 % {behind['low']:.4f} to {behind['high']:.4f})" if behind["n"] > 1 else ""
+            console.print(f"  ahead of {row['label']} by {behind['mean']:.4f}{interval}", highlight=False, markup=False)
+    else:
+        console.print(f"Winner: {winner['label']}, by one seed alone", highlight=False, markup=False)
+    spent = found["spent"]
+    share = spent["epochs_search"] / max(spent["epochs_full_search"], 1)
+    console.print(
+        f"The search took {spent['epochs_search']} epochs, {share:.0%} of the whole at full length; the finalists "
+        f"{spent['epochs_finalists']}.\nReport: {page}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _is_finished(job: SweepJob, place: Sweep) -> bool:
+    if not place.summary():
+        return False
+    minutes, spent = job.sweep.budget.minutes, place.seconds().get("stage 1", 0.0)
+    over = bool(minutes) and spent >= 60 * minutes
+    return not any(Search(job, place.trials(), stage).has_moves() for stage in _STAGES if stage == 2 or not over)
+
+
+def _processes(job: SweepJob) -> int:
+    """Logical CPUs that trials want on a cluster of our own: with one core each, unless it is said otherwise."""
+    workers = job.train.workers
+    together = job.sweep.concurrent or max(resources.cores() // workers, 1)
+    return together * (workers + 1 if workers > 1 else 1)
+
+
+def _share(root: Location, index: ShardIndex, console: Console) -> dict[str, Any]:
+    """Reads the shards of training and validation into Ray's object store, once for all trials."""
+    shards = [*index.of("train"), *index.of("val")]
+    images = index.count("train") + index.count("val")
+    most = images * index.longer_side**2 * (index.corpus.channels + 1)
+    room = min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
+    if most > SHARED_SHARE * room:
+        console.print(
+            f"The shards may fill {most / 1e9:.1f} GB of an object store of {room / 1e9:.1f} GB: each trial reads them "
+            "by itself.",
+            highlight=False,
+        )
+        return {}
+    shared = {one.file: _read.remote(root / one.file) for one in shards}
+    ray.wait(list(shared.values()), num_returns=len(shared), fetch_local=False)
+    return shared
+
+
+@ray.remote
+def _read(place: Location) -> Any:
+    return patiently(lambda: read_table(place), seconds=60.0)
+
+
+class _Conductor:
+    """Runs the trials of one stage.
+
+    Args:
+        stage: 1 or 2.
+        hold: the lease of the sweep.
+    """
+
+    def __init__(
+        self,
+        job: SweepJob,
+        place: Sweep,
+        index: ShardIndex,
+        shared: dict[str, Any],
+        layout: resources.TrialLayout,
+        hold: Lease,
+        console: Console,
+        stage: Stage,
+    ) -> None:
+        self._job = job
+        self._place = place
+        self._index = index
+        self._shared = shared
+        self._layout = layout
+        self._hold = hold
+        self._console = console
+        self._stage = stage
+        self._key = f"stage {stage}"
+        self._before = place.seconds()
+        self._search = Search(job, place.trials(), stage)
+        self._lock = threading.Lock()
+        self._numbers: dict[str, int] = {}
+        self._start = time.monotonic()
+        self._over = self._out_of_time()
+        self._ends: str | None = None
+        self._live = Live(console, place, job, stage)
+
+    def conduct(self) -> None:
+        """Trains until there is no move left.
+
+        Raises:
+            JobFailedError: if nothing moves any more, storage fails for too long, or the lease is lost.
+            StoppedError: if a signal asked for it.
+        """
+        if self._over or not self._search.has_moves():
+            return
+        # What Tune would print and write of a trial, the table and the ledger have.
+        os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
+        with (
+            mailbox() as box,
+            tempfile.TemporaryDirectory(prefix="lungseg-ray-") as scratch,
+            signals() as asked,
+            self._live,
+        ):
+            task = Task(self._job, self._place, self._index, self._shared, self._layout, box, self._hold.ticket)
+            errors: list[BaseException] = []
+            tuner = self._tuner(task, scratch)
+            thread = threading.Thread(target=_caught, args=(tuner.fit, errors), name="tune", daemon=True)
+            thread.start()
+            try:
+                self._follow(thread, box, asked)
+            finally:
+                self.write()
+        if asked:
+            raise StoppedError("Stopped; each trial has saved where it was, and the same command goes on.", asked[0])
+        if self._ends:
+            raise JobFailedError(f"{self._ends} What was saved is safe, and the same command goes on.")
+        if errors:
+            raise errors[0]
+
+    def _tuner(self, task: Task, scratch: str) -> tune.Tuner:
+        layout = self._layout
+        needs = {"CPU": layout.cpus, **({"GPU": layout.gpus} if layout.gpus else {})}
+        trainable = tune.with_resources(tune.with_parameters(run_trial, task=task), needs)
+        return tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Moves(self),
+                num_samples=-1,
+                max_concurrent_trials=layout.concurrent,
+                reuse_actors=True,
+            ),
+            # What lasts lies in the sweep's folder; Ray's own records are pickles, and lag behind.
+            run_config=tune.RunConfig(
+                name=self._place.place.name,
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=self._job.train.max_failures),
+                verbose=0,
+            ),
+        )
+
+    def _follow(self, thread: threading.Thread, box: Mailbox, asked: list[int]) -> None:
+        watchdog = Watchdog(self._job.train.stall_seconds, self._live.note)
+        told = False
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)
+            self._hold.check()
+            if not self._over and self._out_of_time():
+                self._over = True
+                self._live.note("The time of stage 1 is over: its trials leave off where they are.")
+            if (asked or self._over or self._ends) and not told:
+                told = True
+                box.stop()
+                if asked:
+                    self._over = True
+                    self._live.note("Stopping: trials save and leave off; a second Ctrl-C stops at once.")
+            try:
+                _, pulses, _ = box.take()
+            except ray.exceptions.GetTimeoutError:
+                pulses = {}
+            except ray.exceptions.RayError as error:
+                raise JobFailedError(f"Ray is gone on this machine ({error}). The same command goes on.") from error
+            moves = {rank: pulse.moves for rank, pulse in pulses.items()}
+            watchdog.look(moves, now=time.monotonic(), waiting_for=partial(_waiting_for, pulses))
+            self._live.refresh()
+
+    def _out_of_time(self) -> bool:
+        minutes = self._job.sweep.budget.minutes
+        return self._stage == 1 and bool(minutes) and self._seconds() > 60 * minutes
+
+    def _seconds(self) -> float:
+        return self._before.get(self._key, 0.0) + time.monotonic() - self._start
+
+    def suggest(self, tune_id: str) -> dict[str, Any] | Literal["FINISHED"] | None:
+        """The next trial for Ray Tune; None if there may be one later."""
+        with self._lock:
+            ended = self._over or self._ends
+            move = None if ended else self._search.next()
+            if move is None:
+                return None if self._search.flying and not ended else Searcher.FINISHED
+            self._numbers[tune_id] = move.trial.number
+        self.write()
+        self._live.show(self._search.trials)
+        return {"trial": move.trial.model_dump(), "until": move.until, "dealt": time.time()}
+
+    def hear(self, tune_id: str, said: dict[str, Any]) -> None:
+        """Takes note of what a trial says, as `trial.say` has it."""
+        number = self._numbers[tune_id]
+        if "note" in said:
+            self._live.note(f"Trial {number}: {said['note']}")
+        self._ends = said.get("ends", self._ends)
+        if "facts" in said:
+            with self._lock:
+                self._search.update(number, said["facts"])
+            self._live.show(self._search.trials)
+        if "row" in said:
+            self.write()
+            self._live.epoch(self._search.trial(number), said["row"])
+
+    def land(self, tune_id: str, *, lost: bool) -> None:
+        """Takes note that a trial has left off."""
+        number = self._numbers.pop(tune_id)
+        times = self._job.train.max_failures + 1
+        reason = f"Its process ended {times} times, killed or out of memory (train.max_failures)."
+        with self._lock:
+            trial = self._search.land(number, {"state": "failed", "reason": reason} if lost else {})
+        self.write()
+        self._live.show(self._search.trials)
+        self._live.landed(trial)
+
+    def write(self) -> None:
+        """Writes the ledger."""
+        with self._lock:
+            trials = self._search.trials
+        seconds = {**self._before, self._key: round(self._seconds(), 1)}
+        patiently(
+            lambda: self._place.write_trials(trials, seconds),
+            seconds=self._job.storage.patience_seconds,
+            note=self._live.note,
+            trouble=OSError,
+        )
+
+
+class _Moves(Searcher):
+    """The search as Ray Tune asks for it. What Tune would save of it is in the ledger already."""
+
+    def __init__(self, conductor: _Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._conductor.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._conductor.hear(trial_id, json.loads(result[SAID]))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._conductor.land(trial_id, lost=error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+def _waiting_for(pulses: dict[int, Pulse]) -> str:
+    doing = [f"trial {number}: {pulse.doing}" for number, pulse in sorted(pulses.items())]
+    return "; ".join(doing) or "a trial to start"
+
+
+def _caught(work: Callable[[], Any], errors: list[BaseException]) -> None:
+    try:
+        work()
+    except BaseException as error:
+        errors.append(error)
+
+
+def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: Console) -> None:
+    """The one time that the test side is touched: each finalist's run is finished, as `jobs/train.py` finishes one."""
+    for trial in place.trials():
+        run = place.run(trial)
+        if trial.stage == 2 and trial.state == "done" and not run.summary():
+            console.print(f"Finalist {trial.name}", highlight=False)
+            run.write_summary(finish(run, job.trial(trial.params, seed=trial.seed), index, console))
+
+
+def _conclude(job: SweepJob, place: Sweep) -> dict[str, Any]:
+    found = summarise(job, place.trials(), place.seconds())
+    if not found["winner"]:
+        reasons = "\n  ".join(f"{trial.name}: {trial.reason}" for trial in place.trials()[:10])
+        raise JobFailedError(f"{place.place}: no trial came to a score:\n  {reasons}")
+    winner = job.trial(found["winner"]["params"])
+    length = {"epochs": job.train.epochs, "early_stop": job.train.early_stop}
+    place.write_summary(found, winner.model_copy(update={"train": winner.train.model_copy(update=length)}))
+    return found

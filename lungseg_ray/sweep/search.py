@@ -1,0 +1,267 @@
+"""Which trial goes on next, and for how long: grid, random and TPE draws, and successive halving. No Ray.
+
+Everything follows from the ledger: a search that was cut goes on where it was, and no state of its own is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+
+from lungseg_ray.sweep.ledger import State, Trial, ranked
+from lungseg_ray.sweep.settings import Dimension, SweepJob
+
+FIRST_DRAWS = 8
+"""Draws at random before TPE has anything to learn from."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A trial is to be trained on.
+
+    Attributes:
+        trial: as the ledger has it.
+        until: epochs after which it leaves off.
+    """
+
+    trial: Trial
+    until: int
+
+
+class Search:
+    """The trials of one stage of a sweep, and the next move among them.
+
+    Successive halving is asynchronous (ASHA, https://arxiv.org/abs/1810.05934, algorithm 2): whenever there is room,
+    one of the best third at a rung goes on to the next (with `sweep.reduction = 3`), or a new trial begins. Where all
+    trials are known and time has no end, new ones come first, so that few are promoted by mistake; otherwise promotions
+    do. A trial that is passed over pauses with its checkpoint and may be called up later. When no more can come to a
+    rung, its best goes on in any case, so that one comes to full length.
+
+    Args:
+        job: of the sweep.
+        trials: as the ledger has them; those that were cut are called up first.
+        stage: 1, the search, or 2, its finalists with other seeds.
+    """
+
+    def __init__(self, job: SweepJob, trials: Iterable[Trial], stage: Literal[1, 2]) -> None:
+        self._job = job
+        self._trials = {trial.number: trial for trial in trials}
+        self._stage = stage
+        self._flying: dict[int, int] = {}
+        self._rungs = job.rungs if stage == 1 else [job.epochs]
+        for trial in self._own():
+            if trial.state == "running":
+                # It was cut. At full length its model may be missing yet.
+                self._set(trial, "paused" if trial.epochs in self._rungs[:-1] else "planned")
+        if stage == 2:
+            self._add_finalists()
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials of the sweep, by number."""
+        return [self._trials[number] for number in sorted(self._trials)]
+
+    def trial(self, number: int) -> Trial:
+        """One of them."""
+        return self._trials[number]
+
+    def has_moves(self) -> bool:
+        """Whether `next` would return one."""
+        return bool(self._called_up() or self._promoted() or self._has_new())
+
+    @property
+    def flying(self) -> int:
+        """Trials that are being trained."""
+        return len(self._flying)
+
+    def next(self) -> Move | None:
+        """The next move; None if there is none now, nor ever when nothing is flying."""
+        sweep = self._job.sweep
+        if sweep.search == "tpe" or sweep.budget.minutes:
+            move = self._called_up() or self._promoted() or self._new()
+        else:
+            move = self._called_up() or self._new() or self._promoted()
+        if move:
+            self._flying[move.trial.number] = move.until
+            move = Move(self._set(move.trial, "running"), move.until)
+        return move
+
+    def update(self, number: int, facts: Mapping[str, Any]) -> None:
+        """Takes note of what a trial has reached; `facts` are fields of `Trial`."""
+        self._trials[number] = Trial.model_validate({**self._trials[number].model_dump(), **facts})
+
+    def land(self, number: int, facts: Mapping[str, Any]) -> Trial:
+        """Takes note that a trial is not trained any more: at its rung, failed, refused, or cut."""
+        self._flying.pop(number, None)
+        self.update(number, facts)
+        trial = self._trials[number]
+        if trial.state == "running":
+            at_rung: State = "paused" if trial.epochs in self._rungs else "planned"
+            trial = self._set(trial, "done" if trial.epochs >= self._rungs[-1] else at_rung)
+        return trial
+
+    def _set(self, trial: Trial, state: State) -> Trial:
+        trial = self._trials[trial.number] = trial.model_copy(update={"state": state})
+        return trial
+
+    def _own(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.stage == self._stage]
+
+    def _called_up(self) -> Move | None:
+        for trial in self._own():
+            if trial.state == "planned" and trial.number not in self._flying:
+                return Move(trial, next((rung for rung in self._rungs if rung > trial.epochs), self._rungs[-1]))
+        return None
+
+    def _promoted(self) -> Move | None:
+        found = None
+        may_grow = self._has_new() or any(trial.state == "planned" for trial in self._own())
+        for rung, following in zip(self._rungs, self._rungs[1:], strict=False):
+            may_grow = may_grow or rung in self._flying.values()
+            there = [trial for trial in self._own() if trial.epochs >= rung and trial.counts]
+            there.sort(key=lambda trial: (-trial.scores[rung - 1], trial.number))
+            quota = len(there) // self._job.sweep.reduction
+            waiting = [
+                trial
+                for trial in there[: quota if may_grow else max(quota, 1)]
+                if trial.epochs == rung and trial.state == "paused" and trial.number not in self._flying
+            ]
+            if waiting:
+                # The highest rung goes first, so that the best are known soon.
+                found = Move(waiting[0], following)
+                may_grow = True
+        return found
+
+    def _has_new(self) -> bool:
+        return self._stage == 1 and len(self._own()) < count(self._job)
+
+    def _new(self) -> Move | None:
+        if not self._has_new():
+            return None
+        params = draw(self._job, self._own())
+        return Move(self._add(params, self._job.train.seed), self._rungs[0])
+
+    def _add(self, params: dict[str, Any], seed: int) -> Trial:
+        number = max(self._trials, default=0) + 1
+        words = [str(value if not isinstance(value, float) else f"{value:.2g}") for value in params.values()]
+        slug = re.sub(r"[^A-Za-z0-9.]+", "_", "-".join(words)).strip("_.")[:60]
+        name = "-".join([f"{number:03d}", *([slug] if slug else []), *([f"seed{seed}"] if self._stage == 2 else [])])
+        trial = Trial(number=number, name=name, stage=self._stage, params=params, seed=seed)
+        self._trials[number] = trial
+        return trial
+
+    def _add_finalists(self) -> None:
+        first = self._job.train.seed
+        seeds = range(first + 1, first + 1 + self._job.sweep.seeds)
+        known = {(trial.label, trial.seed) for trial in self._own()}
+        best = ranked(trial for trial in self.trials if trial.stage == 1)[: self._job.sweep.finalists]
+        # Seed by seed, so that whenever it is cut, as many pairs as possible are complete.
+        for seed in seeds:
+            for trial in best:
+                if (trial.label, seed) not in known:
+                    self._add(trial.params, seed)
+
+
+def epochs_to_come(job: SweepJob, trials: Sequence[Trial], stage: Literal[1, 2]) -> int:
+    """Epochs that a stage still needs, if each rung lets through its share.
+
+    Args:
+        job: of the sweep.
+        trials: of the stage.
+        stage: 1 or 2.
+    """
+    alive = [trial for trial in trials if trial.state not in ("failed", "refused")]
+    if stage == 2:
+        return sum(job.epochs - trial.epochs for trial in alive)
+    there = count(job) - (len(trials) - len(alive))
+    total = before = 0
+    for rung in job.rungs:
+        total += there * (rung - before)
+        there, before = max(there // job.sweep.reduction, 1), rung
+    return max(total - sum(trial.epochs for trial in alive), 0)
+
+
+def count(job: SweepJob) -> int:
+    """Trials of stage 1."""
+    sweep = job.sweep
+    combinations = int(np.prod([len(dimension.values or ()) for dimension in _grids(job).values()], dtype=np.int64))
+    return {"grid": combinations, "random": combinations * sweep.samples, "tpe": sweep.samples}[sweep.search]
+
+
+def draw(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
+    """The values of the next new trial; they follow from the settings and from the trials so far."""
+    number = len(trials)
+    if job.sweep.search == "tpe":
+        return _tpe(job, trials)
+    grids = _grids(job)
+    every = list(product(*(dimension.values or () for dimension in grids.values())))
+    # In random order, so that a search that runs out of time has seen something of everything.
+    order = np.random.default_rng([job.sweep.seed, 0]).permutation(len(every))
+    params = dict(zip(grids, every[order[number % len(every)]], strict=True))
+    generator = np.random.default_rng([job.sweep.seed, 1, number])
+    for name, dimension in job.sweep.space.items():
+        if name not in params:
+            params[name] = _random(dimension, generator)
+    return {name: params[name] for name in job.sweep.space}
+
+
+def _grids(job: SweepJob) -> dict[str, Dimension]:
+    everything = job.sweep.search == "grid"
+    return {name: one for name, one in job.sweep.space.items() if one.grid or (everything and one.values)}
+
+
+def _random(dimension: Dimension, generator: np.random.Generator) -> Any:
+    if dimension.values:
+        return dimension.values[generator.integers(len(dimension.values))]
+    if dimension.log_uniform:
+        low, high = np.log(dimension.log_uniform)
+        return float(np.exp(generator.uniform(low, high)))
+    low, high = dimension.uniform or (0.0, 1.0)
+    return float(generator.uniform(low, high))
+
+
+def _tpe(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Optuna's sampler, told anew of all trials, so that it needs no memory beside the ledger."""
+    space = job.sweep.space
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, dimension in space.items():
+        if dimension.values:
+            distributions[name] = optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
+        else:
+            low, high = dimension.log_uniform or dimension.uniform or (0.0, 1.0)
+            log = dimension.log_uniform is not None
+            distributions[name] = optuna.distributions.FloatDistribution(low, high, log=log)
+
+    def coded(params: Mapping[str, Any]) -> dict[str, Any]:
+        values = {name: space[name].values for name in space}
+        return {name: known.index(params[name]) if (known := values[name]) else params[name] for name in space}
+
+    # Scores compare after as many epochs alone: those of the highest rung that enough have reached count.
+    usable = [trial for trial in trials if trial.counts]
+    reached = {rung: [trial for trial in usable if trial.epochs >= rung] for rung in job.rungs}
+    rung = max((rung for rung, there in reached.items() if len(there) >= len(space) + 2), default=job.rungs[0])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(
+        seed=job.sweep.seed + len(trials), n_startup_trials=FIRST_DRAWS, constant_liar=True
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for trial in trials:
+        told = trial in reached[rung]
+        state = optuna.trial.TrialState.COMPLETE if told else optuna.trial.TrialState.RUNNING
+        lost = trial.state in ("failed", "refused")
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.FAIL if lost else state,
+                params=coded(trial.params),
+                distributions=distributions,
+                value=trial.scores[rung - 1] if told else None,
+            )
+        )
+    found = study.ask(distributions).params
+    return {name: known[found[name]] if (known := space[name].values) else found[name] for name in space}

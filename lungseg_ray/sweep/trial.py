@@ -1,0 +1,240 @@
+"""A trial as it runs on the cluster: the training loop in its own process, or through Ray Train's workers."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import torch
+from ray import tune
+
+from lungseg_ray import checkpoint, models, resources
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import JobFailedError, StoppedError, UserError
+from lungseg_ray.events import Heart, Mailbox, Pulse
+from lungseg_ray.feed import Feed, Source
+from lungseg_ray.finish import leave_best
+from lungseg_ray.fit import fit
+from lungseg_ray.lease import Lease, Ticket
+from lungseg_ray.loop import TrainingDivergedError, train_loop
+from lungseg_ray.run import Run
+from lungseg_ray.shards import ShardIndex
+from lungseg_ray.sweep.ledger import Sweep, Trial
+from lungseg_ray.sweep.settings import SweepJob
+from lungseg_ray.worker import Worker
+
+SAID = "said"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a stage have in common.
+
+    Attributes:
+        job: of the sweep.
+        sweep: its folder.
+        index: of the shards.
+        shared: whole shards in the object store, by file.
+        layout: how trials share the cluster.
+        mailbox: takes their pulses, and asks them to stop.
+        ticket: of the driver that holds the sweep.
+    """
+
+    job: SweepJob
+    sweep: Sweep
+    index: ShardIndex
+    shared: Mapping[str, Any]
+    layout: resources.TrialLayout
+    mailbox: Mailbox
+    ticket: Ticket
+
+
+@dataclass
+class _Report:
+    """Tells the driver what a trial has reached, in the fields of `Trial`."""
+
+    dealt: float
+    history: list[dict[str, float]] = field(default_factory=list)
+    startup: float | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "step" and self.startup is None:
+            self.startup = time.time() - self.dealt
+            say(facts={"startup": round(self.startup, 2)})
+        elif event["event"] == "epoch":
+            # A group of workers that was lost may come to an epoch again.
+            self.history = [*(row for row in self.history if row["epoch"] < event["row"]["epoch"]), event["row"]]
+            say(facts=reached(self.history), row=event["row"])
+        elif event["event"] == "note":
+            say(note=event["text"])
+
+
+def reached(history: list[dict[str, float]]) -> dict[str, Any]:
+    """What a history says of a trial, in the fields of `Trial`."""
+    bests = [checkpoint.ranked(history[:end])[0] for end in range(1, len(history) + 1)]
+    if not bests:
+        return {}
+    return {
+        "scores": [row["val_iou"] for row in bests],
+        "val_loss": bests[-1]["val_loss"],
+        "val_dice": bests[-1]["val_dice"],
+        "best_epoch": int(bests[-1]["epoch"]),
+        "seconds": round(sum(row["seconds"] for row in history), 2),
+    }
+
+
+@dataclass
+class _TrialWorker(Worker):
+    """The one worker of a trial, in the trial's own process."""
+
+    report: _Report = field(kw_only=True)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        self.report(event)
+
+
+def run_trial(config: dict[str, Any], task: Task) -> None:
+    """What Ray Tune runs: trains a trial until its next rung, and reports what came of it.
+
+    Args:
+        config: `trial`, as a dict; `until`, epochs; `dealt`, seconds since the epoch of the clock.
+        task: of the stage.
+    """
+    trial = Trial.model_validate(config["trial"])
+    try:
+        facts = _train(trial, config["until"], config["dealt"], task)
+    except (UserError, TrainingDivergedError) as error:
+        facts = {"state": "failed", "reason": str(error)}
+    except StoppedError:
+        facts = {}
+    except (JobFailedError, OSError) as error:
+        # Not the trial's fault: the sweep ends, and its next driver goes on with the trial.
+        say(ends=str(error))
+        return
+    except Exception as error:
+        traceback.print_exc()
+        facts = {"state": "failed", "reason": _reason(error)}
+    finally:
+        _give_memory_back()
+    say(facts=facts)
+
+
+def _give_memory_back() -> None:
+    """Leaves the process as the next trial that runs in it wants it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # glibc keeps what was freed in pieces: gigabytes after a few trials.
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def say(**what: Any) -> None:
+    """Tells the driver: `facts` (fields of `Trial`), the `row` of an epoch, a `note`, or why the sweep `ends`."""
+    # As text, since Ray Tune takes nested results apart.
+    tune.report({SAID: json.dumps(what)})
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"Out of memory: {first} Lower feed.batch or feed.size, or raise train.accumulate."
+    return f"{type(error).__name__}: {first}"
+
+
+def _train(trial: Trial, until: int, dealt: float, task: Task) -> dict[str, Any]:
+    settings = task.job.trial(trial.params, seed=trial.seed)
+    run = task.sweep.run(trial)
+    if not trial.epochs:
+        refusal = _cost(settings, task.job)
+        if "state" in refusal:
+            return refusal
+        say(facts=refusal)
+    if not run.check(settings, fingerprint=task.index.fingerprint):
+        run.start(settings, fingerprint=task.index.fingerprint)
+    report = _Report(dealt, history=run.history())
+    source = Source.of(settings, task.index, task.shared)
+    with Heart(task.mailbox, trial.number, Pulse(f"trial {trial.name} to start", 0)) as heart:
+        if task.layout.training.workers == 1:
+            _train_here(settings, run, source, heart, report, until, task)
+        else:
+            _train_workers(settings, run, source, heart, report, until, task)
+        if heart.stop and len(report.history) < until:
+            return {}
+    if until == settings.train.epochs:
+        leave_best(run, settings, task.index)
+    return reached(report.history)
+
+
+def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
+    """Size and cost of a trial's network, and whether a budget refuses it."""
+    network: dict[str, Any] = {
+        "architecture": settings.model.architecture,
+        "encoder": settings.model.encoder,
+        "in_channels": settings.corpus.channels,
+        "classes": settings.corpus.classes,
+        "size": settings.feed.size,
+    }
+    models.check(**network)
+    found = models.cost(**network)
+    facts: dict[str, Any] = {"parameters": found.parameters, "gflops": round(found.gflops, 3)}
+    budget = job.sweep.budget
+    for name, value, limit, unit in (
+        ("parameters", found.parameters / 1e6, budget.parameters, "M parameters"),
+        ("gflops", found.gflops, budget.gflops, "GFLOPs"),
+    ):
+        if limit and value > limit:
+            reason = f"{value:.1f} {unit}, more than sweep.budget.{name} = {limit:g}"
+            return {**facts, "state": "refused", "reason": reason}
+    return facts
+
+
+def _train_here(
+    settings: Settings, run: Run, source: Source, heart: Heart, report: _Report, until: int, task: Task
+) -> None:
+    torch.set_num_threads(settings.train.threads or max(resources.cores() // task.layout.concurrent, 1))
+    cv2.setNumThreads(0)
+    resources.quiet_data()
+    training = task.layout.training
+    worker = _TrialWorker(
+        settings=settings,
+        run=run,
+        source=source,
+        feed=Feed(source, 0, 1, training.data_tasks, settings.feed.ahead, settings.storage.patience_seconds),
+        device=torch.device(training.device),
+        rank=0,
+        world_size=1,
+        heart=heart,
+        ticket=task.ticket,
+        report=report,
+    )
+    train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker, until=until)
+
+
+def _train_workers(
+    settings: Settings, run: Run, source: Source, heart: Heart, report: _Report, until: int, task: Task
+) -> None:
+    def watch(event: dict[str, Any]) -> None:
+        heart.pulse = Pulse(f"trial {run.place.name}: its workers", heart.pulse.moves + 1)
+        report(event)
+
+    fit(
+        settings,
+        run=run,
+        source=source,
+        layout=task.layout.training,
+        watch=watch,
+        lease=Lease(task.ticket, task.sweep.place),
+        until=until,
+        stop=lambda: heart.stop,
+    )

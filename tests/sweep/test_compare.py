@@ -1,0 +1,121 @@
+import pytest
+
+from lungseg_ray.sweep.compare import finalists, pairs, spread, summarise
+from lungseg_ray.sweep.ledger import State, Trial
+from lungseg_ray.sweep.settings import SweepJob
+
+JOB = SweepJob.model_validate(
+    {
+        "train": {"epochs": 4},
+        "sweep": {
+            "space": {
+                "model.encoder": {"grid": ["a", "b", "c", "d", "e"]},
+                "model.architecture": {"grid": ["Unet", "UnetPlusPlus"]},
+            }
+        },
+    }
+)
+
+
+def trial(
+    number: int,
+    encoder: str,
+    architecture: str,
+    scores: list[float],
+    *,
+    stage: int = 1,
+    seed: int = 0,
+    state: State = "done",
+) -> Trial:
+    params = {"model.encoder": encoder, "model.architecture": architecture}
+    return Trial.model_validate(
+        {"number": number, "name": str(number), "stage": stage, "seed": seed, "state": state}
+        | {"params": params, "scores": scores, "seconds": 10.0 * len(scores)}
+    )
+
+
+class TestSpread:
+    def test_worked_out_by_hand(self) -> None:
+        # Mean 2, deviations -1, 0, 1: sd 1; t for 95 % with 2 degrees of freedom is 4.3027; 4.3027 / sqrt(3) = 2.4841.
+        found = spread([1.0, 2.0, 3.0])
+        assert found == pytest.approx({"n": 3, "mean": 2.0, "sd": 1.0, "low": -0.4841, "high": 4.4841}, abs=1e-4)
+
+    def test_one_has_no_spread(self) -> None:
+        assert spread([0.5]) == {"n": 1, "mean": 0.5, "sd": None, "low": None, "high": None}
+        assert spread([])["n"] == 0
+
+
+class TestPairs:
+    def test_trials_that_differ_in_one_setting_after_as_many_epochs(self) -> None:
+        trials = [
+            trial(1, "a", "Unet", [0.5, 0.6, 0.7, 0.8]),
+            trial(2, "a", "UnetPlusPlus", [0.6, 0.75], state="paused"),
+            trial(3, "b", "Unet", [0.3], state="paused"),
+            trial(4, "b", "UnetPlusPlus", [0.35, 0.5], state="paused"),
+            trial(5, "c", "Unet", [0.3], state="paused"),
+            trial(6, "d", "Unet", [0.9], state="failed"),
+            trial(7, "d", "UnetPlusPlus", [0.9], state="paused"),
+        ]
+        # Encoders are five, too many to be compared value by value.
+        (found,) = pairs(JOB, trials)
+        assert (found["setting"], found["of"], found["over"]) == ("model.architecture", "UnetPlusPlus", "Unet")
+        # a after 2 epochs: 0.75 - 0.6; b after 1: 0.35 - 0.3. c has no partner, and d's failed.
+        assert found["pairs"] == [
+            {"label": "a", "epochs": 2, "of": 0.75, "over": 0.6},
+            {"label": "b", "epochs": 1, "of": 0.35, "over": 0.3},
+        ]
+        assert (found["n"], found["wins"]) == (2, 2)
+        assert found["mean"] == pytest.approx(0.1)
+        assert found["sd"] == pytest.approx(0.0707107, abs=1e-6)
+
+
+class TestFinalists:
+    def test_differences_are_paired_by_seed(self) -> None:
+        trials = [
+            trial(1, "a", "Unet", [0.1, 0.1, 0.1, 0.80], stage=2, seed=1),
+            trial(2, "b", "Unet", [0.1, 0.1, 0.1, 0.78], stage=2, seed=1),
+            trial(3, "a", "Unet", [0.1, 0.1, 0.1, 0.84], stage=2, seed=2),
+            trial(4, "b", "Unet", [0.1, 0.1, 0.1, 0.80], stage=2, seed=2),
+            trial(5, "a", "Unet", [0.1, 0.1, 0.1, 0.90], stage=2, seed=3),
+            trial(6, "b", "Unet", [0.1, 0.1], stage=2, seed=3, state="planned"),
+        ]
+        first, second = finalists(trials)
+        assert (first["label"], first["seeds"], first["behind"]) == ("a, Unet", [1, 2, 3], None)
+        assert first["mean"] == pytest.approx((0.80 + 0.84 + 0.90) / 3)
+        assert second["seeds"] == [1, 2]
+        # 0.80 - 0.78 and 0.84 - 0.80; the third seed of b is not done.
+        assert second["behind"]["n"] == 2
+        assert second["behind"]["mean"] == pytest.approx(0.03)
+
+
+class TestSummarise:
+    def test_before_any_score(self) -> None:
+        found = summarise(JOB, [trial(1, "a", "Unet", [], state="running")], {})
+        assert found["winner"] is None
+        assert found["ranking"] == []
+
+    def test_the_winner_is_the_search_s_until_there_are_finalists(self) -> None:
+        search = [
+            trial(1, "a", "Unet", [0.5, 0.6, 0.7, 0.8]),
+            trial(2, "b", "Unet", [0.9], state="paused"),
+            trial(3, "c", "Unet", [], state="refused"),
+        ]
+        found = summarise(JOB, search, {"stage 1": 60.0})
+        # Farther first: the other's score after one epoch does not compare.
+        assert found["ranking"] == [1, 2]
+        assert found["winner"]["label"] == "a, Unet"
+        assert found["winner"]["by"] == "search"
+        assert found["states"] == {"done": 1, "paused": 1, "refused": 1}
+        assert found["spent"] == {
+            "epochs_search": 5,
+            "epochs_full_search": 8,
+            "epochs_finalists": 0,
+            "seconds": {"stage 1": 60.0},
+            "trial_seconds": 50.0,
+        }
+        final = [trial(4, "b", "Unet", [0.1, 0.1, 0.1, 0.7], stage=2, seed=1)]
+        assert summarise(JOB, [*search, *final], {})["winner"] == {
+            "params": final[0].params,
+            "label": "b, Unet",
+            "by": "finalists",
+        }

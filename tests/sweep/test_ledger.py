@@ -1,0 +1,114 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lungseg_ray.errors import UserError
+from lungseg_ray.storage import locate
+from lungseg_ray.sweep.ledger import Sweep, Trial, best, describe, ranked, winner_of
+from lungseg_ray.sweep.settings import SweepJob, TrainJob
+
+
+def make_job(**sections: Any) -> SweepJob:
+    return SweepJob.model_validate({"sweep": {"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}}, **sections})
+
+
+def make_trial(number: int, scores: list[float], **facts: Any) -> Trial:
+    base = {"number": number, "name": f"t{number}", "stage": 1, "params": {"optim.lr": 1e-3}, "seed": 0}
+    return Trial.model_validate({**base, "scores": scores, **facts})
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    place = Sweep(locate(str(tmp_path / "sweep")))
+    place.write_config(make_job(), fingerprint="f" * 64)
+    return place
+
+
+class TestSweep:
+    def test_trials_come_back_as_they_were_written(self, sweep: Sweep) -> None:
+        assert sweep.trials() == []
+        trials = [make_trial(2, []), make_trial(1, [0.1, 0.25], state="paused", startup=1.5)]
+        sweep.write_trials(trials, {"stage 1": 2.5})
+        assert sweep.trials() == trials[::-1]
+        assert sweep.seconds() == {"stage 1": 2.5}
+
+    def test_goes_on_with_what_does_not_change_scores(self, sweep: Sweep) -> None:
+        changed = make_job(train={"stall_seconds": 60}, runs={"root": "elsewhere"})
+        more = changed.model_copy(update={"sweep": changed.sweep.model_copy(update={"finalists": 7, "concurrent": 3})})
+        assert sweep.check(more, fingerprint="f" * 64)
+
+    @pytest.mark.parametrize(
+        ("job", "fingerprint", "said"),
+        [
+            (make_job(feed={"size": 64}), "f" * 64, "feed.size: 128 -> 64"),
+            (make_job(), "e" * 64, "fingerprint ffffffffffff -> eeeeeeeeeeee"),
+            (
+                SweepJob.model_validate({"sweep": {"space": {"optim.lr": {"grid": [1e-3]}}}}),
+                "f" * 64,
+                r"sweep.space.optim.lr.grid: \[0.001, 0.01\] -> \[0.001\]",
+            ),
+        ],
+    )
+    def test_refuses_others_under_its_name(self, sweep: Sweep, job: SweepJob, fingerprint: str, said: str) -> None:
+        with pytest.raises(UserError, match=said):
+            sweep.check(job, fingerprint=fingerprint)
+
+    def test_there_is_none(self, tmp_path: Path) -> None:
+        place = Sweep(locate(str(tmp_path / "nowhere")))
+        assert not place.check(make_job(), fingerprint=None)
+        with pytest.raises(UserError, match="there is no sweep here"):
+            place.kept()
+
+    def test_a_ledger_that_cannot_be_read_is_named(self, sweep: Sweep) -> None:
+        (sweep.place / "trials.json").write_text("{")
+        with pytest.raises(UserError, match=r"trials\.json: cannot be read"):
+            sweep.trials()
+
+
+class TestRanked:
+    def test_farther_first_then_better_then_earlier(self) -> None:
+        trials = [
+            make_trial(1, [0.9]),
+            make_trial(2, [0.1, 0.5]),
+            make_trial(3, [0.1, 0.7]),
+            make_trial(4, [0.1, 0.7]),
+            make_trial(5, []),
+            make_trial(6, [0.9, 0.9, 0.9], state="failed"),
+        ]
+        assert [trial.number for trial in ranked(trials)] == [3, 4, 2, 1]
+
+
+class TestBest:
+    def test_finalists_come_before_the_search(self, sweep: Sweep) -> None:
+        search = [make_trial(1, [0.9], state="done"), make_trial(2, [0.95], state="paused")]
+        sweep.write_trials(search, {})
+        assert [run.place.name for run in best(sweep, 1)] == ["t1"]
+        final = [make_trial(number, [score], stage=2, state="done") for number, score in ((3, 0.5), (4, 0.6), (5, 0.4))]
+        sweep.write_trials([*search, *final], {})
+        assert [run.place.name for run in best(sweep, 2)] == ["t4", "t3"]
+        with pytest.raises(UserError, match=r"3 trial\(s\) of stage 2 went to full length; 4 are asked for"):
+            best(sweep, 4)
+
+
+class TestWinner:
+    def test_its_settings_are_below_those_of_the_command(self, sweep: Sweep) -> None:
+        winner = make_job().trial({"optim.lr": 1e-2})
+        sweep.write_summary({}, winner)
+        found = winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place), "optim": {"encoder_lr": 0.5}}))
+        assert (found.optim.lr, found.optim.encoder_lr) == (1e-2, 0.5)
+        assert found.runs.name == "sweep-winner"
+        assert "runs" not in yaml.safe_load((sweep.place / "winner.yaml").read_text())
+
+    def test_not_before_the_sweep_is_finished(self, sweep: Sweep) -> None:
+        with pytest.raises(UserError, match="the sweep has no winner yet"):
+            winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place)}))
+
+    def test_a_command_without_a_sweep_is_as_it_was(self) -> None:
+        assert winner_of(TrainJob.model_validate({"train": {"epochs": 3}})).train.epochs == 3
+
+
+def test_values_are_described_in_few_words() -> None:
+    params = {"model.encoder": "vgg11", "optim.lr": 0.0031622, "feed.batch": 8}
+    assert describe(params) == "vgg11, lr 0.00316, batch 8"
