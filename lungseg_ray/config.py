@@ -337,6 +337,10 @@ def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     Raises:
         UserError: for an unknown key, a value that does not fit, or a file that cannot be read; it names each.
     """
+    # Names of options may be written with dashes.
+    arguments = [
+        re.sub(r"^--[a-z][\w.-]*", lambda name: "--" + name[0][2:].replace("-", "_"), one) for one in arguments
+    ]
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
     path = early.parse_known_args(arguments)[0].config
@@ -371,6 +375,10 @@ def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
         raise UserError(_explain(error, tree)) from None
     except SettingsError as error:
         raise UserError(_explain_arguments(str(error), tree)) from None
+
+
+def _with_underscores(option: re.Match[str]) -> str:
+    return "--" + option[0][2:].replace("-", "_")
 
 
 def dump(settings: Section) -> str:

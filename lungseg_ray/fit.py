@@ -37,6 +37,10 @@ LAST_WORD_SECONDS = 20.0
 PREEMPTION_LOOK_SECONDS = 5.0
 
 
+class WorkersLostError(JobFailedError):
+    """Workers are lost again and again at the same place."""
+
+
 @dataclass
 class _TrainWorker(Worker):
     """A worker of Ray Train.
@@ -52,7 +56,7 @@ class _TrainWorker(Worker):
     def begin(self, step: int) -> None:
         before = self.mailbox.begin(step, self.world_size)
         if before > self.settings.train.max_failures:
-            raise JobFailedError(_lost_too_often(self.settings, before))
+            raise WorkersLostError(_lost_too_often(self.settings, before))
 
     def due(self) -> bool:
         return self.rank == 0 and time.monotonic() - self._looked > PREEMPTION_LOOK_SECONDS
@@ -112,7 +116,7 @@ def _work(task: dict[str, Any]) -> None:
             # Workers end in peace, since another start would meet the same again.
             last = worker.keeper.last if worker.keeper else None
             text = f"{error}\nThe last good checkpoint: {last or 'none yet'}. The same command goes on from there."
-            worker.tell({"event": "failed", "text": text, "mistake": isinstance(error, UserError)}, any_rank=True)
+            worker.tell({"event": "failed", "text": text, "kind": type(error)}, any_rank=True)
 
 
 class _Losses(UserCallback):
@@ -197,7 +201,7 @@ def fit(
         trainer = TorchTrainer(_work, train_loop_config=task, scaling_config=scaling, run_config=running)
         ended = _follow(settings, trainer, box, asked, watch, lease, stop)
     if ended["event"] == "failed":
-        raise (UserError if ended["mistake"] else JobFailedError)(ended["text"])
+        raise ended["kind"](ended["text"])
     if ended["event"] == "stopped":
         raise StoppedError(
             f"Stopped after step {ended['step']}; the checkpoint is saved, and the same command goes on.", asked[0]
@@ -266,7 +270,7 @@ def _follow(
         if asked and not pulses and ended["event"] == "done" and alive:
             raise StoppedError("Stopped while no worker was up; the same command goes on.", asked[0])
         if losses > settings.train.max_failures + 1:
-            raise JobFailedError(_lost_too_often(settings, losses))
+            raise WorkersLostError(_lost_too_often(settings, losses))
         moves = {rank: pulse.moves for rank, pulse in pulses.items()}
         watchdog.look(moves, now=time.monotonic(), waiting_for=partial(_waiting_for, pulses))
     if errors and ended["event"] == "done":

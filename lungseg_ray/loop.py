@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal, Protocol
@@ -153,8 +153,10 @@ class Learner:
     def __post_init__(self) -> None:
         settings, optimisation = self.settings, self.settings.optim
         self.model = build_model(settings).to(self.device)
+        self.layout = torch.contiguous_format
         if settings.train.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            self.layout = models.memory_format(self.model, device=self.device)
+        self.model = self.model.to(memory_format=self.layout)
         self.frozen = models.freeze_unused_parameters(
             self.model, in_channels=settings.corpus.channels, size=UNUSED_PROBE_SIZE
         )
@@ -193,8 +195,7 @@ class Learner:
 
     def forward(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 (n, k, h, w) of images uint8 (n, c, h, w)."""
-        layout = torch.channels_last if self.settings.train.channels_last else torch.contiguous_format
-        inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=layout).div_(255)
+        inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.layout).div_(255)
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "fp32"):
             logits: torch.Tensor = model(inputs)
@@ -314,8 +315,10 @@ def fastest_precision(settings: Settings, device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     size = min(settings.feed.size, PROBE_SIZE)
-    model = build_model(settings, weights="none").to(memory_format=torch.channels_last)
-    images = torch.rand(PROBE_BATCH, settings.corpus.channels, size, size).to(memory_format=torch.channels_last)
+    model = build_model(settings, weights="none")
+    layout = models.memory_format(model, device=device)
+    model = model.to(memory_format=layout)
+    images = torch.rand(PROBE_BATCH, settings.corpus.channels, size, size).to(memory_format=layout)
     kinds: tuple[Precision, ...] = ("bf16", "fp32")
     seconds: dict[Precision, list[float]] = {kind: [] for kind in kinds}
     # In turns, and the quickest of each counts: whatever else runs on the machine can only slow a step down.
@@ -350,35 +353,34 @@ def train_loop(
     runtime.doing("the checkpoint to go on from")
     kept = runtime.restore()
     # The first batches are made ready while precision is probed and the model is built.
-    batches = runtime.train(step=kept.progress.step if kept else 0, epochs=until)
-    runtime.doing("the probe of the precision")
-    progress = kept.progress if kept else _start(settings, runtime)
-    runtime.doing("the model to be built")
-    learner = Learner(
-        settings=settings if not kept else _without_weights(settings),
-        device=device,
-        precision=progress.precision,  # type: ignore[arg-type]
-        total_steps=epochs * steps_per_epoch,
-        wrap=runtime.wrap,
-        sum=runtime.sum,
-    )
-    if kept:
-        learner.load(kept)
-    runtime.tell(
-        {
-            "event": "start",
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "number": progress.step - progress.epoch * steps_per_epoch,
-            "steps": steps_per_epoch,
-            "precision": learner.precision,
-            "device": str(device),
-            "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
-            "frozen": learner.frozen,
-            "best": progress.best["val_loss"] if progress.history else float("inf"),
-        }
-    )
-    try:
+    with closing(runtime.train(step=kept.progress.step if kept else 0, epochs=until)) as batches:
+        runtime.doing("the probe of the precision")
+        progress = kept.progress if kept else _start(settings, runtime)
+        runtime.doing("the model to be built")
+        learner = Learner(
+            settings=settings if not kept else _without_weights(settings),
+            device=device,
+            precision=progress.precision,  # type: ignore[arg-type]
+            total_steps=epochs * steps_per_epoch,
+            wrap=runtime.wrap,
+            sum=runtime.sum,
+        )
+        if kept:
+            learner.load(kept)
+        runtime.tell(
+            {
+                "event": "start",
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "number": progress.step - progress.epoch * steps_per_epoch,
+                "steps": steps_per_epoch,
+                "precision": learner.precision,
+                "device": str(device),
+                "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
+                "frozen": learner.frozen,
+                "best": progress.best["val_loss"] if progress.history else float("inf"),
+            }
+        )
         while progress.epoch < until and not progress.stops_early(settings.train.early_stop):
             progress, stop = _epoch(learner, runtime, batches, progress, steps=steps_per_epoch)
             if stop:
@@ -387,8 +389,6 @@ def train_loop(
                 return progress
         runtime.doing("the last checkpoint to be written")
         runtime.flush()
-    finally:
-        batches.close()
     return progress
 
 

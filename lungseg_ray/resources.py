@@ -120,12 +120,14 @@ class TrialLayout:
         concurrent: trials at a time.
         cpus: logical CPUs that Ray reserves for the process of each.
         gpus: share of a GPU for it; 0 where it computes on CPUs, or has workers of its own.
+        together: trials that may share a node's cores.
         training: of each trial; with one worker, the trial's process is the worker.
     """
 
     concurrent: int
     cpus: int
     gpus: float
+    together: int
     training: Layout
 
 
@@ -137,6 +139,7 @@ def plan_trials(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     gpus_per_trial: float = 1.0,
     concurrent: int = 0,
+    nodes: int = 1,
 ) -> TrialLayout:
     """Deals a cluster to as many trials as fit, so that none waits for what another holds.
 
@@ -149,6 +152,7 @@ def plan_trials(
         device: `auto` takes GPUs where a trial fits on them.
         gpus_per_trial: share of a GPU for a trial of one worker.
         concurrent: trials at a time at most; 0 for as many as fit.
+        nodes: of the cluster.
 
     Raises:
         UserError: if not one trial fits.
@@ -175,7 +179,7 @@ def plan_trials(
         data_tasks=left,
     )
     gpu_share = gpus_per_trial if on_gpu and workers == 1 else 0.0
-    return TrialLayout(concurrent=together, cpus=1, gpus=gpu_share, training=training)
+    return TrialLayout(concurrent=together, cpus=1, gpus=gpu_share, together=-(-together // nodes), training=training)
 
 
 @contextmanager

@@ -155,6 +155,11 @@ def test_missing_argument_of_a_job() -> None:
     assert load(EvaluateJob, ["--run", "x"]).corpus is None
 
 
+def test_names_of_options_may_have_dashes() -> None:
+    settings = load(Settings, ["--train.min-workers", "1", "--model.encoder=timm-resnest14d", "--runs.name", "a-b"])
+    assert (settings.train.min_workers, settings.model.encoder, settings.runs.name) == (1, "timm-resnest14d", "a-b")
+
+
 def test_dump_and_load_round_trip(config: Any) -> None:
     settings = load(
         Settings,
@@ -179,7 +184,8 @@ def test_configs_of_the_repository(file: Path) -> None:
     assert job.startswith("jobs/")
     assert (ROOT / job).is_file()
     assert (ROOT / rest[rest.index("--config") + 1]).samefile(file)
-    assert load({"jobs/train.py": TrainJob, "jobs/tune.py": SweepJob}[job], ["--config", str(file)])
+    tree = SweepJob if job == "jobs/tune.py" else TrainJob
+    assert load(tree, ["--config", str(file)])
 
 
 def test_help_lists_every_leaf(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from lungseg_ray.models.factory import (
     check,
     find_unused_parameters,
     freeze_unused_parameters,
+    memory_format,
     resolve_encoder,
 )
 from lungseg_ray.models.menu import MENU
@@ -23,5 +24,6 @@ __all__ = [
     "find_unused_parameters",
     "freeze_unused_parameters",
     "load_export",
+    "memory_format",
     "resolve_encoder",
 ]

@@ -15,7 +15,7 @@ class Cost:
     """What a network costs.
 
     Attributes:
-        parameters: numbers that it learns, among them those of which no gradient comes with this pair.
+        parameters: numbers that it learns, those included that get no gradient with this pair.
         gflops: 10^9 floating point operations of one image's forward pass in evaluation mode, a multiplication and an
             addition counted as two; those of convolutions and matrix products, nothing else.
     """

@@ -167,3 +167,25 @@ def freeze_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -
     for name in unused:
         model.get_parameter(name).requires_grad_(False)
     return unused
+
+
+def memory_format(model: nn.Module, *, device: torch.device) -> torch.memory_format:
+    """Return the fastest layout of images and weights that a model can be trained in: channels last where it is safe.
+
+    On CPUs, the gradient of the weights of a 1 x 1 convolution with a stride over fewer than 16 channels, channels
+    last, overruns its memory in oneDNN (https://github.com/uxlfoundation/oneDNN/issues/6035): training crashes, or
+    learns from wrong gradients. GERNet-S and the MobileOne encoders have one.
+
+    Args:
+        model: from `build`.
+        device: that it is trained on.
+    """
+    overruns = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.groups == 1
+        and module.in_channels < 16
+        for module in model.modules()
+    )
+    return torch.contiguous_format if overruns else torch.channels_last

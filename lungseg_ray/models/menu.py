@@ -8,8 +8,7 @@ MENU: Mapping[str, tuple[str, ...]] = {
     "ResNeSt": ("timm-resnest14d", "timm-resnest200e"),
     "Res2Net": ("timm-res2net50_26w_4s",),
     "RegNet": ("timm-regnety_002", "timm-regnety_004"),
-    # GERNet-S crashes in training, or learns from wrong gradients: a 1 x 1 convolution of stride 2 has 13 input channels,
-    # and with fewer than 16 of them, channels last, oneDNN writes past its memory (uxlfoundation/oneDNN issue 6035).
+    # GERNet-S is left out: `memory_format` says why.
     "GERNet": ("timm-gernet_m",),
     "SE-Net": ("se_resnet50",),
     "SK-Net": ("timm-skresnet18",),

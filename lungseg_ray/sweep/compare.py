@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lungseg_ray.sweep.ledger import Trial, describe, ranked
+from lungseg_ray.sweep.ledger import Trial, describe, key_of, ranked
+from lungseg_ray.sweep.search import count
 from lungseg_ray.sweep.settings import SweepJob
 
 MOST_VALUES = 4
@@ -37,7 +39,7 @@ def summarise(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float])
         winner = {"params": final[0]["params"], "label": final[0]["label"], "by": "finalists"}
     elif ranking:
         winner = {"params": ranking[0].params, "label": ranking[0].label, "by": "search"}
-    tried = [trial for trial in search if trial.state != "refused"]
+    refused = sum(trial.state == "refused" for trial in search)
     return {
         "winner": winner,
         "ranking": [trial.number for trial in ranking],
@@ -46,7 +48,7 @@ def summarise(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float])
         "states": {state: sum(trial.state == state for trial in trials) for state in _states(trials)},
         "spent": {
             "epochs_search": sum(trial.epochs for trial in search),
-            "epochs_full_search": job.epochs * len(tried),
+            "epochs_full_search": job.epochs * (count(job) - refused),
             "epochs_finalists": sum(trial.epochs for trial in trials if trial.stage == 2),
             "seconds": seconds,
             "trial_seconds": sum(trial.seconds for trial in trials),
@@ -55,7 +57,7 @@ def summarise(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float])
 
 
 def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """The sets of values of stage 2 with their scores over seeds, the highest mean first.
+    """The sets of values of stage 2 with their scores over seeds: those with all seeds first, by their mean.
 
     Returns:
         For each `params`, `label`, `trials` (numbers), `seeds`, `scores`, `mean` and `sd` over the seeds, and
@@ -64,14 +66,14 @@ def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.stage == 2 and trial.state == "done":
-            groups.setdefault(trial.label, []).append(trial)
+            groups.setdefault(trial.key, []).append(trial)
     rows: list[dict[str, Any]] = []
-    for label, group in groups.items():
+    for group in groups.values():
         scores = [trial.scores[-1] for trial in group]
         rows.append(
             {
                 "params": group[0].params,
-                "label": label,
+                "label": group[0].label,
                 "trials": [trial.number for trial in group],
                 "seeds": [trial.seed for trial in group],
                 "scores": scores,
@@ -80,7 +82,8 @@ def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
                 "behind": None,
             }
         )
-    rows.sort(key=lambda row: -row["mean"])
+    # One that came through with fewer seeds may have lost its bad ones.
+    rows.sort(key=lambda row: (-len(row["seeds"]), -row["mean"]))
     for row in rows[1:]:
         first = dict(zip(rows[0]["seeds"], rows[0]["scores"], strict=True))
         own = dict(zip(row["seeds"], row["scores"], strict=True))
@@ -104,14 +107,14 @@ def pairs(job: SweepJob, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         for trial in trials:
             if trial.counts:
                 rest = {key: value for key, value in trial.params.items() if key != name}
-                by_rest.setdefault(describe(rest), {})[str(trial.params[name])] = trial
+                by_rest.setdefault(key_of(rest), {})[str(trial.params[name])] = trial
         for over, of in combinations(map(str, dimension.values), 2):
             rows: list[dict[str, Any]] = []
-            for label, group in by_rest.items():
+            for rest_key, group in by_rest.items():
                 if of in group and over in group:
                     epochs = min(group[of].epochs, group[over].epochs)
                     scores = {"of": group[of].scores[epochs - 1], "over": group[over].scores[epochs - 1]}
-                    rows.append({"label": label, "epochs": epochs, **scores})
+                    rows.append({"label": describe(json.loads(rest_key)), "epochs": epochs, **scores})
             if rows:
                 differences = [row["of"] - row["over"] for row in rows]
                 wins = sum(difference > 0 for difference in differences)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import ray
+import torch
 from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
@@ -22,19 +23,22 @@ from lungseg_ray.events import Mailbox, Pulse, mailbox
 from lungseg_ray.finish import finish
 from lungseg_ray.fit import signals
 from lungseg_ray.lease import Lease
+from lungseg_ray.loop import fastest_precision
 from lungseg_ray.page.write import write_sweep_page
 from lungseg_ray.sharding import as_made, at_hand, describe, shard
 from lungseg_ray.shards import ShardIndex, read_table
 from lungseg_ray.storage import Location, locate, patiently
 from lungseg_ray.sweep.compare import summarise
-from lungseg_ray.sweep.ledger import Sweep
+from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.live import Live
 from lungseg_ray.sweep.search import Search
 from lungseg_ray.sweep.settings import SweepJob
-from lungseg_ray.sweep.trial import SAID, Task, run_trial
+from lungseg_ray.sweep.trial import MORE_MEMORY, SAID, Task, run_trial
 from lungseg_ray.watchdog import Watchdog
 
 LOOK_SECONDS = 0.25
+STILL_SECONDS = 60.0
+"""A sweep that is asked to stop does not wait longer for trials that do not move."""
 SHARED_SHARE = 0.4
 """Share of the object store that shards may fill; larger corpora are read by each trial from its shards."""
 
@@ -60,11 +64,16 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
     root = locate(job.shards.root)
     place = Sweep(locate(job.runs.root) / job.runs.name)
     resources.check_lasting(place.place)
+    if job.train.precision == "auto" and place.is_one(place.place):
+        job = _in_precision(job, place.kept().job.train.precision)
     index = at_hand(root, job)
     job = as_made(job, index) if index else job
     if place.check(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, place):
         console.print(f"The sweep {place.place} is finished; nothing to do.", highlight=False)
-        return place.summary() or {}
+        found = place.summary() or {}
+        page = place.place / REPORT
+        _tell(found, page if page.exists() else write_sweep_page(place.place, shards=root), console)
+        return found
     with (
         lease.held(place.place, lambda text: console.print(text, highlight=False)) as hold,
         resources.cluster(processes=_processes(job) - 1),
@@ -77,6 +86,7 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
             device=job.train.device,
             gpus_per_trial=job.sweep.gpus_per_trial,
             concurrent=job.sweep.concurrent,
+            nodes=sum(node["Alive"] for node in ray.nodes()),
         )
         resources.check_shared(place.place)
         if not index:
@@ -85,6 +95,10 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
             console.print(describe(outcome), highlight=False)
             index = outcome.index
             job = as_made(job, index)
+        if job.train.precision == "auto":
+            # One for all trials: each of them, timing its own, might come to another.
+            probe = _probe.options(num_cpus=layout.cpus, num_gpus=layout.gpus or int(layout.training.device == "cuda"))
+            job = _in_precision(job, ray.get(probe.remote(job, layout.training.device)))
         going_on = place.check(job, fingerprint=index.fingerprint)
         place.write_config(job, fingerprint=index.fingerprint)
         console.print(
@@ -92,6 +106,7 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
             f"time on {'GPUs' if layout.training.device == 'cuda' else 'CPUs'}",
             highlight=False,
         )
+        place.reopen()
         shared = _share(root, index, console)
         for stage in _STAGES:
             _Conductor(job, place, index, shared, layout, hold, console, stage).conduct()
@@ -131,6 +146,15 @@ def _is_finished(job: SweepJob, place: Sweep) -> bool:
     minutes, spent = job.sweep.budget.minutes, place.seconds().get("stage 1", 0.0)
     over = bool(minutes) and spent >= 60 * minutes
     return not any(Search(job, place.trials(), stage).has_moves() for stage in _STAGES if stage == 2 or not over)
+
+
+def _in_precision(job: SweepJob, precision: str) -> SweepJob:
+    return job.model_copy(update={"train": job.train.model_copy(update={"precision": precision})})
+
+
+@ray.remote
+def _probe(job: SweepJob, device: str) -> str:
+    return fastest_precision(job, torch.device(device))
 
 
 def _processes(job: SweepJob) -> int:
@@ -195,6 +219,8 @@ class _Conductor:
         self._search = Search(job, place.trials(), stage)
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
+        self._silent: set[str] = set()
+        self._lost_in_silence = 0
         self._start = time.monotonic()
         self._over = self._out_of_time()
         self._ends: str | None = None
@@ -243,7 +269,8 @@ class _Conductor:
                 search_alg=_Moves(self),
                 num_samples=-1,
                 max_concurrent_trials=layout.concurrent,
-                reuse_actors=True,
+                # What a job of several workers leaves in its process might hold the next one's CPUs.
+                reuse_actors=layout.training.workers == 1,
             ),
             # What lasts lies in the sweep's folder; Ray's own records are pickles, and lag behind.
             run_config=tune.RunConfig(
@@ -257,6 +284,8 @@ class _Conductor:
     def _follow(self, thread: threading.Thread, box: Mailbox, asked: list[int]) -> None:
         watchdog = Watchdog(self._job.train.stall_seconds, self._live.note)
         told = False
+        moves: dict[int, int] = {}
+        moved = time.monotonic()
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
             self._hold.check()
@@ -272,10 +301,15 @@ class _Conductor:
             try:
                 _, pulses, _ = box.take()
             except ray.exceptions.GetTimeoutError:
-                pulses = {}
+                continue
             except ray.exceptions.RayError as error:
                 raise JobFailedError(f"Ray is gone on this machine ({error}). The same command goes on.") from error
-            moves = {rank: pulse.moves for rank, pulse in pulses.items()}
+            running = {trial.number for trial in self._search.trials if trial.state == "running"}
+            pulses = {number: pulse for number, pulse in pulses.items() if number in running}
+            before, moves = moves, {number: pulse.moves for number, pulse in pulses.items()}
+            moved = time.monotonic() if moves != before else moved
+            if asked and time.monotonic() > moved + STILL_SECONDS:
+                return
             watchdog.look(moves, now=time.monotonic(), waiting_for=partial(_waiting_for, pulses))
             self._live.refresh()
 
@@ -294,46 +328,67 @@ class _Conductor:
             if move is None:
                 return None if self._search.flying and not ended else Searcher.FINISHED
             self._numbers[tune_id] = move.trial.number
-        self.write()
-        self._live.show(self._search.trials)
+        self._silent.add(tune_id)
+        self._keep()
         return {"trial": move.trial.model_dump(), "until": move.until, "dealt": time.time()}
 
     def hear(self, tune_id: str, said: dict[str, Any]) -> None:
-        """Takes note of what a trial says, as `trial.say` has it."""
+        """Takes note of what a trial says, as `trial._say` has it."""
         number = self._numbers[tune_id]
-        if "note" in said:
-            self._live.note(f"Trial {number}: {said['note']}")
+        self._silent.discard(tune_id)
+        for note in said.get("notes", ()):
+            self._live.note(f"Trial {number}: {note}")
         self._ends = said.get("ends", self._ends)
-        if "facts" in said:
+        if said.get("facts"):
             with self._lock:
                 self._search.update(number, said["facts"])
             self._live.show(self._search.trials)
         if "row" in said:
-            self.write()
+            self._keep()
             self._live.epoch(self._search.trial(number), said["row"])
 
     def land(self, tune_id: str, *, lost: bool) -> None:
         """Takes note that a trial has left off."""
         number = self._numbers.pop(tune_id)
-        times = self._job.train.max_failures + 1
-        reason = f"Its process ended {times} times, killed or out of memory (train.max_failures)."
+        allowed = self._job.train.max_failures
+        facts = {}
+        if lost and tune_id in self._silent and self._lost_in_silence < allowed:
+            # The process died that was to take it up next; the trial has not begun.
+            self._lost_in_silence += 1
+        elif lost:
+            times = f"{allowed + 1} times (train.max_failures)"
+            facts = {"state": "failed", "reason": f"Its process ended {times}, killed or out of memory. {MORE_MEMORY}"}
+        self._silent.discard(tune_id)
         with self._lock:
-            trial = self._search.land(number, {"state": "failed", "reason": reason} if lost else {})
-        self.write()
-        self._live.show(self._search.trials)
+            trial = self._search.land(number, facts)
+        self._keep()
         self._live.landed(trial)
 
+    def _keep(self) -> None:
+        """Writes the ledger and shows it; Ray Tune would lose, or take for a trial's own, what goes wrong in it."""
+        try:
+            self.write()
+        except (OSError, JobFailedError) as error:
+            self._ends = str(error)
+        self._live.show(self._search.trials)
+
     def write(self) -> None:
-        """Writes the ledger."""
+        """Writes the ledger.
+
+        Raises:
+            JobFailedError: if another driver has taken the sweep over.
+            OSError: if it cannot be written.
+        """
         with self._lock:
             trials = self._search.trials
         seconds = {**self._before, self._key: round(self._seconds(), 1)}
-        patiently(
-            lambda: self._place.write_trials(trials, seconds),
-            seconds=self._job.storage.patience_seconds,
-            note=self._live.note,
-            trouble=OSError,
-        )
+
+        def work() -> None:
+            self._hold.ticket.check()
+            self._place.write_trials(trials, seconds)
+
+        patience = self._job.storage.patience_seconds
+        patiently(work, seconds=patience, note=self._live.note, trouble=OSError)
 
 
 class _Moves(Searcher):
@@ -356,9 +411,6 @@ class _Moves(Searcher):
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
         pass
 
 

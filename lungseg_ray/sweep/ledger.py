@@ -91,9 +91,19 @@ class Trial(Section):
         return bool(self.scores) and self.state not in ("failed", "refused")
 
     @property
+    def key(self) -> str:
+        """Tells its values from those of others."""
+        return key_of(self.params)
+
+    @property
     def label(self) -> str:
         """The values, for a person: `timm-regnety_004, Unet, lr 0.003`."""
         return describe(self.params)
+
+
+def key_of(params: dict[str, Any]) -> str:
+    """Tells values of searched settings from others."""
+    return json.dumps(params, sort_keys=True)
 
 
 def describe(params: dict[str, Any]) -> str:
@@ -214,6 +224,11 @@ class Sweep:
         place = self.place / SUMMARY
         return json.loads(place.read_text()) if place.exists() else None
 
+    def reopen(self) -> None:
+        """Takes back that it is finished, since there is more to do."""
+        for name in (SUMMARY, WINNER):
+            (self.place / name).delete()
+
     def write_summary(self, summary: dict[str, Any], winner: Settings) -> None:
         """Marks the sweep as finished.
 
@@ -252,8 +267,8 @@ def winner_of(job: TrainJob) -> Settings:
         tree = yaml.safe_load((sweep.place / WINNER).read_text())
     except FileNotFoundError:
         raise UserError(f"{sweep.place}: the sweep has no winner yet; run jobs/tune.py until it is finished.") from None
-    name = {"runs": {"name": f"{sweep.place.name}-winner"}}
-    return Settings.model_validate(merge(merge(tree, name), given))
+    beside = {"runs": {"root": sweep.place.uri.rsplit("/", 1)[0], "name": f"{sweep.place.name}-winner"}}
+    return Settings.model_validate(merge(merge(tree, beside), given))
 
 
 def best(sweep: Sweep, top: int) -> list[Run]:

@@ -5,6 +5,7 @@ Everything follows from the ledger: a search that was cut goes on where it was, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 
-from lungseg_ray.sweep.ledger import State, Trial, ranked
+from lungseg_ray.sweep.ledger import State, Trial, key_of, ranked
 from lungseg_ray.sweep.settings import Dimension, SweepJob
 
 FIRST_DRAWS = 8
 """Draws at random before TPE has anything to learn from."""
+ATTEMPTS = 100
+"""Draws for a trial that is not there yet; half of them may be TPE's."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Search:
     """The trials of one stage of a sweep, and the next move among them.
 
     Successive halving is asynchronous (ASHA, https://arxiv.org/abs/1810.05934, algorithm 2): whenever there is room,
-    one of the best third at a rung goes on to the next (with `sweep.reduction = 3`), or a new trial begins. Where all
+    one of the best half at a rung goes on to the next (with `sweep.reduction = 2`), or a new trial begins. Where all
     trials are known and time has no end, new ones come first, so that few are promoted by mistake; otherwise promotions
     do. A trial that is passed over pauses with its checkpoint and may be called up later. When no more can come to a
     rung, its best goes on in any case, so that one comes to full length.
@@ -57,8 +60,7 @@ class Search:
         self._rungs = job.rungs if stage == 1 else [job.epochs]
         for trial in self._own():
             if trial.state == "running":
-                # It was cut. At full length its model may be missing yet.
-                self._set(trial, "paused" if trial.epochs in self._rungs[:-1] else "planned")
+                self._left_off(trial)
         if stage == 2:
             self._add_finalists()
 
@@ -97,14 +99,15 @@ class Search:
         self._trials[number] = Trial.model_validate({**self._trials[number].model_dump(), **facts})
 
     def land(self, number: int, facts: Mapping[str, Any]) -> Trial:
-        """Takes note that a trial is not trained any more: at its rung, failed, refused, or cut."""
+        """Takes note that a trial is not trained any more: at its rung, done, failed, refused, or cut."""
         self._flying.pop(number, None)
         self.update(number, facts)
         trial = self._trials[number]
-        if trial.state == "running":
-            at_rung: State = "paused" if trial.epochs in self._rungs else "planned"
-            trial = self._set(trial, "done" if trial.epochs >= self._rungs[-1] else at_rung)
-        return trial
+        return self._left_off(trial) if trial.state == "running" else trial
+
+    def _left_off(self, trial: Trial) -> Trial:
+        # At full length it is done when it says so: its model may be missing yet.
+        return self._set(trial, "paused" if trial.epochs in self._rungs[:-1] else "planned")
 
     def _set(self, trial: Trial, state: State) -> Trial:
         trial = self._trials[trial.number] = trial.model_copy(update={"state": state})
@@ -159,12 +162,12 @@ class Search:
     def _add_finalists(self) -> None:
         first = self._job.train.seed
         seeds = range(first + 1, first + 1 + self._job.sweep.seeds)
-        known = {(trial.label, trial.seed) for trial in self._own()}
+        known = {(trial.key, trial.seed) for trial in self._own()}
         best = ranked(trial for trial in self.trials if trial.stage == 1)[: self._job.sweep.finalists]
         # Seed by seed, so that whenever it is cut, as many pairs as possible are complete.
         for seed in seeds:
             for trial in best:
-                if (trial.label, seed) not in known:
+                if (trial.key, seed) not in known:
                     self._add(trial.params, seed)
 
 
@@ -188,32 +191,46 @@ def epochs_to_come(job: SweepJob, trials: Sequence[Trial], stage: Literal[1, 2])
 
 
 def count(job: SweepJob) -> int:
-    """Trials of stage 1."""
-    sweep = job.sweep
-    combinations = int(np.prod([len(dimension.values or ()) for dimension in _grids(job).values()], dtype=np.int64))
-    return {"grid": combinations, "random": combinations * sweep.samples, "tpe": sweep.samples}[sweep.search]
+    """Trials of stage 1; none has the values of another."""
+    sweep, grids = job.sweep, _grids(job)
+    combinations = math.prod(len(dimension.values or ()) for dimension in grids.values())
+    others = math.prod(
+        len(dimension.values) if dimension.values else math.inf
+        for name, dimension in sweep.space.items()
+        if name not in grids
+    )
+    if sweep.search == "tpe":
+        return int(min(sweep.samples, combinations * others))
+    return combinations * int(min(sweep.samples, others))
 
 
 def draw(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
     """The values of the next new trial; they follow from the settings and from the trials so far."""
-    number = len(trials)
-    if job.sweep.search == "tpe":
-        return _tpe(job, trials)
-    grids = _grids(job)
+    taken = {trial.key for trial in trials}
+    grids, space = _grids(job), job.sweep.space
     every = list(product(*(dimension.values or () for dimension in grids.values())))
     # In random order, so that a search that runs out of time has seen something of everything.
     order = np.random.default_rng([job.sweep.seed, 0]).permutation(len(every))
-    params = dict(zip(grids, every[order[number % len(every)]], strict=True))
-    generator = np.random.default_rng([job.sweep.seed, 1, number])
-    for name, dimension in job.sweep.space.items():
-        if name not in params:
-            params[name] = _random(dimension, generator)
-    return {name: params[name] for name in job.sweep.space}
+    fixed = dict(zip(grids, every[order[len(trials) % len(every)]], strict=True))
+    for attempt in range(ATTEMPTS):
+        generator = np.random.default_rng([job.sweep.seed, 1, len(trials), attempt])
+        if job.sweep.search == "tpe" and attempt < ATTEMPTS // 2:
+            params = _tpe(job, trials, seed=int(generator.integers(2**31)))
+        else:
+            params = {name: fixed[name] if name in fixed else _random(space[name], generator) for name in space}
+        if key_of(params) not in taken:
+            return params
+    # Nearly all of a finite space is taken: the first that is not.
+    choices = [[fixed[name]] if name in fixed else space[name].values or () for name in space]
+    return next(
+        params for values in product(*choices) if key_of(params := dict(zip(space, values, strict=True))) not in taken
+    )
 
 
 def _grids(job: SweepJob) -> dict[str, Dimension]:
-    everything = job.sweep.search == "grid"
-    return {name: one for name, one in job.sweep.space.items() if one.grid or (everything and one.values)}
+    """The dimensions of which every combination is tried."""
+    way = job.sweep.search
+    return {name: one for name, one in job.sweep.space.items() if way == "grid" or (way == "random" and one.grid)}
 
 
 def _random(dimension: Dimension, generator: np.random.Generator) -> Any:
@@ -226,7 +243,7 @@ def _random(dimension: Dimension, generator: np.random.Generator) -> Any:
     return float(generator.uniform(low, high))
 
 
-def _tpe(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
+def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]:
     """Optuna's sampler, told anew of all trials, so that it needs no memory beside the ledger."""
     space = job.sweep.space
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
@@ -245,11 +262,10 @@ def _tpe(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
     # Scores compare after as many epochs alone: those of the highest rung that enough have reached count.
     usable = [trial for trial in trials if trial.counts]
     reached = {rung: [trial for trial in usable if trial.epochs >= rung] for rung in job.rungs}
-    rung = max((rung for rung, there in reached.items() if len(there) >= len(space) + 2), default=job.rungs[0])
+    enough = max(FIRST_DRAWS, len(space) + 2)
+    rung = max((rung for rung, there in reached.items() if len(there) >= enough), default=job.rungs[0])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=job.sweep.seed + len(trials), n_startup_trials=FIRST_DRAWS, constant_liar=True
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_DRAWS, constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in trials:
         told = trial in reached[rung]

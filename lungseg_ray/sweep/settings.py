@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import islice, product
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lungseg_ray.config import Place, Section, Settings, leaves, merge, nested
 
 HELD = (
-    "corpus",
-    "shards",
-    "runs",
-    "storage",
-    "checkpoint",
-    "evaluate",
-    "train.seed",
-    "train.epochs",
-    "train.early_stop",
+    *("corpus", "shards", "runs", "storage", "checkpoint", "evaluate", "feed.tasks", "feed.ahead"),
+    *("train.seed", "train.epochs", "train.early_stop", "train.workers", "train.min_workers", "train.device"),
+    *("train.threads", "train.max_failures", "train.stall_seconds"),
 )
-"""Settings that are the same for all trials, so that their scores can be compared."""
+"""Settings that are the same for all trials, so that their scores can be compared, or that change no score."""
+CHECKED = 1000
+"""Combinations of values that are tried on the settings before a sweep starts."""
 
 
 class Dimension(Section):
@@ -48,6 +45,13 @@ class Dimension(Section):
         """The values, where they can be counted."""
         return self.grid or self.choice
 
+    @property
+    def samples(self) -> list[Any]:
+        """Values that say whether all of them fit their setting."""
+        if bounds := self.uniform or self.log_uniform:
+            return [bounds[0], 0.49 * bounds[0] + 0.51 * bounds[1], bounds[1]]
+        return self.values or []
+
 
 class BudgetSettings(Section):
     """What a trial, or the whole search, may cost; 0: no limit."""
@@ -57,7 +61,7 @@ class BudgetSettings(Section):
         0, description="10^9 operations of a forward pass at feed.size; a trial with more is refused."
     )
     minutes: NonNegativeFloat = Field(
-        0, description="Time of stage 1; then its trials leave off after their epoch, and stage 2 begins."
+        0, description="Time of stage 1; then its trials leave off where they are, and stage 2 begins."
     )
 
 
@@ -82,7 +86,7 @@ class SearchSettings(Section):
     )
     grace: PositiveInt = Field(1, description="asha: the least epochs that any trial gets.")
     reduction: Annotated[int, Field(ge=2)] = Field(
-        3,
+        2,
         description="asha: of so many trials one goes on from a rung to the next, which has so many times its epochs.",
     )
     finalists: NonNegativeInt = Field(
@@ -119,8 +123,8 @@ class SweepJob(Settings):
                 raise ValueError(
                     f"sweep.space: {name} has no end of values; give it a grid, or search at random or tpe"
                 )
-            for value in dimension.values or dimension.uniform or dimension.log_uniform or ():
-                self.trial({name: value})
+        for values in islice(product(*(one.samples for one in self.sweep.space.values())), CHECKED):
+            self.trial(dict(zip(self.sweep.space, values, strict=True)))
         return self
 
     @property
@@ -161,7 +165,5 @@ class TrainJob(Settings):
     """Train a segmentation model, or go on training it."""
 
     from_sweep: Place | None = Field(
-        None,
-        validation_alias=AliasChoices("from-sweep", "from_sweep"),
-        description="Folder or s3:// prefix of a finished sweep: its winner's settings are the defaults.",
+        None, description="Folder or s3:// prefix of a finished sweep: its winner's settings are the defaults."
     )

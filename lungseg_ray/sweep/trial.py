@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 
 import cv2
 import torch
+from pydantic import ValidationError
 from ray import tune
 
 from lungseg_ray import checkpoint, models, resources
@@ -23,7 +25,7 @@ from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.events import Heart, Mailbox, Pulse
 from lungseg_ray.feed import Feed, Source
 from lungseg_ray.finish import leave_best
-from lungseg_ray.fit import fit
+from lungseg_ray.fit import WorkersLostError, fit
 from lungseg_ray.lease import Lease, Ticket
 from lungseg_ray.loop import TrainingDivergedError, train_loop
 from lungseg_ray.run import Run
@@ -33,6 +35,7 @@ from lungseg_ray.sweep.settings import SweepJob
 from lungseg_ray.worker import Worker
 
 SAID = "said"
+MORE_MEMORY = "Lower feed.batch or sweep.concurrent, or raise train.accumulate or sweep.gpus_per_trial."
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,27 @@ class _Report:
     """Tells the driver what a trial has reached, in the fields of `Trial`."""
 
     dealt: float
-    history: list[dict[str, float]] = field(default_factory=list)
-    startup: float | None = None
+    history: list[dict[str, float]]
+    notes: list[str] = field(default_factory=list)
+    started: bool = False
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "step" and self.startup is None:
-            self.startup = time.time() - self.dealt
-            say(facts={"startup": round(self.startup, 2)})
+        if event["event"] == "note":
+            # Threads have notes, too, and only the trial's own may speak to Ray Tune: it comes with what is said next.
+            self.notes.append(event["text"])
+        elif event["event"] == "step":
+            facts = {} if self.started else {"startup": round(time.time() - self.dealt, 2)}
+            self.started = True
+            if facts or self.notes:
+                self.say(facts=facts)
         elif event["event"] == "epoch":
             # A group of workers that was lost may come to an epoch again.
             self.history = [*(row for row in self.history if row["epoch"] < event["row"]["epoch"]), event["row"]]
-            say(facts=reached(self.history), row=event["row"])
-        elif event["event"] == "note":
-            say(note=event["text"])
+            self.say(facts=reached(self.history), row=event["row"])
+
+    def say(self, **what: Any) -> None:
+        notes, self.notes = self.notes, []
+        _say(**what, notes=notes)
 
 
 def reached(history: list[dict[str, float]]) -> dict[str, Any]:
@@ -109,23 +120,40 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
         config: `trial`, as a dict; `until`, epochs; `dealt`, seconds since the epoch of the clock.
         task: of the stage.
     """
+    # On a busy machine the next trial in this process may have to wait for the end of this one.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     trial = Trial.model_validate(config["trial"])
     try:
         facts = _train(trial, config["until"], config["dealt"], task)
-    except (UserError, TrainingDivergedError) as error:
+    except (UserError, TrainingDivergedError, WorkersLostError) as error:
         facts = {"state": "failed", "reason": str(error)}
     except StoppedError:
         facts = {}
     except (JobFailedError, OSError) as error:
         # Not the trial's fault: the sweep ends, and its next driver goes on with the trial.
-        say(ends=str(error))
+        _say(ends=str(error))
         return
     except Exception as error:
         traceback.print_exc()
         facts = {"state": "failed", "reason": _reason(error)}
     finally:
         _give_memory_back()
-    say(facts=facts)
+    _say(facts=facts)
+
+
+def _say(**what: Any) -> None:
+    """Tells the driver: `facts` (fields of `Trial`), the `row` of an epoch, `notes`, or why the sweep `ends`."""
+    # As text, since Ray Tune takes nested results apart.
+    tune.report({SAID: json.dumps(what)})
+
+
+def _reason(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"Out of memory: {first} {MORE_MEMORY}"
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors())
+    return f"{type(error).__name__}: {first}"
 
 
 def _give_memory_back() -> None:
@@ -139,19 +167,6 @@ def _give_memory_back() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def say(**what: Any) -> None:
-    """Tells the driver: `facts` (fields of `Trial`), the `row` of an epoch, a `note`, or why the sweep `ends`."""
-    # As text, since Ray Tune takes nested results apart.
-    tune.report({SAID: json.dumps(what)})
-
-
-def _reason(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return f"Out of memory: {first} Lower feed.batch or feed.size, or raise train.accumulate."
-    return f"{type(error).__name__}: {first}"
-
-
 def _train(trial: Trial, until: int, dealt: float, task: Task) -> dict[str, Any]:
     settings = task.job.trial(trial.params, seed=trial.seed)
     run = task.sweep.run(trial)
@@ -159,34 +174,34 @@ def _train(trial: Trial, until: int, dealt: float, task: Task) -> dict[str, Any]
         refusal = _cost(settings, task.job)
         if "state" in refusal:
             return refusal
-        say(facts=refusal)
+        _say(facts=refusal)
     if not run.check(settings, fingerprint=task.index.fingerprint):
         run.start(settings, fingerprint=task.index.fingerprint)
-    report = _Report(dealt, history=run.history())
+    report = _Report(dealt, run.history())
     source = Source.of(settings, task.index, task.shared)
-    with Heart(task.mailbox, trial.number, Pulse(f"trial {trial.name} to start", 0)) as heart:
+    with Heart(task.mailbox, trial.number, Pulse("its start", 0)) as heart:
         if task.layout.training.workers == 1:
             _train_here(settings, run, source, heart, report, until, task)
         else:
             _train_workers(settings, run, source, heart, report, until, task)
-        if heart.stop and len(report.history) < until:
-            return {}
-    if until == settings.train.epochs:
-        leave_best(run, settings, task.index)
-    return reached(report.history)
+    if len(report.history) < until:
+        return {}
+    if until < settings.train.epochs:
+        return reached(report.history)
+    task.ticket.check()
+    leave_best(run, settings, task.index)
+    return {**reached(report.history), "state": "done"}
 
 
 def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
     """Size and cost of a trial's network, and whether a budget refuses it."""
-    network: dict[str, Any] = {
-        "architecture": settings.model.architecture,
-        "encoder": settings.model.encoder,
-        "in_channels": settings.corpus.channels,
-        "classes": settings.corpus.classes,
-        "size": settings.feed.size,
-    }
-    models.check(**network)
-    found = models.cost(**network)
+    found = models.cost(
+        architecture=settings.model.architecture,
+        encoder=settings.model.encoder,
+        in_channels=settings.corpus.channels,
+        classes=settings.corpus.classes,
+        size=settings.feed.size,
+    )
     facts: dict[str, Any] = {"parameters": found.parameters, "gflops": round(found.gflops, 3)}
     budget = job.sweep.budget
     for name, value, limit, unit in (
@@ -202,7 +217,7 @@ def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
 def _train_here(
     settings: Settings, run: Run, source: Source, heart: Heart, report: _Report, until: int, task: Task
 ) -> None:
-    torch.set_num_threads(settings.train.threads or max(resources.cores() // task.layout.concurrent, 1))
+    torch.set_num_threads(settings.train.threads or max(resources.cores() // task.layout.together, 1))
     cv2.setNumThreads(0)
     resources.quiet_data()
     training = task.layout.training
@@ -224,17 +239,18 @@ def _train_here(
 def _train_workers(
     settings: Settings, run: Run, source: Source, heart: Heart, report: _Report, until: int, task: Task
 ) -> None:
-    def watch(event: dict[str, Any]) -> None:
-        heart.pulse = Pulse(f"trial {run.place.name}: its workers", heart.pulse.moves + 1)
-        report(event)
+    def stop() -> bool:
+        # Asked again and again while it goes on; that something moves is for the workers' own watchdog to see.
+        heart.pulse = Pulse("its workers", heart.pulse.moves + 1)
+        return heart.stop
 
     fit(
         settings,
         run=run,
         source=source,
         layout=task.layout.training,
-        watch=watch,
+        watch=report,
         lease=Lease(task.ticket, task.sweep.place),
         until=until,
-        stop=lambda: heart.stop,
+        stop=stop,
     )

@@ -45,6 +45,7 @@ def comparable(place: Sweep) -> list[tuple[Any, ...]]:
     return sorted((trial.label, trial.stage, trial.seed, trial.state, trial.scores) for trial in place.trials())
 
 
+@pytest.mark.timeout(1200)
 def test_sweep_killed(store: ObjectStore, record: Record) -> None:
     """The driver and all of its Ray die three times, in a bucket; an undisturbed sweep ends with the same scores."""
     bucket = "s3://lungs/sweeps"
@@ -56,7 +57,7 @@ def test_sweep_killed(store: ObjectStore, record: Record) -> None:
         with tune_job(bucket, "whole", f"{bucket}/shards", environment=store.environment) as job:
             assert job.wait(seconds=400) == 0, job.output
         whole, cut = (Sweep(locate(f"{bucket}/{name}")) for name in ("whole", "cut"))
-        seconds, ended = [], 0
+        seconds: list[float] = []
         for kill in range(3):
             with tune_job(bucket, "cut", f"{bucket}/shards", environment=store.environment) as job:
                 start = now()

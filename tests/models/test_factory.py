@@ -8,6 +8,7 @@ from lungseg_ray.models import (
     check,
     find_unused_parameters,
     freeze_unused_parameters,
+    memory_format,
     resolve_encoder,
 )
 
@@ -123,3 +124,10 @@ def test_check_runs_what_the_meta_device_cannot() -> None:
 def test_build_refuses_what_cannot_be_built() -> None:
     with pytest.raises(UserError, match="UnetPlusPlus does not work with encoder mit_b0"):
         build(architecture="UnetPlusPlus", encoder="mit_b0", in_channels=1, classes=1)
+
+
+def test_what_would_overrun_memory_channels_last_is_trained_contiguous_on_cpus() -> None:
+    with torch.device("meta"):
+        model = build(architecture="Unet", encoder="timm-gernet_s", in_channels=1, classes=1)
+    assert memory_format(model, device=torch.device("cpu")) == torch.contiguous_format
+    assert memory_format(model, device=torch.device("cuda")) == torch.channels_last

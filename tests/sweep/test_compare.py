@@ -101,14 +101,14 @@ class TestSummarise:
             trial(3, "c", "Unet", [], state="refused"),
         ]
         found = summarise(JOB, search, {"stage 1": 60.0})
-        # Farther first: the other's score after one epoch does not compare.
+        # Of ten combinations of four epochs one is refused. The other's score after one epoch does not compare.
         assert found["ranking"] == [1, 2]
         assert found["winner"]["label"] == "a, Unet"
         assert found["winner"]["by"] == "search"
         assert found["states"] == {"done": 1, "paused": 1, "refused": 1}
         assert found["spent"] == {
             "epochs_search": 5,
-            "epochs_full_search": 8,
+            "epochs_full_search": 36,
             "epochs_finalists": 0,
             "seconds": {"stage 1": 60.0},
             "trial_seconds": 50.0,

@@ -13,9 +13,8 @@ GRID = {"model.encoder": {"grid": ENCODERS}, "model.architecture": {"grid": ["Un
 
 
 def make_job(*, epochs: int = 12, space: dict[str, Any] | None = None, **sweep: Any) -> SweepJob:
-    return SweepJob.model_validate(
-        {"train": {"epochs": epochs}, "sweep": {"space": GRID if space is None else space, **sweep}}
-    )
+    searched = {"space": GRID if space is None else space, "reduction": 3, **sweep}
+    return SweepJob.model_validate({"train": {"epochs": epochs}, "sweep": searched})
 
 
 def quality(trial: Trial) -> float:
@@ -27,9 +26,14 @@ def scores(trial: Trial, epochs: int) -> list[float]:
     return [quality(trial) * (1 - 0.5 ** (epoch + 1)) for epoch in range(epochs)]
 
 
+def landed(trial: Trial, until: int) -> dict[str, Any]:
+    """What a trial says when it leaves off."""
+    return {"scores": scores(trial, until), **({"state": "done"} if until == 12 else {})}
+
+
 def play(job: SweepJob, *, concurrent: int = 2, cut_after: int | None = None, seed: int = 0) -> Search:
     """Lands trials in random order until there is no move left; after `cut_after` landings another driver goes on."""
-    chance, search, landed = random.Random(seed), Search(job, [], 1), 0
+    chance, search, count_landed = random.Random(seed), Search(job, [], 1), 0
     flying: list[Move] = []
     while True:
         while len(flying) < concurrent and (move := search.next()):
@@ -37,9 +41,10 @@ def play(job: SweepJob, *, concurrent: int = 2, cut_after: int | None = None, se
         if not flying:
             return search
         move = flying.pop(chance.randrange(len(flying)))
-        search.land(move.trial.number, {"scores": scores(move.trial, move.until)})
-        landed += 1
-        if landed == cut_after:
+        full = {"state": "done"} if move.until == job.epochs else {}
+        search.land(move.trial.number, {"scores": scores(move.trial, move.until), **full})
+        count_landed += 1
+        if count_landed == cut_after:
             search, flying = Search(job, search.trials, 1), []
 
 
@@ -106,7 +111,7 @@ class TestHalving:
         space = {"model.encoder": {"grid": ENCODERS[:4]}}
         search, states = Search(make_job(space=space), [], 1), ["failed", "refused"]
         while move := search.next():
-            bad = {"state": states.pop(), "reason": "why"} if states else {"scores": scores(move.trial, move.until)}
+            bad = {"state": states.pop(), "reason": "why"} if states else landed(move.trial, move.until)
             search.land(move.trial.number, bad)
         assert sorted(trial.state for trial in search.trials) == ["done", "failed", "paused", "refused"]
 
@@ -136,6 +141,16 @@ class TestGoingOn:
         assert move is not None
         search.update(move.trial.number, {"scores": scores(move.trial, 12)})
         again = Search(make_job(stop="none"), search.trials, 1).next()
+        assert again is not None
+        assert (again.trial.name, again.until) == (move.trial.name, 12)
+
+    def test_a_trial_that_left_off_at_full_length_without_its_model_is_called_up_again(self) -> None:
+        search = Search(make_job(stop="none"), [], 1)
+        move = search.next()
+        assert move is not None
+        search.update(move.trial.number, {"scores": scores(move.trial, 12)})
+        assert search.land(move.trial.number, {}).state == "planned"
+        again = search.next()
         assert again is not None
         assert (again.trial.name, again.until) == (move.trial.name, 12)
 
@@ -200,6 +215,14 @@ class TestDraws:
         assert 35 < (rates < 1e-3).sum() < 65
         assert sum(trial.params["model.architecture"] == "FPN" for trial in trials) == 50
 
+    @pytest.mark.parametrize("search", ["random", "tpe"])
+    def test_no_values_come_twice_and_a_finite_space_has_an_end(self, search: str) -> None:
+        space = {"model.encoder": {"choice": ENCODERS}, "model.architecture": {"choice": ["Unet", "FPN"]}}
+        job = make_job(space=space, search=search, samples=24, stop="none")
+        assert count(job) == 16
+        trials = play(job, concurrent=3).trials
+        assert len({trial.key for trial in trials}) == len(trials) == 16
+
     def test_tpe_comes_closer_to_the_best(self) -> None:
         space = {"optim.lr": {"log_uniform": [1e-6, 1e-1]}, "model.architecture": {"choice": ["Unet", "FPN"]}}
         first, last = [], []
@@ -210,7 +233,7 @@ class TestDraws:
             while move := search.next():
                 distance = abs(np.log10(move.trial.params["optim.lr"]) + 3)
                 penalty = 0.0 if move.trial.params["model.architecture"] == "FPN" else 0.2
-                search.land(move.trial.number, {"scores": [0.9 - 0.1 * distance - penalty]})
+                search.land(move.trial.number, {"scores": [0.9 - 0.1 * distance - penalty], "state": "done"})
                 distances.append(distance)
             first += distances[:8]
             last += distances[-10:]

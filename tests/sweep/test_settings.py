@@ -15,6 +15,8 @@ def make(space: dict[str, Any], **sweep: Any) -> SweepJob:
     [
         ({"optim.x": {"grid": [1]}}, "there is no setting 'optim.x'"),
         ({"train.seed": {"grid": [1, 2]}}, "train.seed must be the same for all trials"),
+        ({"train.workers": {"grid": [1, 2]}}, "train.workers must be the same for all trials"),
+        ({"feed.batch": {"grid": [8, 6]}, "train.accumulate": {"grid": [1, 4]}}, "feed.batch must divide"),
         ({"corpus.root": {"grid": ["a"]}}, "corpus.root must be the same for all trials"),
         ({"optim.lr": {"log_uniform": [1e-4, 1e-2]}}, "optim.lr has no end of values"),
         ({"optim.lr": {"grid": [1e-3], "choice": [1e-2]}}, "expected one of grid, choice, uniform and log_uniform"),
@@ -32,6 +34,11 @@ def make(space: dict[str, Any], **sweep: Any) -> SweepJob:
 def test_a_space_that_cannot_be_searched_is_refused(space: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         make(space)
+
+
+def test_draws_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValidationError, match="valid integer"):
+        make({"feed.batch": {"uniform": [4, 16]}}, search="random")
 
 
 def test_a_trial_takes_its_values_and_the_length_of_all() -> None:

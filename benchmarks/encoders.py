@@ -1,0 +1,278 @@
+"""What each encoder of the menu costs and which architectures accept it: writes docs/encoders.md.
+
+Speed and memory are measured in processes of their own, one at a time, on one thread. Speed is processor time, taken in
+several rounds through all pairs, of which the quickest counts: whatever else runs on the machine can only add to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import resource
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from lungseg_ray.batch import Batch
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import UserError
+from lungseg_ray.loop import UNUSED_PROBE_SIZE, Learner
+from lungseg_ray.models import ARCHITECTURES, MENU, build, check, cost, find_unused_parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "encoders.md"
+MEASURED = ("Unet", "UnetPlusPlus")
+SIZE, ROUNDS, WARM_UP, PASSES, BATCH, STEPS = 256, 3, 2, 5, 2, 2
+Found = TypeVar("Found")
+
+TEXT = """\
+# Encoders
+
+What each encoder of the menu (`lungseg_ray.models.MENU`) costs, and which architectures accept it. These are the ones
+that the tests train with U-Net and U-Net++ in data-parallel training; any other encoder of segmentation_models_pytorch,
+and any timm model as `tu-<name>`, can be named as well. One command measures all of this again and writes this page:
+
+```sh
+python benchmarks/encoders.py     # about {minutes} minutes
+```
+
+## How to read the table
+
+Figures are for one grey channel, one class and {size} x {size} px, U-Net / U-Net++:
+
+- **parameters, M**: in 10^6.
+- **GFLOPs**: 10^9 floating point operations of one image's forward pass, a multiplication and an addition counted as
+  two; those of convolutions and matrix products, nothing else.
+- **forward, ms**: processor time of one image's forward pass in evaluation mode, on one thread, fp32, channels last.
+  The median of {passes} passes after {warm_up} to warm up, and the least of {rounds} such medians from as many
+  processes.
+- **training, MB**: the largest resident set, in 10^6 bytes, of a process that makes {steps} training steps of {batch}
+  images on one thread, fp32, channels last, with RAdam in Lookahead. Python and its libraries are in it: {idle:.0f} MB
+  before the model is built.
+- **accepted by**: which of {architectures} work with it.
+
+Measured on: {processor}; 1 thread; PyTorch {torch}. Another processor has other times, and the memory depends on the
+libraries.
+
+## Pairs that do not work
+
+A job that asks for one ends at once, with the same words.
+
+{refused}
+
+GERNet-S and the MobileOne encoders are not in the menu: channels last, on some processors, oneDNN overruns its memory
+in the gradient of one of their convolutions (uxlfoundation/oneDNN, issue 6035). They are trained in the slower layout.
+
+## Parameters without gradients
+
+Data-parallel training waits for the gradient of every trainable parameter. With these pairs some never get one; they
+are frozen before the model is wrapped, and training says so when it starts.
+
+{unused}
+
+## Pairs that need two images
+
+These normalise, over the images of a pass, what was pooled to one pixel. Each worker must see two images at a time in
+training: `feed.batch` is at least twice `train.workers` times `train.accumulate`.
+
+{lonely}
+
+## The table
+
+| family | encoder | parameters, M | GFLOPs | forward, ms | training, MB | accepted by |
+|---|---|--:|--:|--:|--:|---|
+{rows}
+"""
+
+
+def milliseconds(architecture: str, encoder: str) -> float:
+    """Median processor time of one image's forward pass."""
+    torch.set_num_threads(1)
+    model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=1).eval()
+    model = model.to(memory_format=torch.channels_last)
+    image = torch.rand(1, 1, SIZE, SIZE).to(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(WARM_UP + PASSES):
+            start = time.process_time()
+            model(image)
+            seconds.append(time.process_time() - start)
+    return 1000 * statistics.median(seconds[WARM_UP:])
+
+
+def megabytes(architecture: str, encoder: str) -> float:
+    """Largest resident set of this process after training steps, in 10^6 bytes."""
+    torch.set_num_threads(1)
+    tree = {
+        "model": {"architecture": architecture, "encoder": encoder},
+        "feed": {"size": SIZE, "batch": BATCH},
+        # Lookahead's slow weights are there from the first step on, as they are in any longer run.
+        "optim": {"lookahead_k": 1},
+    }
+    learner = Learner(
+        settings=Settings.model_validate(tree), device=torch.device("cpu"), precision="fp32", total_steps=STEPS
+    )
+    for step in range(STEPS):
+        images = torch.randint(0, 256, (BATCH, 1, SIZE, SIZE), dtype=torch.uint8)
+        learner.step(Batch(step, images, (images[:, 0] > 127).to(torch.uint8), ["noise"] * BATCH))
+    return largest_resident_set()
+
+
+def largest_resident_set() -> float:
+    """Of this process until now, in 10^6 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def apart(function: Callable[..., Found], *arguments: str) -> Found:
+    """Calls a function in a process that has imported the libraries and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lungseg_ray.loop"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def shapes(architecture: str, encoder: str) -> nn.Module:
+    """The network without values."""
+    with torch.device("meta"):
+        model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=1)
+    return model.to("meta").train()
+
+
+def unused(model: nn.Module) -> list[str]:
+    """Names, two parts of each, of what gets no gradient."""
+    names = find_unused_parameters(model, in_channels=1, size=UNUSED_PROBE_SIZE)
+    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
+
+
+def learns_from_one_image(model: nn.Module) -> bool:
+    """Whether a training pass over a single image is possible."""
+    try:
+        model(torch.empty(1, 1, SIZE, SIZE, device="meta"))
+    except ValueError:
+        return False
+    return True
+
+
+def describe(encoder: str) -> dict[str, Any]:
+    """What needs no measuring: cost, and by architecture what is refused, gets no gradient or needs two images."""
+    found: dict[str, Any] = {"cost": {}, "refused": {}, "unused": {}, "lonely": []}
+    for architecture in ARCHITECTURES:
+        try:
+            check(architecture=architecture, encoder=encoder, size=SIZE)
+        except UserError as error:
+            found["refused"][architecture] = str(error).removesuffix(" Choose another pair.")
+            continue
+        model = shapes(architecture, encoder)
+        if names := unused(model):
+            found["unused"][architecture] = names
+        if not learns_from_one_image(model):
+            found["lonely"].append(architecture)
+    for architecture in MEASURED:
+        pair = cost(architecture=architecture, encoder=encoder, in_channels=1, classes=1, size=SIZE)
+        found["cost"][architecture] = asdict(pair)
+    return found
+
+
+def groups(items: Iterable[tuple[str, Hashable]]) -> dict[Any, list[str]]:
+    """The names that have the same value, by value."""
+    found: dict[Any, list[str]] = {}
+    for name, value in items:
+        found.setdefault(value, []).append(name)
+    return found
+
+
+def code(names: Iterable[str]) -> str:
+    """Names as code, in a row."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The text of docs/encoders.md."""
+    encoders: dict[str, Any] = figures["encoders"]
+    refused = [f"- {reason}" for found in encoders.values() for reason in found["refused"].values()]
+    without = [
+        f"- `{encoder}` with {', '.join(architectures)}: {code(names)}"
+        for encoder, found in encoders.items()
+        for names, architectures in groups((key, tuple(value)) for key, value in found["unused"].items()).items()
+    ]
+    lonely = [
+        f"- {', '.join(architectures)} with {code(names)}"
+        for architectures, names in groups((name, tuple(found["lonely"])) for name, found in encoders.items()).items()
+        if architectures
+    ]
+    rows = []
+    for family, members in MENU.items():
+        for encoder in members:
+            found = encoders[encoder]
+            costs = [found["cost"][architecture] for architecture in MEASURED]
+            cells = [
+                " / ".join(f"{pair['parameters'] / 1e6:.1f}" for pair in costs),
+                " / ".join(f"{pair['gflops']:.1f}" for pair in costs),
+                " / ".join(f"{found['ms'][architecture]:.0f}" for architecture in MEASURED),
+                " / ".join(f"{found['mb'][architecture]:.0f}" for architecture in MEASURED),
+                f"all but {', '.join(found['refused'])}" if found["refused"] else "all",
+            ]
+            rows.append(f"| {family} | `{encoder}` | {' | '.join(cells)} |")
+    return TEXT.format(
+        **{key: value for key, value in figures.items() if key != "encoders"},
+        size=SIZE,
+        rounds=ROUNDS,
+        warm_up=WARM_UP,
+        passes=PASSES,
+        batch=BATCH,
+        steps=STEPS,
+        architectures=", ".join(ARCHITECTURES),
+        refused="\n".join(refused),
+        unused="\n".join(without),
+        lonely="\n".join(lonely),
+        rows="\n".join(rows),
+    )
+
+
+def processor() -> str:
+    """Its name, as Linux gives it."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "a processor without a name"
+
+
+def main() -> None:
+    """Measures, and writes docs/encoders.md and benchmarks/results/encoders.json."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    console = Console()
+    start = time.monotonic()
+    names = [encoder for members in MENU.values() for encoder in members]
+    pairs = [(architecture, encoder) for encoder in names for architecture in MEASURED]
+    encoders = {name: describe(name) | {"ms": {}, "mb": {}} for name in track(names, "shapes", console=console)}
+    for architecture, encoder in track(pairs, "memory", console=console):
+        encoders[encoder]["mb"][architecture] = apart(megabytes, architecture, encoder)
+    for number in range(ROUNDS):
+        for architecture, encoder in track(pairs, f"speed, round {number + 1} of {ROUNDS}", console=console):
+            found, best = apart(milliseconds, architecture, encoder), encoders[encoder]["ms"]
+            best[architecture] = min(found, best.get(architecture, found))
+    figures = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "idle": apart(largest_resident_set),
+        "minutes": round((time.monotonic() - start) / 60),
+        "encoders": encoders,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "encoders.json").write_text(json.dumps(figures, indent=2) + "\n")
+    PAGE.write_text(page(figures))
+    console.print(f"Wrote {PAGE.relative_to(ROOT)}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
