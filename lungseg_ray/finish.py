@@ -19,11 +19,8 @@ from lungseg_ray.storage import locate
 CURVES = "curves.png"
 
 
-def leave_best(run: Run, settings: Settings, index: ShardIndex) -> checkpoint.Progress:
+def leave_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     """Writes the best model of a trained run, with its card, and the curves.
-
-    Returns:
-        How far the run came.
 
     Raises:
         JobFailedError: if it has not come to its end.
@@ -48,19 +45,15 @@ def leave_best(run: Run, settings: Settings, index: ShardIndex) -> checkpoint.Pr
     predictor.save(run.place / BEST, model, side, card)
     run.write_history(progress.history)
     (run.place / CURVES).write_bytes(report.curves(progress.history))
-    return progress
 
 
-def finish(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
-    """Leaves the best model, and measures it on the test images. Needs a running Ray cluster.
+def measure(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
+    """Measures the best model of a run on the test images. Needs a running Ray cluster.
 
     Returns:
         What the run's `summary.json` is to hold.
-
-    Raises:
-        JobFailedError: if training has not come to its end.
     """
-    progress = leave_best(run, settings, index)
+    progress = run.progress()
     test = None
     if index.count("test"):
         console.print(f"Evaluating on {index.count('test')} test images", highlight=False)

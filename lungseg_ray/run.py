@@ -153,13 +153,27 @@ class Run:
         return checkpoint.newest(self.place, any_finished=(self.place / HISTORY).exists())
 
     def history(self) -> list[dict[str, float]]:
-        """A row of figures for each finished epoch, as the newest checkpoint has them.
+        """A row of figures for each finished epoch, as the newest checkpoint has them; none before the first.
 
         Raises:
             UserError: if the run has finished a checkpoint, but none can be used.
         """
         place, _ = self.newest_checkpoint()
         return self._progress(place).history if place else []
+
+    def progress(self) -> checkpoint.Progress:
+        """How far the run has come.
+
+        Raises:
+            UserError: if no checkpoint can be used, or if it has finished no epoch yet.
+        """
+        place, _ = self.newest_checkpoint()
+        if place is None:
+            raise UserError(f"{self.place}: the run has no checkpoint yet.")
+        progress = self._progress(place)
+        if not progress.history:
+            raise UserError(f"{self.place}: the run has finished no epoch yet.")
+        return progress
 
     def tidy(self, *, keep: int) -> None:
         """Deletes the checkpoints but the best and the newest that can be used, and what a killed writer left.
@@ -190,12 +204,7 @@ class Run:
         Raises:
             UserError: if no checkpoint can be used.
         """
-        place, _ = self.newest_checkpoint()
-        if place is None:
-            raise UserError(f"{self.place}: the run has no checkpoint yet.")
-        progress = self._progress(place)
-        if not progress.history:
-            raise UserError(f"{self.place}: the run has finished no epoch yet.")
+        progress = self.progress()
         best = self.place / checkpoint.name(int(progress.best["step"]))
         reason = checkpoint.damage(best)
         if reason:

@@ -12,7 +12,7 @@ from lungseg_ray.config import Settings
 from lungseg_ray.display import Display
 from lungseg_ray.evaluate import SHEET
 from lungseg_ray.feed import Source
-from lungseg_ray.finish import CURVES, finish
+from lungseg_ray.finish import CURVES, leave_best, measure
 from lungseg_ray.fit import fit
 from lungseg_ray.run import BEST, EVALUATION, Run
 from lungseg_ray.sharding import as_made, at_hand, describe, shard
@@ -86,7 +86,8 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, layout=layout, watch=display, lease=hold)
-        summary = finish(run, settings, index, console)
+        leave_best(run, settings, index)
+        summary = measure(run, settings, index, console)
         summary["seconds"] = {
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
             "total": round(time.time() - started, 1),

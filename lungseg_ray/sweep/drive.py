@@ -20,7 +20,7 @@ from rich.console import Console
 from lungseg_ray import lease, resources
 from lungseg_ray.errors import JobFailedError, StoppedError
 from lungseg_ray.events import Mailbox, Pulse, mailbox
-from lungseg_ray.finish import finish
+from lungseg_ray.finish import measure
 from lungseg_ray.fit import signals
 from lungseg_ray.lease import Lease
 from lungseg_ray.loop import fastest_precision
@@ -427,12 +427,12 @@ def _caught(work: Callable[[], Any], errors: list[BaseException]) -> None:
 
 
 def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: Console) -> None:
-    """The one time that the test side is touched: each finalist's run is finished, as `jobs/train.py` finishes one."""
+    """The one time that the test side is touched: each finalist's run ends as one of `jobs/train.py` does."""
     for trial in place.trials():
         run = place.run(trial)
         if trial.stage == 2 and trial.state == "done" and not run.summary():
             console.print(f"Finalist {trial.name}", highlight=False)
-            run.write_summary(finish(run, job.trial(trial.params, seed=trial.seed), index, console))
+            run.write_summary(measure(run, job.trial(trial.params, seed=trial.seed), index, console))
 
 
 def _conclude(job: SweepJob, place: Sweep) -> dict[str, Any]:
