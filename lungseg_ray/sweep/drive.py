@@ -18,13 +18,14 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from lungseg_ray import lease, resources
-from lungseg_ray.errors import JobFailedError, StoppedError
+from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.events import Mailbox, Pulse, mailbox
 from lungseg_ray.finish import measure
 from lungseg_ray.fit import signals
 from lungseg_ray.lease import Lease
 from lungseg_ray.loop import fastest_precision
 from lungseg_ray.page.write import write_sweep_page
+from lungseg_ray.run import CONFIG as RUN_CONFIG
 from lungseg_ray.sharding import as_made, at_hand, describe, shard
 from lungseg_ray.shards import ShardIndex, read_table
 from lungseg_ray.storage import Location, locate, patiently
@@ -64,6 +65,13 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
     root = locate(job.shards.root)
     place = Sweep(locate(job.runs.root) / job.runs.name)
     resources.check_lasting(place.place)
+    if not job.sweep.space:
+        raise UserError(
+            "sweep.space: nothing is searched. Name settings and their values in a file, as configs/encoders.yaml "
+            "does, and give it with --config."
+        )
+    if (place.place / RUN_CONFIG).exists():
+        raise UserError(f"{place.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
     if job.train.precision == "auto" and place.is_one(place.place):
         job = _in_precision(job, place.kept().job.train.precision)
     index = at_hand(root, job)
@@ -126,6 +134,8 @@ def _tell(found: dict[str, Any], page: Location, console: Console) -> None:
         console.print(f"Winner: {winner['label']}: {score}", highlight=False, markup=False)
         for row in final[1:]:
             behind = row["behind"]
+            if not behind["n"]:
+                continue
             interval = f" (95 % {behind['low']:.4f} to {behind['high']:.4f})" if behind["n"] > 1 else ""
             console.print(f"  ahead of {row['label']} by {behind['mean']:.4f}{interval}", highlight=False, markup=False)
     else:
