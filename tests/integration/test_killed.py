@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def test_kill_of_the_driver_in_an_epoch(tmp_path: Path) -> None:
         assert again.wait() == 0, again.output
     assert "Taking the run over from process" in again.output
     assert "Going on with the run" in again.output
-    assert f"Training from epoch {done + 1}" in again.output
+    # Its workers may have saved some more before they noticed.
+    from_epoch = re.search(r"Training from epoch (\d+)", again.output)
+    assert from_epoch is not None
+    assert int(from_epoch.group(1)) >= done + 1
     with (tmp_path / "run/history.csv").open() as lines:
         assert [int(row["epoch"]) for row in csv.DictReader(lines)] == [1, 2, 3, 4]
     assert json.loads((tmp_path / "run/summary.json").read_text())["epochs"] == 4
