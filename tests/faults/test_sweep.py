@@ -139,4 +139,5 @@ def test_sweep_that_has_hardly_room(cpus: int, concurrent: int, workers: int, sh
     finally:
         ray.shutdown()
     place = Sweep(locate(str(tmp_path / "sweep")))
-    assert [trial.state for trial in place.trials()] == ["done"] * 4
+    # Of three at the first rung one goes on, and is the finalist.
+    assert sorted(trial.state for trial in place.trials()) == ["done", "done", "paused", "paused"]
