@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def run(arguments: list[str], stop: str) -> Sweep:
+def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
     """Runs the search alone, or goes on with it."""
     job = load(SweepJob, arguments)
     name = f"{job.runs.name}-{stop}"
-    more = ["--sweep.stop", stop, "--sweep.finalists", "0", "--runs.name", name]
+    more = ["--sweep.stop", stop, "--sweep.finalists", "0", "--runs.name", name, *precision]
     subprocess.run([sys.executable, str(ROOT / "jobs" / "tune.py"), *arguments, *more], check=True)
     return Sweep(locate(job.runs.root) / name)
 
@@ -57,7 +57,9 @@ def compare(whole: Sweep, halved: Sweep) -> dict[str, Any]:
 def main() -> None:
     """Runs both searches and says what the second saved."""
     arguments = sys.argv[1:]
-    found = compare(run(arguments, "none"), run(arguments, "asha"))
+    whole = run(arguments, "none")
+    # What the first has chosen by a probe, so that both see the same curves.
+    found = compare(whole, run(arguments, "asha", "--train.precision", whole.kept().job.train.precision))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "halving.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
