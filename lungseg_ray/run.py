@@ -133,6 +133,14 @@ class Run:
         writer.writerows(history)
         (self.place / HISTORY).write_text(text.getvalue())
 
+    def read_history(self) -> list[dict[str, float]]:
+        """What `write_history` wrote; none before the first."""
+        try:
+            lines = (self.place / HISTORY).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+
     def write_environment(self) -> None:
         """Writes down what the run was started with: versions, machine, command."""
         found = {

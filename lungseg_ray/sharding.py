@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
+from rich.console import Console
 
 from lungseg_ray import resources
 from lungseg_ray.config import CorpusSettings, Settings, chosen, differences, merge
@@ -329,6 +330,18 @@ def at_hand(root: Location, settings: Settings) -> ShardIndex | None:
             "Make others with jobs/shard.py and another --shards.root, or leave these settings out."
         )
     return index
+
+
+def make(settings: Settings, console: Console) -> ShardIndex:
+    """Makes the shards that a job finds missing, and tells of it. Needs a running Ray cluster.
+
+    Raises:
+        UserError: as `shard`.
+    """
+    console.print(f"No shards in {settings.shards.root} yet: making them from {settings.corpus.root}", highlight=False)
+    outcome = shard(settings)
+    console.print(describe(outcome), highlight=False)
+    return outcome.index
 
 
 def as_made(settings: AnySettings, index: ShardIndex) -> AnySettings:

@@ -15,7 +15,7 @@ from lungseg_ray.feed import Source
 from lungseg_ray.finish import CURVES, leave_best, measure
 from lungseg_ray.fit import fit
 from lungseg_ray.run import BEST, EVALUATION, Run
-from lungseg_ray.sharding import as_made, at_hand, describe, shard
+from lungseg_ray.sharding import as_made, at_hand, make
 from lungseg_ray.storage import locate
 
 
@@ -73,10 +73,7 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         )
         resources.check_shared(run.place)
         if not index:
-            console.print(f"No shards in {root} yet: making them from {settings.corpus.root}", highlight=False)
-            outcome = shard(settings)
-            console.print(describe(outcome), highlight=False)
-            index = outcome.index
+            index = make(settings, console)
             run.check(settings, fingerprint=index.fingerprint)
         source = Source.of(settings, index)
         if not going_on:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ _FAILED = 4
 
 
 @dataclass
-class Worker:
+class Worker(ABC):
     """A `loop.Runtime` but for its ways to the driver, which those who run it bring.
 
     Attributes:
@@ -58,7 +59,7 @@ class Worker:
     ticket: Ticket
     keeper: Keeper | None = None
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int) -> None:  # noqa: B027 - where nobody counts losses, there is nothing to do
         """Called by rank 0 before training starts after a step.
 
         Raises:
@@ -73,9 +74,9 @@ class Worker:
         """Whether a checkpoint is wanted soon, the same on every worker, which all call it together."""
         return False
 
+    @abstractmethod
     def tell(self, event: dict[str, Any]) -> None:
         """Lets whoever watches know."""
-        raise NotImplementedError
 
     def train(self, *, step: int, epochs: int) -> ReadAhead:
         return self.feed.train(step=step, epochs=epochs)

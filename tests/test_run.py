@@ -168,6 +168,11 @@ def test_history(run: Run) -> None:
     run.write_history([*rows, {"epoch": 3, "loss": 0.5}])
     read = list(csv.DictReader(io.StringIO((run.place / HISTORY).read_text())))
     assert [(int(row["epoch"]), float(row["loss"])) for row in read] == [(1, 0.1 + 0.2), (2, 1e-9), (3, 0.5)]
+    assert run.read_history() == [*rows, {"epoch": 3, "loss": 0.5}]
+
+
+def test_history_before_the_first_epoch(run: Run) -> None:
+    assert run.read_history() == []
 
 
 def test_summary(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 from lungseg_ray import checkpoint
@@ -29,7 +28,7 @@ from lungseg_ray.page.parts import (
     table,
 )
 from lungseg_ray.page.pictures import embedded
-from lungseg_ray.run import EVALUATION, HISTORY, Run
+from lungseg_ray.run import EVALUATION, Run
 
 History = list[dict[str, float]]
 
@@ -52,7 +51,7 @@ def page(run: Run) -> Page:
         UserError: if there is no run, or if its configuration cannot be read.
     """
     settings = run.kept().settings
-    summary, history = run.summary(), _history(run)
+    summary, history = run.summary(), run.read_history()
     chapters = [_headline(history, summary, settings.train.epochs)]
     if history:
         chapters += [_curves(history), _epochs(history)]
@@ -74,14 +73,6 @@ def page(run: Run) -> Page:
     chapters.append(Chapter("Configuration", "What the run was started with, and where.", trees))
     warning = "" if summary else "This run is not finished: the page shows what is known so far."
     return Page(f"Run {run.place.name}", warning, chapters)
-
-
-def _history(run: Run) -> History:
-    try:
-        text = (run.place / HISTORY).read_text()
-    except FileNotFoundError:
-        return []
-    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
 
 
 def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> Chapter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import yaml
 
 from lungseg_ray.config import Section, Settings, differences, dump, merge
 from lungseg_ray.errors import UserError
-from lungseg_ray.run import FREE, HISTORY, Run
+from lungseg_ray.run import FREE, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.settings import SweepJob, TrainJob
 
@@ -213,11 +212,7 @@ class Sweep:
 
     def history(self, trial: Trial) -> list[dict[str, float]]:
         """A row of figures for each finished epoch of a trial, as in a run's `history.csv`."""
-        try:
-            text = (self.run(trial).place / HISTORY).read_text()
-        except FileNotFoundError:
-            return []
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+        return self.run(trial).read_history()
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished sweep found, as `compare.summarise` returns it; None while it is not finished."""
