@@ -1,21 +1,32 @@
-"""Makes shards of a corpus: python jobs/shard.py --corpus.root DIR --shards.root DIR."""
+"""Makes shards of a corpus, or looks at it: python jobs/shard.py --corpus.root DIR --shards.root DIR [--audit]."""
 
 import sys
 
 from rich.console import Console
 
 from lungseg_ray import cli
-from lungseg_ray.config import Settings
+from lungseg_ray.config import ShardJob
 
 
-def main(settings: Settings, console: Console) -> None:
-    """Makes the shards, or finds that they are up to date."""
+def main(job: ShardJob, console: Console) -> None:
+    """Makes the shards, or finds that they are up to date; with --audit or --find, looks at the corpus alone."""
     from lungseg_ray import resources
-    from lungseg_ray.sharding import describe, shard
 
+    if job.find:
+        from lungseg_ray.corpus.layouts.dicom import find
+
+        console.print(find(job.corpus.root, job.find), highlight=False)
+        return
     with resources.cluster(processes=1):
-        console.print(describe(shard(settings)), highlight=False)
+        if job.audit:
+            from lungseg_ray.audit.job import audit, summary
+
+            console.print(summary(*audit(job)), soft_wrap=False)
+        else:
+            from lungseg_ray.sharding import describe, shard
+
+            console.print(describe(shard(job)), highlight=False)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(Settings, main))
+    sys.exit(cli.run(ShardJob, main))

@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    CliImplicitFlag,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -39,6 +40,8 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.storage import PATIENCE_SECONDS, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
+SALT = f"{ENVIRONMENT_PREFIX}SALT"
+"""A secret, and so no setting: settings are written down."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
 
@@ -91,9 +94,18 @@ class CorpusSettings(Section):
     """Where X-rays and masks come from."""
 
     root: Place = Field(PHANTOM, description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests.")
-    layout: Literal["auto", "pairs", "manifest"] = Field(
-        "auto", description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file."
+    layout: Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"] = Field(
+        "auto",
+        description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file. "
+        "montgomery, shenzhen, jsrt: as published. dicom: a tree of DICOM files, masks in masks/.",
     )
+    outside: bool = Field(False, description="Whether a manifest may name files outside its own folder.")
+    white: PositiveFloat | None = Field(
+        None,
+        description="Pixel value of white in 16-bit and float files, such as 4095 for 12 bits; "
+        "by default 65535, and 1.0 for floats. DICOM files say it themselves.",
+    )
+    mask_scale: PositiveFloat = Field(1.0, description="Rows of an image for each row of its mask; 2: half the size.")
     channels: Channels = Field(1, description="1: grey (a colour file's first channel). 3: RGB.")
     classes: PositiveInt = Field(1, description="1: one structure. k > 1: k labels, of which 0 is background.")
     class_names: list[str] = Field(["lung"], description="Names of the labels from 1 on, for tables and pictures.")
@@ -103,7 +115,7 @@ class CorpusSettings(Section):
         "By default 0 is background, 1 and 255 are the structure; with several classes a value is its own label.",
     )
     empty_masks: Literal["set_aside", "keep"] = Field(
-        "set_aside", description="What to do with a mask that marks nothing."
+        "set_aside", description="What to do with a mask that marks nothing, or every pixel alike."
     )
     about: str = Field("", description="A sentence on the data, for the model card.")
     licence: str = Field("", description="Licence of the data, for the model card.")
@@ -295,6 +307,15 @@ class Settings(Section):
         return self
 
 
+class ShardJob(Settings):
+    """Make shards of a corpus, or look at it first."""
+
+    audit: CliImplicitFlag[bool] = Field(
+        False, description="Look at the corpus, write audit.html and audit.csv to shards.root, and make no shards."
+    )
+    find: str | None = Field(None, description="Print the path behind a key of set_aside.csv (DICOM), and do no more.")
+
+
 class EvaluateJob(Section):
     """Measure a trained model: on its own test images, or on another corpus."""
 
@@ -450,7 +471,9 @@ def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
         raise UserError("config: a file of settings cannot name another.")
     for name in os.environ:
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-        if name.startswith(ENVIRONMENT_PREFIX) and key.split(".")[0] not in (*tree.model_fields, "config"):
+        if name == SALT or not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if key.split(".")[0] not in (*tree.model_fields, "config"):
             raise UserError(f"{name}: there is no such setting.{_suggest(key, tree)}")
 
 

@@ -92,7 +92,7 @@ class CorpusImages:
 
     def name(self, number: int) -> tuple[str, str]:
         """Id and place of one of them."""
-        return self.records[number].image_id, self.records[number].image_uri
+        return self.records[number].image_id, self.records[number].shown
 
     def read(self, number: int) -> Row:
         """One of them."""
@@ -267,7 +267,7 @@ def _figures(
 
 def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> dict[str, list[str]]:
     texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
-    columns = sorted(texts - {"image_id", "patient_id", "sha256"})
+    columns = sorted(texts - {"image_id", "patient_id", "study", "sha256"})
     values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in columns}
     if settings.subgroups is None:
         return {key: found for key, found in values.items() if 2 <= len(found) <= 12}

@@ -39,6 +39,7 @@ def leave_best(run: Run, settings: Settings, index: ShardIndex) -> None:
         classes=corpus.classes,
         class_names=corpus.class_names,
         threshold=settings.evaluate.first_threshold,
+        white=corpus.white,
     )
     run.tidy(keep=settings.checkpoint.keep)
     card = model_card(settings, index, _validation(progress), test=None)

@@ -18,9 +18,9 @@ from pyarrow.fs import FileType
 
 from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import PredictJob, differences
-from lungseg_ray.corpus import read_image
+from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import decode_image
-from lungseg_ray.corpus.layouts import SUFFIXES
+from lungseg_ray.corpus.layouts.listing import SUFFIXES, escaped, is_utf8
 from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.predictor import Model, Sidecar
@@ -47,21 +47,27 @@ class _Predict:
         rows = []
         waiting: list[tuple[dict[str, Any], npt.NDArray[np.uint8], tuple[int, int]]] = []
         for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
-            row: dict[str, Any] = {"image": name, "status": "done", "reason": ""}
+            row: dict[str, Any] = {"image": escaped(name), "status": "done", "reason": ""}
             rows.append(row)
+            if not is_utf8(name):
+                row |= {"status": "set aside", "reason": f"bad_name: {REASONS['bad_name']}; rename it"}
+                continue
             wanted = [self._place(MASKS, name)] + ([self._place(OVERLAYS, name)] if self.job.overlay else [])
             if all(place.exists() for place in wanted):
                 labels = _from_file(wanted[0].read_bytes(), side.classes)
                 row |= _shares(labels, side.class_names) | {"status": "done before"}
                 continue
             try:
-                image, height, width, _ = read_image(
-                    str(locate(self.job.images) / name), channels=side.channels, longer_side=side.longer_side
+                found = read_image(
+                    str(locate(self.job.images) / name),
+                    channels=side.channels,
+                    longer_side=side.longer_side,
+                    white=side.white,
                 )
             except BadFileError as error:
                 row |= {"status": "set aside", "reason": str(error)}
                 continue
-            waiting.append((row, image, (height, width)))
+            waiting.append((row, found.pixels, (found.height, found.width)))
         maps = model([image for _, image, _ in waiting], [size for _, _, size in waiting]) if waiting else []
         for (row, image, _), probability in zip(waiting, maps, strict=True):
             labels = model.labels(probability)
@@ -118,7 +124,10 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
 
 
 def _images(job: PredictJob) -> list[str]:
-    """Names of the images below the folder; what was predicted into a folder below it does not count."""
+    """Names of the images below the folder; what was predicted into a folder below it does not count.
+
+    In archives of DICOM, many files have no suffix.
+    """
     place = locate(job.images)
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder (--images).")
@@ -126,7 +135,9 @@ def _images(job: PredictJob) -> list[str]:
     names = [
         found.uri[len(place.uri) + 1 :]
         for found, info in place.list(recursive=True)
-        if found.name.lower().endswith(SUFFIXES) and info.type == FileType.File and not found.uri.startswith(own)
+        if (found.name.lower().endswith(SUFFIXES) or "." not in found.name)
+        and info.type == FileType.File
+        and not found.uri.startswith(own)
     ]
     if not names:
         raise UserError(f"{place}: no images there (--images); expected files ending in {', '.join(SUFFIXES)}.")
@@ -166,7 +177,7 @@ def _shares(labels: npt.NDArray[np.uint8], class_names: Sequence[str]) -> dict[s
 
 
 def _from_file(data: bytes, classes: int) -> npt.NDArray[np.uint8]:
-    pixels = decode_image(data, channels=1)[:, :, 0]
+    pixels = decode_image(data, channels=1).pixels[:, :, 0]
     return (pixels > 0).astype(np.uint8) if classes == 1 else pixels
 
 

@@ -28,7 +28,7 @@ from lungseg_ray.sweep.ledger import Sweep, best
 SIDECAR = "preprocessing.json"
 CARD = "README.md"
 
-ALIKE = {"channels", "longer_side", "classes", "class_names"}
+ALIKE = {"channels", "longer_side", "classes", "class_names", "white"}
 """What models must have in common to be averaged."""
 
 AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
@@ -52,6 +52,7 @@ class Sidecar(BaseModel):
         classes: output channels; 1: sigmoid and `threshold`; more: softmax and the largest.
         class_names: of the labels from 1 on.
         threshold: probability above which a pixel counts as positive.
+        white: pixel value of white in 16-bit and float files; None for the format's own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +63,7 @@ class Sidecar(BaseModel):
     classes: int
     class_names: list[str]
     threshold: float
+    white: float | None = None
 
 
 class Predictor:

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from lungseg_ray import resources
 from lungseg_ray.config import CorpusSettings, Settings, chosen, differences, merge
-from lungseg_ray.corpus.decode import Sample, read_sample
-from lungseg_ray.corpus.layouts import SUFFIXES, list_corpus
+from lungseg_ray.corpus.layouts import Listing, list_corpus
+from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.display import ticks
@@ -57,14 +57,14 @@ class Outcome:
         root: the folder of shards.
         index: what it holds.
         set_aside: the files that are not used.
-        ignored: how many files of the corpus are of a kind that is not read.
+        listing: what the corpus held when it was listed.
         fresh: False if the shards were there already.
     """
 
     root: Location
     index: ShardIndex
     set_aside: list[SetAside]
-    ignored: int
+    listing: Listing
     fresh: bool
 
 
@@ -84,11 +84,11 @@ class _Writer:
             bad: list[SetAside] = []
             try:
                 for text in batch.column("record").to_pylist():
-                    record = Record(**json.loads(text))
+                    record = Record.from_json(text)
                     try:
                         rows.append((record, patiently(partial(self._read, record), seconds=PATIENCE_SECONDS)))
                     except BadFileError as error:
-                        bad.append(SetAside(record.image_id, record.image_uri, error.reason, error.detail))
+                        bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
                 notes = {"set_aside": [asdict(one) for one in bad]}
                 patiently(lambda: write_file(target, rows, notes), seconds=PATIENCE_SECONDS)
             except OSError as error:
@@ -127,7 +127,7 @@ def shard(settings: Settings) -> Outcome:
         words = settings.corpus.model_dump(include={"about", "licence"})
         current = current.model_copy(update={"corpus": current.corpus.model_copy(update=words)})
         (root / INDEX).write_text(current.model_dump_json(indent=2))
-        return Outcome(root, current, read_set_aside(root), listing.ignored, fresh=False)
+        return Outcome(root, current, read_set_aside(root), listing, fresh=False)
     records = assign_splits(listing.records, settings.corpus.split)
     plan = list(_deal(records, settings.shards.rows, source))
     _write_all(root, plan, settings)
@@ -143,7 +143,7 @@ def shard(settings: Settings) -> Outcome:
     for place, _ in root.list():
         if _SHARD_NAME.fullmatch(place.name) and place.name not in keep:
             place.delete()
-    return Outcome(root, index, set_aside, listing.ignored, fresh=True)
+    return Outcome(root, index, set_aside, listing, fresh=True)
 
 
 def read_set_aside(root: Location) -> list[SetAside]:
@@ -153,16 +153,19 @@ def read_set_aside(root: Location) -> list[SetAside]:
 
 def describe(outcome: Outcome) -> str:
     """What lies in a folder of shards, for a person."""
-    index = outcome.index
-    lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {index.layout}"]
+    index, listing = outcome.index, outcome.listing
+    because = f" ({listing.because})" if listing.because else ""
+    lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {index.layout}{because}"]
     for split, side in index.sides.items():
         shares = ", ".join(f"{label}: {share:.1%}" for label, share in side.label_shares.items())
         lines.append(
             f"  {split:5s}  {side.images:6d} images of {side.patients} patients; pixels by label {shares or '-'}; "
             f"intensity {side.intensity_mean:.3f} +- {side.intensity_std:.3f}"
         )
-    if outcome.ignored:
-        lines.append(f"  {outcome.ignored} files in images/ and masks/ are not {', '.join(SUFFIXES)} and were not read")
+    if listing.unlabelled:
+        lines.append(f"  {len(listing.unlabelled)} images are unlabelled: the layout knows of no mask for them")
+    if listing.ignored:
+        lines.append(f"  {listing.ignored} other files among images and masks were not read")
     if outcome.set_aside:
         lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", table(outcome.set_aside)]
     return "\n".join(lines)

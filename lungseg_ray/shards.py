@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -20,13 +21,13 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.decode import Sample
+from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import Record, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, explained
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -39,6 +40,7 @@ SCHEMA = pa.schema(
         pa.field("mask", pa.binary(), nullable=False),
         pa.field("source_height", pa.int32(), nullable=False),
         pa.field("source_width", pa.int32(), nullable=False),
+        pa.field("source_bits", pa.int32(), nullable=False),
         pa.field("spacing", pa.list_(pa.float64())),
         pa.field("image_sha256", pa.string(), nullable=False),
         pa.field("mask_sha256", pa.string(), nullable=False),
@@ -213,9 +215,9 @@ def read_facts(shard: Location) -> pa.Table:
 
 
 def _pack(record: Record, sample: Sample) -> dict[str, Any]:
-    values = np.bincount(sample.image.ravel(), minlength=256) / sample.image.size
+    values = _counts(sample.image.reshape(-1, 1)) / sample.image.size
     scale = np.arange(256) / 255
-    labels = np.bincount(sample.mask.ravel(), minlength=256)
+    labels = _counts(sample.mask)
     return {
         "image_id": record.image_id,
         "patient_id": record.patient_id,
@@ -227,6 +229,7 @@ def _pack(record: Record, sample: Sample) -> dict[str, Any]:
         "mask": sample.mask.tobytes(),
         "source_height": sample.source_height,
         "source_width": sample.source_width,
+        "source_bits": sample.source_bits,
         "spacing": list(sample.spacing) if sample.spacing else None,
         "image_sha256": sample.image_sha256,
         "mask_sha256": sample.mask_sha256,
@@ -234,6 +237,11 @@ def _pack(record: Record, sample: Sample) -> dict[str, Any]:
         "intensity_square": float(values @ scale**2),
         "label_pixels": [(int(label), int(labels[label])) for label in np.flatnonzero(labels) if label != IGNORE_LABEL],
     }
+
+
+def _counts(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """How many of (H, W) pixels have each value from 0 to 255."""
+    return cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.float64)
 
 
 @lru_cache(maxsize=64)
@@ -290,6 +298,7 @@ def _unpack(table: pa.Table) -> Row:
             mask=pixels["mask"].reshape(height, width),
             source_height=row["source_height"],
             source_width=row["source_width"],
+            source_bits=row["source_bits"],
             spacing=tuple(row["spacing"]) if row["spacing"] else None,
             image_sha256=row["image_sha256"],
             mask_sha256=row["mask_sha256"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -424,7 +425,17 @@ class Location:
         return _honours[key]
 
     def list(self, *, recursive: bool = False) -> list[tuple[Location, fs.FileInfo]]:
-        """Files and folders below this one, in the order of their names; empty if this folder does not exist."""
+        """Files and folders below this one, in the order of their names; empty if this folder does not exist.
+
+        On a disk, a folder that a link leads back to is named and not entered again; a link that leads nowhere is a
+        file without bytes; and a name that is not UTF-8 has lone surrogates, as everywhere in Python, which `path` of
+        the `FileInfo` holds escaped.
+
+        Raises:
+            OSError: on a disk, if one of the folders cannot be listed; with its name as `filename`.
+        """
+        if self.is_local:
+            return sorted(_walk(self.path, recursive=recursive), key=lambda found: found[0].uri)
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         with explained(self):
             found = sorted(self._listed(selector), key=lambda info: info.path)
@@ -440,7 +451,7 @@ class Location:
         return self.filesystem.get_file_info(selector)
 
     def _at(self, path: str) -> Location:
-        return Location(path if self.is_local else f"{self.uri.split('://', 1)[0]}://{path}")
+        return Location(f"{self.uri.split('://', 1)[0]}://{path}")
 
     def make_dir(self) -> None:
         """Creates the folder and those above it; no harm if it exists. A bucket has no folders, and must exist."""
@@ -484,6 +495,45 @@ class Location:
             list(pool.map(put, (path for path in paths if path not in last)))
         for path in last:
             put(path)
+
+
+def _walk(folder: str, *, recursive: bool) -> Iterator[tuple[Location, fs.FileInfo]]:
+    """What lies in a folder of a disk, in any order. Folders are known by device and number, not by name."""
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while pending:
+        path, above = pending.pop()
+        # What another process deletes meanwhile was never there.
+        with suppress(FileNotFoundError):
+            status = Path(path).stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                continue
+            with os.scandir(path) as found:
+                entries = list(found)
+            for entry in entries:
+                info = _look(entry)
+                if info is None:
+                    continue
+                yield Location(entry.path), info
+                if recursive and info.type == fs.FileType.Directory:
+                    pending.append((entry.path, above | {here}))
+
+
+def _look(entry: os.DirEntry[str]) -> fs.FileInfo | None:
+    """What an entry of a folder is, as pyarrow would say it; None if it is gone."""
+    path = os.fsencode(entry.path).decode(errors="backslashreplace")
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not entry.is_symlink():
+            return None
+        # A link that leads nowhere or in a circle, or a place that may not be entered: whoever opens it will be told.
+        kind = fs.FileType.Directory if entry.is_dir(follow_symlinks=False) else fs.FileType.File
+        return fs.FileInfo(path, kind, size=0 if kind == fs.FileType.File else None)
+    if stat.S_ISDIR(status.st_mode):
+        return fs.FileInfo(path, fs.FileType.Directory, mtime_ns=status.st_mtime_ns)
+    kind = fs.FileType.File if stat.S_ISREG(status.st_mode) else fs.FileType.Unknown
+    return fs.FileInfo(path, kind, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 @contextmanager

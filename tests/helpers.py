@@ -38,7 +38,7 @@ def make_sample(name: str, *, height: int = 40, width: int = 48, channels: int =
     mask = np.zeros((height, width), np.uint8)
     top, left = rng.integers(0, height // 2 + 1), rng.integers(0, width // 2 + 1)
     mask[top : top + height // 3, left : left + width // 3] = 1
-    return Sample(image, mask, height, width, None, digest, digest[::-1])
+    return Sample(image, mask, height, width, 8, None, digest, digest[::-1])
 
 
 def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping[str, tuple[int, ...]]) -> ShardIndex:
@@ -54,7 +54,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
         for number, count in enumerate(rows.get(split, [])):
             stem = f"{split}-{number}"
             names = [f"{stem}-{row}" for row in range(count)]
-            content = [(Record(name, name, name, f"patient of {name}"), make_sample(name)) for name in names]
+            content = [(Record(name, name, (name,), f"patient of {name}"), make_sample(name)) for name in names]
             write_file(root / f"{stem}.parquet", content, {})
             shards.append(Shard(file=f"{stem}.parquet", split=split, rows=count, skip=skip.get(stem, ())))
         images = sum(len(shard.usable) for shard in shards if shard.split == split)

@@ -31,7 +31,7 @@ def make_row(
     """A row of mask (H, W), whose source is `times` as large."""
     height, width = truth.shape
     image = np.zeros((height, width, 1), np.uint8)
-    sample = Sample(image, truth, height * times, width * times, spacing, "i", "m")
+    sample = Sample(image, truth, height * times, width * times, 8, spacing, "i", "m")
     return Row(name, f"patient of {name}", groups or {}, sample)
 
 

@@ -25,7 +25,7 @@ from tests.helpers import make_sample, write_shards
 
 
 def record(name: str, **groups: str) -> Record:
-    return Record(image_id=name, image_uri=name, mask_uri=name, patient_id=f"patient of {name}", groups=groups)
+    return Record(image_id=name, image_uri=name, mask_uris=(name,), patient_id=f"patient of {name}", groups=groups)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ SHAPES = [(40, 48, 1), (37, 53, 3), (1, 1, 1), (255, 3, 1), (64, 64, 3)]
 
 def test_round_trip(place: Location) -> None:
     samples = [make_sample(str(shape), height=shape[0], width=shape[1], channels=shape[2]) for shape in SHAPES]
-    samples[1] = Sample(samples[1].image, samples[1].mask, 2000, 2500, (0.14, 0.15), "image sum", "mask sum")
+    samples[1] = Sample(samples[1].image, samples[1].mask, 2000, 2500, 12, (0.14, 0.15), "image sum", "mask sum")
     samples[0].mask[3:7, 5] = 255
     rows = [(record(f"é {number}", sex="F", age=str(number)), sample) for number, sample in enumerate(samples)]
     write_file(place, rows, {"set_aside": [{"image_id": "x"}], "note": "ü"})
@@ -63,7 +63,7 @@ def test_facts(place: Location) -> None:
     # 2 x 2 pixels: intensities 0, 0.2, 0.4 and 1, mean 0.4, mean square (0 + 0.04 + 0.16 + 1) / 4 = 0.3.
     image = np.array([[0, 51], [102, 255]], np.uint8)[:, :, None]
     mask = np.array([[0, 1], [1, 255]], np.uint8)
-    write_file(place, [(record("a"), Sample(image, mask, 4, 6, None, "i", "m"))], {})
+    write_file(place, [(record("a"), Sample(image, mask, 4, 6, 8, None, "i", "m"))], {})
     facts = read_facts(place)
     assert facts.column_names == [name for name in SCHEMA.names if name not in ("image", "mask")]
     row = facts.to_pylist(maps_as_pydicts="strict")[0]

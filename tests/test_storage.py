@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileInfo, FileSelector, FileType
 
 from lungseg_ray import storage
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location, StorageError, explained, locate, patiently
+from tests.corpus.trees import nobody, open_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -106,6 +108,129 @@ def test_list(tmp_path: Path) -> None:
     assert [place.uri[len(root.uri) + 1 :] for place, _ in found] == ["a.txt", "b.txt", "c", "c/a.txt", "c/d.txt"]
     assert [info.size for place, info in found if place.name == "d.txt"] == [7]
     assert (root / "nowhere").list() == []
+
+
+def below(root: Location, **options: bool) -> dict[str, FileInfo]:
+    return {place.uri[len(root.uri) + 1 :]: info for place, info in root.list(**options)}
+
+
+def test_list_says_what_pyarrow_says(tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    for name in ("a-b", "a/b", "a/b.c", "a b/c", "z/y/x/w"):
+        (root / f"{name}.txt").write_text(name)
+    (tmp_path / "empty").mkdir()
+    for recursive in (False, True):
+        expected = sorted(
+            root.filesystem.get_file_info(FileSelector(root.path, recursive=recursive)), key=lambda info: info.path
+        )
+        found = root.list(recursive=recursive)
+        assert [place.uri for place, _ in found] == [info.path for info in expected]
+        assert [(info.type, info.size, info.mtime_ns) for _, info in found] == [
+            (info.type, info.size, info.mtime_ns) for info in expected
+        ]
+
+
+def test_list_follows_links_in_no_circle(tmp_path: Path) -> None:
+    for name in ("a/f", "b/g"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("12345")
+    (tmp_path / "a/up").symlink_to("..")
+    (tmp_path / "a/here").symlink_to(".")
+    (tmp_path / "a/to_b").symlink_to("../b")
+    (tmp_path / "b/to_a").symlink_to(tmp_path / "a")
+    (tmp_path / "b/h").symlink_to("g")
+    found = below(locate(str(tmp_path)), recursive=True)
+    assert [name for name in found if name.startswith("a")] == [
+        "a",
+        "a/f",
+        "a/here",
+        "a/to_b",
+        "a/to_b/g",
+        "a/to_b/h",
+        "a/to_b/to_a",
+        "a/up",
+    ]
+    assert [name for name in found if name.startswith("b/to_a")] == [
+        "b/to_a",
+        "b/to_a/f",
+        "b/to_a/here",
+        "b/to_a/to_b",
+        "b/to_a/up",
+    ]
+    # Those, and b itself with g and h.
+    assert len(found) == 8 + 5 + 3
+    assert [found[name].size for name in ("b/h", "b/to_a/f")] == [5, 5]
+    assert found["a/up"].type == FileType.Directory
+
+
+def test_list_links_to_nothing_and_pipes(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "gone").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    found = below(locate(str(tmp_path)), recursive=True)
+    assert {name: (info.type, info.size) for name, info in found.items()} == {
+        "gone": (FileType.File, 0),
+        "pipe": (FileType.Unknown, 0),
+        "self": (FileType.File, 0),
+    }
+
+
+def test_list_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xe4.png")).write_text("content")
+    (first, _), (second, info) = locate(str(tmp_path)).list(recursive=True)
+    assert (first.name, second.name) == ("d\udcff", "\udce4.png")
+    assert second.read_text() == "content"
+    assert info.path == f"{tmp_path}/d\\xff/\\xe4.png"
+
+
+def test_list_closed_folders() -> None:
+    with open_folder() as root:
+        (root / "unnamed").mkdir(0)
+        (root / "unentered").mkdir()
+        (root / "unentered/file").write_text("123")
+        (root / "unentered").chmod(0o744)
+        with nobody():
+            with pytest.raises(PermissionError) as caught:
+                locate(str(root)).list(recursive=True)
+            assert caught.value.filename == f"{root}/unnamed"
+            assert list(below(locate(str(root)))) == ["unentered", "unnamed"]
+            (_, info) = locate(f"{root}/unentered").list(recursive=True)[0]
+            # It may be named and not looked at.
+            assert (info.type, info.size) == (FileType.File, 0)
+
+
+def test_list_while_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    scan = os.scandir
+
+    class Late:
+        """By the time that a folder has been read, a file of it is gone."""
+
+        def __init__(self, path: str) -> None:
+            self.entries = scan(path)
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            with self.entries as found:
+                entries = list(found)
+            (tmp_path / "a").unlink(missing_ok=True)
+            return entries
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Late)
+    assert list(below(locate(str(tmp_path)), recursive=True)) == ["b", "c", "c/d"]
+
+
+def test_list_deep(tmp_path: Path) -> None:
+    (tmp_path / "/".join("d" * 400)).mkdir(parents=True)
+    assert len(locate(str(tmp_path)).list(recursive=True)) == 400
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        locate(str(tmp_path / "file")).list()
 
 
 def test_upload_and_download(tmp_path: Path) -> None:

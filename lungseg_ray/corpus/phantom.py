@@ -31,7 +31,7 @@ def list_phantoms(settings: PhantomSettings) -> list[Record]:
     for index in range(settings.count):
         uri = f"{_SCHEME}://{settings.seed}/{settings.size}/{index}"
         patient = f"phantom-patient-{_patient(index):06d}"
-        records.append(Record(image_id=f"phantom-{index:06d}", image_uri=uri, mask_uri=uri, patient_id=patient))
+        records.append(Record(image_id=f"phantom-{index:06d}", image_uri=uri, mask_uris=(uri,), patient_id=patient))
     return records
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import BasicTicker, FixedTicker, HoverTool, PrintfTickFormatter
+from bokeh.models import BasicTicker, BasicTickFormatter, DataRange1d, FixedTicker, HoverTool, PrintfTickFormatter
 from bokeh.plotting import ColumnDataSource, figure
 
 from lungseg_ray.page.parts import Key, counted
@@ -106,6 +107,52 @@ def scatter(
     return _item(plot)
 
 
+def histogram(
+    values: Mapping[Style, Sequence[float]], x_title: str, y_title: str, *, whole: bool = False, bins: int = 32
+) -> dict[str, Any]:
+    """A chart of how often values occur, those of each look on top of those before it.
+
+    Args:
+        values: what is counted; at least one value.
+        x_title: with the unit.
+        y_title: what is counted.
+        whole: whether the values are whole numbers, each of which has a bar if there are not more than `bins`.
+        bins: bars at most.
+    """
+    everything = np.concatenate([np.asarray(one, np.float64) for one in values.values()])
+    low, high = float(everything.min()), float(everything.max())
+    if whole:
+        width = max(math.ceil((high - low + 1) / bins), 1)
+        edges = np.arange(low, high + width + 1, width) - 0.5
+    else:
+        edges = np.histogram_bin_edges(everything, bins, (low, high if high > low else low + 1e-3))
+    plot = _figure(x_title, y_title, y_range=DataRange1d(start=0))
+    plot.xaxis.ticker = BasicTicker(min_interval=int(whole), desired_num_ticks=5)
+    plot.xaxis.formatter = BasicTickFormatter(use_scientific=False)
+    plot.yaxis.ticker = BasicTicker(min_interval=1)
+    below = np.zeros(len(edges) - 1)
+    for style, some in values.items():
+        counts, _ = np.histogram(some, edges)
+        there = counts > 0
+        left, right = edges[:-1][there], edges[1:][there]
+        data = ColumnDataSource(
+            {
+                "left": left.tolist(),
+                "right": right.tolist(),
+                "bottom": below[there].tolist(),
+                "top": (below + counts)[there].tolist(),
+                "count": counts[there].tolist(),
+                "note": [
+                    f"{style.label}, {_bar(start, end, whole=whole)}" for start, end in zip(left, right, strict=True)
+                ],
+            }
+        )
+        plot.quad("left", "right", "top", "bottom", source=data, color=style.colour, line_color="white", name="points")
+        below += counts
+    _hover(plot, {y_title: "@count"})
+    return _item(plot)
+
+
 def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: str) -> dict[str, Any]:
     """A chart with a line for each pair, from one score to the other.
 
@@ -155,6 +202,13 @@ def _figure(x_title: str, y_title: str, *, height: int = _HEIGHT, **options: Any
     plot.axis.minor_tick_line_color = None
     plot.grid.grid_line_alpha = 0.5
     return plot
+
+
+def _bar(start: float, end: float, *, whole: bool) -> str:
+    """What values a bar counts."""
+    if not whole:
+        return f"{start:.3g} to {end:.3g}"
+    return f"{start + 0.5:.0f}" if end - start == 1 else f"{start + 0.5:.0f} to {end - 0.5:.0f}"
 
 
 def _digits(log: bool) -> str:

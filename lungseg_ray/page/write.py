@@ -1,4 +1,4 @@
-"""Writes the page of a sweep or a run."""
+"""Writes the page of a sweep, a run or an audit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import jinja2
 from bokeh.resources import Resources
 
 import lungseg_ray
+from lungseg_ray.audit.result import PAGE, Audit
 from lungseg_ray.errors import UserError
-from lungseg_ray.page import of_run, of_sweep
+from lungseg_ray.page import of_audit, of_run, of_sweep
 from lungseg_ray.page.parts import NONE, Page
 from lungseg_ray.page.settings import ReportJob
 from lungseg_ray.run import Run
@@ -50,7 +51,7 @@ def write_sweep_page(place: Location, *, shards: Location | None = None, out: Lo
         UserError: if there is no sweep, or if it cannot be read.
     """
     base = "" if out in (None, place) else f"{place.uri}/"
-    return _write(of_sweep.page(Sweep(place), shards=shards, base=base), out or place)
+    return _write(of_sweep.page(Sweep(place), shards=shards, base=base), (out or place) / REPORT)
 
 
 def write_run_page(place: Location, *, out: Location | None = None) -> Location:
@@ -68,10 +69,23 @@ def write_run_page(place: Location, *, out: Location | None = None) -> Location:
     """
     if Sweep.is_one(place):
         raise UserError(f"{place}: expected a run, found a sweep. Use --sweep {place}.")
-    return _write(of_run.page(Run(place)), out or place)
+    return _write(of_run.page(Run(place)), (out or place) / REPORT)
 
 
-def _write(page: Page, folder: Location) -> Location:
+def write_audit_page(audit: Audit, out: Location) -> Location:
+    """Writes the page of an audit.
+
+    Args:
+        audit: what was found.
+        out: folder for the page.
+
+    Returns:
+        The file.
+    """
+    return _write(of_audit.page(audit), out / PAGE)
+
+
+def _write(page: Page, target: Location) -> Location:
     bundle = files("itables") / "html"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lungseg_ray.page", "."),
@@ -91,7 +105,6 @@ def _write(page: Page, folder: Location) -> Location:
         table_css=(bundle / "dt_bundle.css").read_text(),
         table_js=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
     )
-    target = folder / REPORT
     if target.is_local:
         target.write_text(text)
         return target

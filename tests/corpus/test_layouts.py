@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from contextlib import chdir
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,29 +13,14 @@ import pytest
 
 from lungseg_ray import storage
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts import Listing, list_corpus
-from lungseg_ray.corpus.record import REASONS
-from lungseg_ray.errors import UserError
+from lungseg_ray.corpus import read_sample
+from lungseg_ray.corpus.layouts import SUFFIXES, list_corpus
+from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import locate
+from tests.corpus import trees
+from tests.corpus.trees import fill, listing, nobody, open_folder, reasons
 
 DATA = Path(__file__).parents[2] / "../shared/data"
-
-
-def listing(root: Path, **settings: object) -> Listing:
-    return list_corpus(CorpusSettings.model_validate({"root": str(root), **settings}))
-
-
-def fill(root: Path, *files: str) -> Path:
-    """Files of as many bytes as their path has letters; listing never opens them."""
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_bytes(b"x" * len(file))
-    return root
-
-
-def reasons(found: Listing) -> dict[str, str]:
-    assert {item.reason for item in found.set_aside} <= REASONS.keys()
-    return {item.image_id: item.reason for item in found.set_aside}
 
 
 class TestPairs:
@@ -45,11 +35,11 @@ class TestPairs:
             "masks/deep/a.png",
         )
         found = listing(tmp_path)
-        assert found.layout == "pairs"
+        assert (found.layout, found.because) == ("pairs", "found images/ and masks/")
         assert [item.image_id for item in found.records] == ["a", "b", "deep/a"]
         first = found.records[0]
         assert first.image_uri == str(tmp_path / "images/a.jpeg")
-        assert first.mask_uri == str(tmp_path / "masks/a.png")
+        assert first.mask_uris == (str(tmp_path / "masks/a.png"),)
         assert (first.patient_id, first.split, dict(first.groups)) == ("a", None, {})
         # len("images/a.jpeg") + len("masks/a.png")
         assert first.size == 13 + 11
@@ -63,7 +53,7 @@ class TestPairs:
         found = listing(tmp_path)
         assert [item.image_id for item in found.records] == ["ok"]
         assert reasons(found) == {"a": "no_mask", "b": "no_image", "c": "ambiguous", "d": "ambiguous"}
-        assert "c.jpg, c.png" in found.set_aside[2].detail
+        assert "images/c.jpg, images/c.png" in found.set_aside[2].detail
 
     def test_other_files_are_counted(self, tmp_path: Path) -> None:
         fill(
@@ -123,66 +113,177 @@ class TestPairs:
         with pytest.raises(UserError, match=message):
             listing(tmp_path)
 
-    def test_nothing_there(self, tmp_path: Path) -> None:
+    def test_every_suffix(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"images/{n}{suffix}" for n, suffix in enumerate(SUFFIXES)))
+        fill(tmp_path, *(f"masks/{n}{suffix.upper()}" for n, suffix in enumerate(SUFFIXES)))
+        found = listing(tmp_path, layout="pairs")
+        assert len(found.records) == len(SUFFIXES) == 9
+        assert (found.set_aside, found.ignored, found.because) == ([], 0, "")
+
+    def test_mask_scale(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.png", "masks/a.png")
+        assert listing(tmp_path, mask_scale=0.5).records[0].mask_scale == 0.5
+
+    def test_long_id_in_the_index(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.png", "masks/a.png")
+        (tmp_path / "index.csv").write_text(f"stem\n{'x' * 100_000}\n")
+        (aside,) = listing(tmp_path).set_aside
+        assert len(aside.image_id) < 200
+        assert len(aside.detail) < 500
+        (tmp_path / "index.csv").write_text(f"stem\n{'x' * 100_000}\n{'x' * 100_000}\n")
+        with pytest.raises(UserError, match=r"both name x+\.\.\. \(100000 characters\)") as caught:
+            listing(tmp_path)
+        assert len(str(caught.value)) < 500
+
+    def test_missing_folders(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"images/ and masks/.*found nothing"):
+            listing(tmp_path / "missing", layout="pairs")
+        with pytest.raises(UserError, match=r"expected images \(.png, .jpg, .jpeg, .*found none"):
+            listing(fill(tmp_path / "other", "images/a.txt", "masks/a.png"))
+
+
+class TestNames:
+    def test_not_utf_8(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.png", "masks/a.png")
+        bad = [b"images/\xff.png", b"masks/\xff.png", b"images/\xe4/c.png", b"images/\xff.txt", b"notes/\xff.png"]
+        for name in bad:
+            fill(tmp_path, os.fsdecode(name))
+        found = listing(tmp_path)
+        assert [record.image_id for record in found.records] == ["a"]
+        assert [(one.image_id, one.reason) for one in found.set_aside] == [
+            ("\\xe4/c", "bad_name"),
+            ("\\xff", "bad_name"),
+            ("\\xff", "bad_name"),
+        ]
+        assert found.set_aside[0].uri == f"{tmp_path}/images/\\xe4/c.png"
+        json.dumps(asdict(found), ensure_ascii=False).encode()
+
+    def test_not_utf_8_in_a_public_set(self, tmp_path: Path) -> None:
+        trees.shenzhen(tmp_path, count=2)
+        fill(tmp_path, os.fsdecode(b"ChinaSet_AllFiles/CXR_png/CHNCXR_0001_\xff.png"))
+        assert reasons(listing(tmp_path)) == {"ChinaSet_AllFiles/CXR_png/CHNCXR_0001_\\xff": "bad_name"}
+
+    def test_nothing_but_bad_names(self, tmp_path: Path) -> None:
+        fill(tmp_path, os.fsdecode(b"images/\xff.png"), "masks/a.png")
+        assert reasons(listing(tmp_path)) == {"\\xff": "bad_name", "a": "no_image"}
+
+    @pytest.mark.parametrize("name", ["a b", "a,b", 'a"b', "肺", "é", "e\u0301", "a\nb", "a\\b", "a.b.c", "n" * 251])
+    def test_odd_and_good(self, name: str, tmp_path: Path) -> None:
+        fill(tmp_path, f"images/{name}.png", f"masks/{name}.png")
+        assert [record.image_id for record in listing(tmp_path).records] == [name]
+
+    def test_circles(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.png", "masks/a.png", "images/deep/b.png", "masks/deep/b.png")
+        (tmp_path / "images/circle").symlink_to("..")
+        (tmp_path / "images/deep/circle").symlink_to(".")
+        (tmp_path / "masks/deep/circle").symlink_to(tmp_path / "masks")
+        found = listing(tmp_path)
+        assert ([record.image_id for record in found.records], found.set_aside) == (["a", "deep/b"], [])
+
+    def test_links_are_followed(self, tmp_path: Path) -> None:
+        fill(tmp_path / "elsewhere", "i/a.png", "m/a.png")
+        (tmp_path / "corpus").mkdir()
+        (tmp_path / "corpus/images").symlink_to("../elsewhere/i")
+        (tmp_path / "corpus/masks").symlink_to("../elsewhere/m")
+        assert [record.size for record in listing(tmp_path / "corpus").records] == [len("i/a.pngm/a.png")]
+
+    def test_links_to_nothing_are_read_later(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.png", "masks/a.png", "masks/b.png", "masks/c.png")
+        (tmp_path / "images/b.png").symlink_to("b.png")
+        (tmp_path / "images/c.png").symlink_to("gone")
+        found = listing(tmp_path)
+        assert [record.image_id for record in found.records] == ["a", "b", "c"]
+        with pytest.raises(BadFileError) as caught:
+            read_sample(found.records[1], CorpusSettings(root=str(tmp_path)), longer_side=64)
+        assert caught.value.reason == "unreadable"
+
+    @pytest.mark.timeout(60)
+    def test_pipes_are_not_opened(self, tmp_path: Path) -> None:
+        fill(tmp_path / "pairs", "images/a.png", "masks/a.png")
+        for name in ("images/b.png", "index.csv"):
+            os.mkfifo(tmp_path / "pairs" / name)
+        assert reasons(listing(tmp_path / "pairs")) == {"b": "unreadable"}
+        trees.montgomery(tmp_path / "public", count=2)
+        (reading, _) = (tmp_path / "public/MontgomerySet/ClinicalReadings").iterdir()
+        reading.unlink()
+        os.mkfifo(reading)
+        found = listing(tmp_path / "public")
+        assert sorted(len(record.groups) for record in found.records) == [1, 3]
+
+    def test_closed_folder(self) -> None:
+        with open_folder() as root:
+            fill(root, "images/a.png", "masks/a.png", "images/closed/b.png")
+            (root / "images/closed").chmod(0)
+            with (
+                nobody(),
+                pytest.raises(UserError, match=r"images/closed: this folder cannot be listed \(Permission den"),
+            ):
+                listing(root)
+            (root / "images/closed").chmod(0o755)
+
+    def test_deeper_than_paths_may_be_long(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.png", "masks/a.png")
+        name = "d" * 200
+        with chdir(tmp_path / "images"):
+            for _ in range(30):
+                Path(name).mkdir()
+                os.chdir(name)
+        with pytest.raises(
+            UserError, match=r"characters\): this folder cannot be listed \(File name too long\)"
+        ) as caught:
+            listing(tmp_path)
+        assert len(str(caught.value)) < 600
+        shutil.rmtree(tmp_path / "images")
+
+
+class TestAuto:
+    def test_nothing_fits(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"missing: found nothing, which fits no layout"):
             listing(tmp_path / "missing")
-        with pytest.raises(UserError, match="found labels, pictures"):
+        with pytest.raises(UserError, match="found labels, pictures, which") as caught:
             listing(fill(tmp_path / "other", "pictures/a.png", "labels/a.png"))
-        with pytest.raises(UserError, match=r"expected images \(.png, .jpg, .jpeg\)"):
-            listing(fill(tmp_path / "dicom", "images/a.dcm", "masks/a.png"))
+        lines = str(caught.value).splitlines()
+        assert [line.split(":")[0].strip() for line in lines[1:]] == [
+            "manifest",
+            "pairs",
+            "dicom",
+            "montgomery",
+            "shenzhen",
+            "jsrt",
+        ]
+
+    def test_much_is_found(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"000, 001, .*, 007 and 42 more, which fits no layout"):
+            listing(fill(tmp_path, *(f"{n:03d}/a.png" for n in range(50))))
+
+    def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
+        fill(tmp_path, "a.png")
+        with pytest.raises(UserError, match=r"a\.png: expected a folder, found a file"):
+            listing(tmp_path / "a.png")
+
+    def test_whoever_names_a_folder_images_means_it(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/CXR_png/CHNCXR_0001_0.png", "masks/CXR_png/CHNCXR_0001_0.png")
+        assert listing(tmp_path).layout == "pairs"
+
+    def test_dicom_and_pictures(self, tmp_path: Path) -> None:
+        fill(tmp_path, "images/a.dcm", "images/b.png", "masks/a.png", "masks/b.png")
+        with pytest.raises(UserError, match=r"several layouts fit: pairs \(.*\); dicom \(.*\)"):
+            listing(tmp_path)
+        assert len(listing(tmp_path, layout="pairs").records) == 2
 
 
-class TestManifest:
-    def test_csv(self, tmp_path: Path) -> None:
-        (tmp_path / "list.csv").write_text(
-            "image_uri,mask_uri,patient_id,split,sex\n"
-            "x/a.png,m/a.png,01,valid,f\n"
-            "y/b.png,/abs/b.png,,,\n"
-            "z/b.png,file:///abs/c.png,02,test,m\n"
-            "c.png,,03,,\n"
-        )
-        found = listing(tmp_path / "list.csv")
-        assert found.layout == "manifest"
-        assert [item.image_id for item in found.records] == ["a", "y/b", "z/b"]
-        a, yb, zb = found.records
-        assert (a.image_uri, a.mask_uri) == (str(tmp_path / "x/a.png"), str(tmp_path / "m/a.png"))
-        assert (a.patient_id, a.split, dict(a.groups)) == ("01", "val", {"sex": "f"})
-        assert (yb.patient_id, yb.split, yb.mask_uri, dict(yb.groups)) == ("y/b", None, "/abs/b.png", {})
-        assert zb.mask_uri == "/abs/c.png"
-        assert reasons(found) == {"c": "no_mask"}
-
-    def test_parquet_without_optional_columns(self, tmp_path: Path) -> None:
-        pq.write_table(pa.table({"image_uri": ["b.png", "a.png"], "mask_uri": ["m.png", None]}), tmp_path / "l.parquet")
-        found = listing(tmp_path / "l.parquet", layout="manifest")
-        assert [(item.image_id, item.patient_id) for item in found.records] == [("b", "b")]
-        assert reasons(found) == {"a": "no_mask"}
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("image,mask_uri\na,b\n", "found image, mask_uri; image_uri is missing"),
-            ("image_uri;mask_uri\na;b\n", "found image_uri;mask_uri; image_uri, mask_uri is missing"),
-            ("image_uri,mask_uri,split\na.png,b.png,\nc.png,d.png,dev\n", "row 2 .*'dev'; expected train, val, test"),
-            ("image_uri,mask_uri\na.png,b.png\na.png,c.png\n", "rows 1 and 2 .* both name a"),
-            ("image_uri,mask_uri\n,b.png\n", "row 1 .* no image_uri"),
-            ("image_uri,mask_uri\n", "found none"),
-        ],
-    )
-    def test_wrong_manifest(self, tmp_path: Path, text: str, message: str) -> None:
-        (tmp_path / "list.csv").write_text(text)
-        with pytest.raises(UserError, match=message):
-            listing(tmp_path / "list.csv")
-
-    def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no such file"):
-            listing(tmp_path / "list.csv")
-        with pytest.raises(UserError, match=r"expects a \.csv or \.parquet"):
-            listing(tmp_path, layout="manifest")
-
-    def test_not_parquet(self, tmp_path: Path) -> None:
-        (tmp_path / "l.parquet").write_text("image_uri")
-        with pytest.raises(UserError, match="expected a Parquet file"):
-            listing(tmp_path / "l.parquet")
+def test_whole_trees_are_found_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket has files and no folders."""
+    monkeypatch.setattr(storage, "SCHEMES", ("mock",))
+    root = locate("mock://bucket/public")
+    for path in ("CXR_png/MCUCXR_0001_0.png", "leftMask/MCUCXR_0001_0.png", "rightMask/MCUCXR_0001_0.png"):
+        (root / path).filesystem.create_dir((root / path).path.rsplit("/", 1)[0])
+        (root / path).write_bytes(b"123")
+    (root / "ClinicalReadings").filesystem.create_dir((root / "ClinicalReadings").path)
+    (root / "ClinicalReadings/MCUCXR_0001_0.txt").write_text("Patient's Sex: F\nPatient's Age: 027Y\n")
+    found = list_corpus(CorpusSettings(root="mock://bucket/public"))
+    assert found.layout == "montgomery"
+    assert dict(found.records[0].groups) == {"sex": "female", "age": "20-29", "finding": "normal"}
 
 
 def test_phantom() -> None:

@@ -16,7 +16,7 @@ from lungseg_ray.corpus.phantom import draw, draw_uri, is_phantom, list_phantoms
 def test_records_carry_all_parameters() -> None:
     records = list_phantoms(PhantomSettings(count=60, size=64, seed=3))
     assert [record.image_id for record in records] == sorted({record.image_id for record in records})
-    assert records[7].image_uri == records[7].mask_uri == "phantom://3/64/7"
+    assert (records[7].image_uri, *records[7].mask_uris) == ("phantom://3/64/7",) * 2
     assert is_phantom(records[7].image_uri)
     for drawn, expected in zip(draw_uri(records[7].image_uri), draw(7, seed=3, size=64), strict=True):
         np.testing.assert_array_equal(drawn, expected)

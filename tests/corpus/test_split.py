@@ -12,7 +12,7 @@ from lungseg_ray.errors import UserError
 
 
 def record(image: str, patient: str, split: Split | None = None) -> Record:
-    return Record(image, f"/{image}.png", f"/{image}.png", patient, split)
+    return Record(image, f"/{image}.png", (f"/{image}.png",), patient, split)
 
 
 def sides(records: list[Record], **settings: float) -> dict[str, str | None]:

@@ -1,0 +1,166 @@
+"""How fast is jobs/shard.py, and does its memory grow with the corpus? Pairs of 2000 x 2000 px, as PNG.
+
+The peer is a bare loop in two processes that reads, decodes and resizes the same files and writes nothing. The job's
+own speed is that of the images by which two corpora differ, so that the seconds in which Ray starts do not count; the
+speed with them is reported beside it. Memory is the sum over all of the job's processes of what each has for itself and
+its share of what they have together (PSS), ten times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lungseg_ray import resources
+from lungseg_ray.corpus.phantom import draw
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks/results/sharding.json"
+SIDE, LONGER_SIDE, DRAWN, PROCESSES = 2000, 1024, 24, 2
+_PNG_HEADER_BYTES = 33
+
+
+def write_corpus(root: Path, count: int) -> None:
+    """PNG pairs of phantoms; the same `DRAWN` ones with other comments, so that no two files are the same."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    drawn = [
+        tuple(cv2.imencode(".png", pixels)[1].tobytes() for pixels in (image, mask * np.uint8(255)))
+        for image, mask in (draw(number, seed=0, size=SIDE) for number in track(range(DRAWN), "Drawing"))
+    ]
+    for number in range(count):
+        for folder, data in zip(("images", "masks"), drawn[number % DRAWN], strict=True):
+            (root / folder / f"x{number:05d}.png").write_bytes(_commented(data, number))
+
+
+def _commented(data: bytes, number: int) -> bytes:
+    content = b"tEXt" + f"Comment\0{number}".encode()
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return data[:_PNG_HEADER_BYTES] + chunk + data[_PNG_HEADER_BYTES:]
+
+
+def decode_and_resize(image: Path) -> int:
+    """What the peer does with each pair."""
+    cv2.setNumThreads(1)
+    for path, interpolation in ((image, cv2.INTER_AREA), (image.parent.parent / "masks" / image.name, cv2.INTER_AREA)):
+        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise ValueError(f"{path} cannot be decoded")
+        cv2.resize(pixels, (LONGER_SIDE, LONGER_SIDE), interpolation=interpolation)
+    return 1
+
+
+def peer(root: Path, count: int) -> float:
+    """Images per second of the bare loop, the processes already there."""
+    images = sorted((root / "images").iterdir())[:count]
+    with get_context("spawn").Pool(PROCESSES) as pool:
+        pool.map(decode_and_resize, images[: 2 * PROCESSES])
+        start = time.perf_counter()
+        done = sum(pool.imap_unordered(decode_and_resize, images, chunksize=8))
+        return done / (time.perf_counter() - start)
+
+
+def job(root: Path, out: Path) -> tuple[float, float]:
+    """Seconds and peak MiB of the job."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, str(ROOT / "jobs/shard.py"), "--corpus.root", str(root), "--shards.root", str(out)]
+    start = time.perf_counter()
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    peak = 0.0
+    while running.poll() is None:
+        peak = max(peak, sum(map(_pss, _tree(running.pid))))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - start
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
+    return seconds, peak
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from _tree(int(child))
+    except OSError:
+        return
+
+
+def _pss(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
+    """All figures; each round measures the peer and both corpora, one after the other."""
+    write_corpus(folder / "many", many)
+    (folder / "few").mkdir()
+    for part in ("images", "masks"):
+        (folder / "few" / part).mkdir()
+        for path in sorted((folder / "many" / part).iterdir())[:few]:
+            (folder / "few" / part / path.name).hardlink_to(path)
+    rounds = []
+    for _ in track(range(repeats), "Measuring"):
+        bare = peer(folder / "many", few)
+        few_seconds, few_peak = job(folder / "few", folder / "out")
+        many_seconds, many_peak = job(folder / "many", folder / "out")
+        speed = (many - few) / (many_seconds - few_seconds)
+        rounds.append(
+            {
+                "peer_images_per_s": bare,
+                "images_per_s": speed,
+                "ratio": speed / bare,
+                "images_per_s_with_start": many / many_seconds,
+                "ratio_with_start": many / many_seconds / bare,
+                f"peak_mib_{few}": few_peak,
+                f"peak_mib_{many}": many_peak,
+                "peak_growth": many_peak / few_peak,
+            }
+        )
+    return {
+        "pairs": {"few": few, "many": many},
+        "cores": resources.cores(),
+        "median": {key: statistics.median(one[key] for one in rounds) for key in rounds[0]},
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    """Measures, prints, writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--few", type=int, default=500, help="pairs of the smaller corpus")
+    parser.add_argument("--many", type=int, default=2000, help="pairs of the larger corpus")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), arguments.few, arguments.many, arguments.repeats)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    table = Table("figure", "median", *(f"round {number + 1}" for number in range(arguments.repeats)))
+    for key, value in result["median"].items():
+        table.add_row(key, f"{value:.4g}", *(f"{one[key]:.4g}" for one in result["rounds"]))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

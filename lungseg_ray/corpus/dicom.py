@@ -1,0 +1,260 @@
+"""DICOM files become arrays, by what their tags say of grey values; nothing that names a person comes along."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import config, uid
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels.common import PhotometricInterpretation
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_windowing
+from pydicom.pixels.utils import get_expected_length, pixel_array
+
+from lungseg_ray.corpus.dicom_codecs import DECODED_HERE, NAME, frame_shape, is_whole
+from lungseg_ray.corpus.formats import Picture, Spacing, Use, check_scans, check_size
+from lungseg_ray.errors import BadFileError
+
+PLUGINS = {uid.JPEGBaseline8Bit: "pillow", uid.RLELossless: "pydicom"} | dict.fromkeys(DECODED_HERE, NAME)
+"""What decodes each compressed transfer syntax; those that are not compressed need nothing."""
+_PLAIN = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_TABLE_WHITE = 65535
+# Its name in a file's first tags; the whole of such a file is inflated before anything is known of it.
+_DEFLATED, _FIRST = str(uid.DeflatedExplicitVRLittleEndian).encode(), 1 << 16
+
+# Its warnings quote the values that they are about.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+config.settings.reading_validation_mode = config.IGNORE
+# Of an error within nested sequences, each level would repeat several times what those below it say: eighteen thousand
+# bytes fill a machine's memory with words that nobody reads.
+vars(pydicom.dataset)["tag_in_exception"] = nullcontext
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What a corpus needs to know of a file besides its pixels. It names a person and must not be written anywhere.
+
+    Attributes:
+        patient: the issuer of the patient's id and the id; empty where the file has none.
+        study: the study's UID; empty where the file has none.
+        groups: what evaluation may report apart and names nobody: `sex`, `view`, `modality`.
+    """
+
+    patient: str
+    study: str
+    groups: dict[str, str]
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether these first bytes of a file are those of DICOM; 132 are needed."""
+    return data[128:132] == b"DICM"
+
+
+def read_tags(file: BinaryIO) -> Tags:
+    """Reads whose image it is, without its pixels.
+
+    Raises:
+        BadFileError: `unreadable` or `unsupported`.
+    """
+    names = ["PatientID", "IssuerOfPatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality"]
+    with _guarded():
+        start = file.tell()
+        _check_start(file.read(_FIRST))
+        file.seek(start)
+        found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(names))
+        text = {name: str(found.get(name) or "").strip() for name in names}
+    patient = f"{text['IssuerOfPatientID']}\0{text['PatientID']}" if text["PatientID"] else ""
+    groups = {"sex": text["PatientSex"], "view": text["ViewPosition"], "modality": text["Modality"]}
+    # Codes of the standard are short; what is longer is something that someone wrote by hand.
+    groups = {name: value for name, value in groups.items() if value.isalnum() and len(value) <= 4}
+    return Tags(patient, text["StudyInstanceUID"], groups)
+
+
+def decode(data: bytes, *, use: Use = "image") -> Picture:
+    """Decodes a DICOM file of one frame, as a viewer would show it.
+
+    Grey: modality LUT or rescale, then VOI LUT or else the first window, over the range that the stored bits allow;
+    MONOCHROME1 is inverted. A file without VOI LUT and window spans all its stored bits. As a mask, the stored values.
+
+    Returns:
+        Grey images of 8 bits or more as uint16 with 65535 for white; RGB as stored.
+
+    Raises:
+        BadFileError: see `REASONS`.
+    """
+    with _guarded():
+        _check_start(data[:_FIRST])
+        found = pydicom.dcmread(BytesIO(data))
+        _check(found)
+        syntax = found.file_meta.TransferSyntaxUID
+        compressed = syntax not in _PLAIN
+        if not compressed:
+            # Less of it fails; more by a row or so is another image than the tags say. Files are padded by a few bytes.
+            row = int(found.Columns) * int(found.SamplesPerPixel) * int(found.BitsAllocated) // 8
+            if len(found.PixelData) - get_expected_length(found) > row:
+                raise BadFileError("unreadable", "its tags say fewer pixels than it has")
+        else:
+            # With it, another frame might be decoded than the one that is looked at here.
+            found.pop("ExtendedOffsetTable", None)
+            frame, *others = islice(generate_frames(found.PixelData, number_of_frames=1), 2)
+            if others:
+                raise BadFileError("multi_frame", "expected one frame, found more than its tags say")
+            _check_frame(frame, found)
+        pixels = pixel_array(found, decoding_plugin=PLUGINS[syntax] if compressed else "")
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        bits, spacing = int(found.BitsStored), _spacing(found)
+        if use == "mask" or pixels.ndim == 3:
+            return _as_stored(pixels, bits, spacing)
+        table, lowest = _grey_table(found)
+        if pixels.min() < lowest or pixels.max() >= lowest + len(table):
+            raise BadFileError(
+                "out_of_range", f"expected values of {bits} bits, found {pixels.min()} to {pixels.max()}"
+            )
+        return Picture(table[pixels.astype(np.int32) - lowest], bits, float(_TABLE_WHITE), spacing, settled=True)
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Whatever pydicom makes of a damaged file is one reason to set it aside; its words may quote the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadFileError:
+        raise
+    except Exception as error:
+        # Without the cause: a traceback would print it.
+        raise BadFileError("unreadable", f"damaged: DICOM that cannot be read ({type(error).__name__})") from None
+
+
+def _check_start(first: bytes) -> None:
+    if _DEFLATED in first:
+        raise BadFileError("unsupported", f"its transfer syntax is not read: {uid.DeflatedExplicitVRLittleEndian.name}")
+
+
+def _check(found: Dataset) -> None:
+    """What is known before the pixels are decoded."""
+    syntax = found.file_meta.get("TransferSyntaxUID", "")
+    if syntax not in (*_PLAIN, *PLUGINS):
+        name = syntax.name if isinstance(syntax, uid.UID) and syntax.is_transfer_syntax else "another"
+        raise BadFileError("unsupported", f"its transfer syntax is not read: {name}")
+    if not any(name in found for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise BadFileError("no_pixels", "expected a DICOM image, found a DICOM file without pixels, or without its end")
+    if str(found.get("BurnedInAnnotation", "")).upper() == "YES":
+        raise BadFileError("burned_in", "its tag Burned In Annotation says that its pixels may show who the patient is")
+    frames = int(found.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise BadFileError("multi_frame", f"expected one frame, found {frames}")
+    kind, samples = str(found.get("PhotometricInterpretation", "")), int(found.get("SamplesPerPixel", 1))
+    stored, allocated = int(found.get("BitsStored", 0)), int(found.get("BitsAllocated", 0))
+    check_size(int(found.Rows), int(found.Columns), bits=samples * max(allocated, 8))
+    if kind not in (*_GREY, *_COLOUR) or samples != (1 if kind in _GREY else 3):
+        shown = kind if kind in set(PhotometricInterpretation) else "something else"
+        raise BadFileError(
+            "unsupported",
+            "expected the photometric interpretation MONOCHROME1 or MONOCHROME2 with one sample a pixel, or a colour "
+            f"one with three, found {shown} with {samples}",
+        )
+    if "PixelData" not in found or allocated not in (1, 8, 16) or not 1 <= stored <= allocated:
+        raise BadFileError("unsupported", f"expected integers of at most 16 bits, found {stored} in {allocated}")
+
+
+def _check_frame(frame: bytes, found: Dataset) -> None:
+    """What a compressed frame says of itself, and what it would cost."""
+    syntax = found.file_meta.TransferSyntaxUID
+    if syntax == uid.RLELossless:
+        return
+    check_scans(frame)
+    if not is_whole(frame, syntax):
+        raise BadFileError("unreadable", "truncated: its pixels have no end marker")
+    expected, shape = (int(found.Rows), int(found.Columns), int(found.SamplesPerPixel)), frame_shape(frame, syntax)
+    if shape != expected:
+        raise BadFileError(
+            "unreadable",
+            f"its tags say {expected[1]} x {expected[0]} px with {expected[2]} samples, its pixels "
+            + (f"{shape[1]} x {shape[0]} px with {shape[2]}" if shape else "have no size"),
+        )
+
+
+def _spacing(found: Dataset) -> Spacing:
+    """At the patient where that was calibrated, else at the detector, else of the scanned film."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        value = found.get(name)
+        if value is not None and len(value) == 2 and all(0 < float(one) < 100 for one in value):
+            return float(value[0]), float(value[1])
+    return None
+
+
+def _as_stored(pixels: NDArray[Any], bits: int, spacing: Spacing) -> Picture:
+    if pixels.dtype.kind == "i" and pixels.min() >= 0:
+        pixels = pixels.astype(f"u{pixels.itemsize}")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise BadFileError("unsupported", f"expected values of 0 or more, found {pixels.min()}")
+    return Picture(np.ascontiguousarray(pixels), bits, float(2**bits - 1), spacing, settled=True)
+
+
+def _grey_table(found: Dataset) -> tuple[NDArray[np.uint16], int]:
+    """What each stored value is shown as, and the lowest stored value.
+
+    All grey-value operations of DICOM look at one pixel alone, so that they are done once for each value.
+    """
+    bits, signed = int(found.BitsStored), bool(found.PixelRepresentation)
+    lowest = -(2 ** (bits - 1)) if signed else 0
+    values: NDArray[Any] = np.arange(lowest, lowest + 2**bits)
+    black, white = float(lowest), float(lowest + 2**bits - 1)
+    if found.get("ModalityLUTSequence"):
+        values, white = _look_up(values, found.ModalityLUTSequence[0], found)
+        black = 0.0
+    elif found.get("RescaleSlope") is not None and found.get("RescaleIntercept") is not None:
+        slope, intercept = float(found.RescaleSlope), float(found.RescaleIntercept)
+        values = values * slope + intercept
+        black, white = float(values.min()), float(values.max())
+    if found.get("VOILUTSequence") and "LUTData" in found.VOILUTSequence[0]:
+        values, white = _look_up(values, found.VOILUTSequence[0], found)
+        black = 0.0
+    elif found.get("WindowCenter") is not None and found.get("WindowWidth") is not None:
+        values = apply_windowing(values, found)
+    if not (np.isfinite(values).all() and white > black):
+        raise BadFileError("unreadable", "its tags leave no range between black and white")
+    shown = np.clip((values - black) / (white - black), 0, 1)
+    if found.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    return np.round(shown * _TABLE_WHITE).astype(np.uint16), lowest
+
+
+def _look_up(values: NDArray[Any], item: Dataset, found: Dataset) -> tuple[NDArray[Any], float]:
+    """Values by a LUT, and the largest that it may give; what lies beside it takes its first or last entry."""
+    count, first, bits = (int(one) for one in item.LUTDescriptor)
+    count = count or 2**16
+    entries = item.LUTData
+    if isinstance(entries, bytes):
+        order = "<" if found.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        entries = np.frombuffer(entries, f"{order}u2" if len(entries) >= 2 * count else "u1")
+    table = np.atleast_1d(np.asarray(entries)).astype(np.int64)[:count]
+    if len(table) < count:
+        raise BadFileError("unreadable", f"expected a table of {count} grey values, found {len(table)}")
+    places = np.clip(np.round(values).astype(np.int64) - first, 0, count - 1)
+    return table[places], float(2**bits - 1)
+
+
+def _register() -> None:
+    for syntax in DECODED_HERE:
+        decoder = get_decoder(syntax)
+        if NAME not in decoder.available_plugins:
+            decoder.add_plugin(NAME, ("lungseg_ray.corpus.dicom_codecs", "decode_frame"))
+
+
+_register()

@@ -1,0 +1,312 @@
+"""Image files become arrays: PNG, JPEG, GIF, TIFF and the raw files of JSRT, each checked before it is decoded."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lungseg_ray.errors import BadFileError
+
+Spacing = tuple[float, float] | None
+Use = Literal["image", "mask"]
+_Made = TypeVar("_Made")
+
+MOST_BYTES = 1 << 29
+"""Of a file; more are not read."""
+MOST_PIXELS = 1 << 26
+"""Of an image, rows x columns, such as 8192 x 8192; more are not decoded."""
+MOST_DECODED = 1 << 28
+"""Bytes of an image's pixels: those of `MOST_PIXELS` have four at most."""
+
+_ORIENTATION = 0x0112
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG_END = b"IEND\xaeB`\x82"
+# Values to a pixel by type of colour; a palette gives colours and alpha.
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
+_GIF = (b"GIF87a", b"GIF89a")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Those whose decoded size is known before they are decoded.
+_TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8: "deflate", 32946: "deflate"} | {
+    32773: "PackBits"
+}
+_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE = range(4)
+# A progressive JPEG has about ten scans; each costs a pass over the whole image, however few bytes it has.
+_SCAN, _MOST_SCANS = b"\xff\xda", 100
+_JSRT_SIDE = 2048
+
+
+# What they would say is the reason why a file is set aside.
+for _library in ("tifffile", "imagecodecs"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as its file holds it.
+
+    Attributes:
+        pixels: (H, W) grey or (H, W, 3) RGB; uint8, uint16, float32 or float64. Black is 0.
+        bits: that the file gives to each value.
+        white: value of the brightest pixel that the format has.
+        spacing: millimetres per pixel (row, column); None where the file does not say.
+        settled: whether the file itself says which value is white.
+    """
+
+    pixels: NDArray[Any]
+    bits: int
+    white: float
+    spacing: Spacing = None
+    settled: bool = False
+
+
+def decode(data: bytes, *, name: str = "", use: Use = "image") -> Picture:
+    """Decodes an image file of any kind that is read; the content tells which, not the name.
+
+    Alpha is dropped. As a mask, a palette with colours gives its indices, and DICOM its stored values; as an image,
+    they give what a viewer would show.
+
+    Args:
+        data: the whole file.
+        name: of the file; the raw files of JSRT are known by it alone.
+        use: what the pixels are wanted for.
+
+    Raises:
+        BadFileError: with the reason why the file cannot be used (see `REASONS`); never with a word of its content.
+    """
+    # Imported late: few corpora hold DICOM, and it takes a quarter of a second.
+    from lungseg_ray.corpus import dicom
+
+    if not data:
+        raise BadFileError("empty_file", "expected an image, found 0 bytes")
+    # First, since what stands before its tags may make a DICOM file a TIFF file, too.
+    if dicom.is_dicom(data):
+        return dicom.decode(data, use=use)
+    if data.startswith(_PNG):
+        return _decode_png(data, use)
+    if data.startswith(_JPEG):
+        return _decode_jpeg(data)
+    if data.startswith(_TIFF):
+        return _guarded(lambda data: _decode_tiff(data, use), data)
+    if data.startswith(_GIF):
+        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
+    if name.lower().endswith(".img") and len(data) == 2 * _JSRT_SIDE**2:
+        return _decode_jsrt(data)
+    raise BadFileError(
+        "unreadable",
+        f"expected PNG, JPEG, TIFF, GIF or DICOM, found {len(data)} bytes that begin like none of them"
+        + (" and are text" * data[:64].isascii()),
+    )
+
+
+def check_size(height: int, width: int, *, bits: int = 8) -> None:
+    """Makes sure, before anything is decoded, that an image is neither empty nor larger than is decoded.
+
+    Args:
+        height: rows.
+        width: columns.
+        bits: of a pixel, all its channels together.
+
+    Raises:
+        BadFileError: `too_large` or `unreadable`.
+    """
+    if height < 1 or width < 1:
+        raise BadFileError("unreadable", f"expected an image, found {width} x {height} px")
+    if height * width > MOST_PIXELS:
+        raise BadFileError(
+            "too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels, found {width} x {height} px"
+        )
+    if height * width * bits > 8 * MOST_DECODED:
+        raise BadFileError(
+            "too_large",
+            f"expected at most {MOST_DECODED >> 20} MiB of pixels, found {width} x {height} px of {bits} bits",
+        )
+
+
+def check_scans(data: bytes) -> None:
+    """Makes sure, before it is decoded, that a JPEG file or frame does not ask for endless passes.
+
+    Raises:
+        BadFileError: `too_large`.
+    """
+    if (scans := data.count(_SCAN)) > _MOST_SCANS:
+        raise BadFileError("too_large", f"expected at most {_MOST_SCANS} scans, found {scans}")
+
+
+def _guarded(decoder: Callable[[bytes], _Made], data: bytes) -> _Made:
+    """Whatever a library makes of damaged bytes is one reason to set them aside; its words may quote the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return decoder(data)
+    except BadFileError:
+        raise
+    except Exception as error:
+        raise BadFileError("unreadable", f"damaged: it cannot be decoded ({type(error).__name__})") from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The file's header, checked; nothing is decoded yet."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF"))
+        # Of PNG, asking for EXIF decodes the whole file.
+        orientation = 1 if image.format == "PNG" and b"eXIf" not in data else image.getexif().get(_ORIENTATION, 1)
+    except UnidentifiedImageError:
+        raise BadFileError("unreadable", "damaged: its header cannot be read") from None
+    except Image.DecompressionBombError:
+        raise BadFileError("too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels") from None
+    check_size(image.height, image.width)
+    # Not how many: of GIF, counting them reads the whole file.
+    if getattr(image, "is_animated", False):
+        raise BadFileError("multi_frame", "expected one image, found several in one file")
+    _check_orientation(orientation)
+    return image
+
+
+def _check_orientation(orientation: Any) -> None:
+    if orientation not in (0, 1):
+        raise BadFileError(
+            "rotated",
+            f"it asks viewers to turn it (EXIF orientation {int(orientation)}), and its mask may be drawn on either "
+            "way up; save both the same way up, without that tag",
+        )
+
+
+def _decode_png(data: bytes, use: Use) -> Picture:
+    image = _guarded(_opened, data)
+    if data.rfind(_PNG_END) < 0:
+        raise BadFileError("unreadable", f"truncated: the end marker is missing after {len(data)} bytes")
+    # Its first chunk says bits and type of colour; Pillow's mode says neither.
+    check_size(image.height, image.width, bits=data[24] * _PNG_SAMPLES.get(data[25], 4))
+    if use == "mask" and image.mode == "P":
+        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
+    return _guarded(_decode_whole_png, data)
+
+
+def _decode_whole_png(data: bytes) -> Picture:
+    # Checksums of all parts.
+    Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+    # Of damage, OpenCV prints to the process's standard error; this raises.
+    pixels = imagecodecs.png_decode(data)
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    return _picture(pixels, bits=1 if data[24] == 1 else 8 * pixels.itemsize)
+
+
+def _decode_jpeg(data: bytes) -> Picture:
+    image = _guarded(_opened, data)
+    if image.mode not in ("L", "RGB"):
+        raise BadFileError("unsupported", f"expected grey or RGB, found {image.mode}; convert it")
+    check_scans(data)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if image.mode == "L" else "RGB", strict=True)
+    except Exception as error:
+        raise BadFileError(
+            "unreadable", f"damaged or truncated: it cannot be decoded in full after {len(data)} bytes"
+        ) from error
+    return _picture(pixels[:, :, 0] if image.mode == "L" else pixels, bits=8)
+
+
+def _of_pillow(image: Image.Image, use: Use) -> Picture:
+    """GIF, and PNG with a palette."""
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        index = np.asarray(image)
+        shown = palette[np.minimum(index, len(palette) - 1)]
+        grey = bool((shown == shown[:, :, :1]).all())
+        if grey:
+            return _picture(shown[:, :, 0], bits=8)
+        return _picture(index if use == "mask" else shown, bits=8)
+    pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return _picture(pixels, bits=1 if image.mode == "1" else 8)
+
+
+def _decode_tiff(data: bytes, use: Use) -> Picture:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        file.pages.useframes = False
+        pages = [page.aspage() for page in islice(file.pages, 3)]
+        full = [page for page in pages if not page.is_reduced]
+        if len(full) != 1:
+            raise BadFileError("multi_frame", "expected one image, found several pages in one file")
+        page = full[0]
+        _check_tiff(page, len(data))
+        pixels = page.asarray(maxworkers=1)
+        bits, kind = int(page.bitspersample), int(page.photometric)
+        if page.samplesperpixel > 1 and page.planarconfig == 2:
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+        colours = page.colormap
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8)
+    if kind == _TIFF_PALETTE and colours is not None:
+        return _picture((colours[:, pixels[:, :, 0]] >> 8).astype(np.uint8).transpose(1, 2, 0), bits=8)
+    pixels = pixels[:, :, :3] if kind == _TIFF_RGB else pixels[:, :, 0]
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            raise BadFileError("not_finite", f"expected numbers, found {(~np.isfinite(pixels)).sum()} NaN or infinite")
+        return Picture(np.ascontiguousarray(pixels, np.float64 if bits > 32 else np.float32), bits, 1.0)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise BadFileError("unsupported", f"expected values of 8 or 16 bits, or floats, found {pixels.dtype}")
+    white = 2**bits - 1
+    if kind == _TIFF_WHITE_IS_ZERO:
+        if use == "mask":
+            # tifffile stores an array of truth values so, and means them as they are; viewers show them inverted.
+            raise BadFileError(
+                "unsupported",
+                "0 is white in it (photometric interpretation MinIsWhite), so that viewers and programs disagree on "
+                "which side is marked; save it with MinIsBlack",
+            )
+        pixels = white - pixels
+    if bits < 8:
+        # As in PNG: few bits reach the same white as eight.
+        pixels, white = pixels * (255 // white), 255
+    return Picture(np.ascontiguousarray(pixels), bits, float(white))
+
+
+def _check_tiff(page: tifffile.TiffPage, size: int) -> None:
+    """What is known before the pixels are decoded."""
+    samples = int(page.samplesperpixel)
+    if page.imagedepth * page.tiledepth != 1 or not 1 <= samples <= 4:
+        raise BadFileError("multi_frame", "expected one image, found a volume or many channels")
+    if page.dtype is None:
+        raise BadFileError("unsupported", "expected values of 8 or 16 bits, or floats, found a type that there is not")
+    bits = int(page.bitspersample) * samples
+    check_size(int(page.imagelength), int(page.imagewidth), bits=bits)
+    if page.is_tiled:
+        check_size(int(page.tilelength), int(page.tilewidth), bits=bits)
+    if page.compression not in _TIFF_COMPRESSIONS:
+        known = ", ".join(dict.fromkeys(_TIFF_COMPRESSIONS.values()))
+        raise BadFileError("unsupported", f"expected one of the compressions {known}, found {int(page.compression)}")
+    if page.photometric not in (_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE):
+        raise BadFileError("unsupported", f"expected grey, RGB or a palette, found {int(page.photometric)}")
+    if page.photometric == _TIFF_RGB and samples < 3:
+        raise BadFileError("unreadable", f"expected at least 3 samples of RGB, found {samples}")
+    orientation = page.tags.get(_ORIENTATION)
+    _check_orientation(orientation.value if orientation else 1)
+    ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if not ends or max(ends) > size:
+        raise BadFileError("unreadable", f"truncated: pixels are missing after {size} bytes")
+
+
+def _decode_jsrt(data: bytes) -> Picture:
+    """2048 x 2048 px, 12 bits in big-endian 16, 0 is white."""
+    stored = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
+    if stored.max() > 4095:
+        raise BadFileError("out_of_range", f"expected values of 12 bits, up to 4095, found {int(stored.max())}")
+    return Picture((4095 - stored).astype(np.uint16), 12, 4095.0, spacing=(0.175, 0.175), settled=True)
+
+
+def _picture(pixels: NDArray[Any], *, bits: int) -> Picture:
+    pixels = np.ascontiguousarray(pixels)
+    return Picture(pixels, bits, 65535.0 if pixels.dtype == np.uint16 else 255.0)

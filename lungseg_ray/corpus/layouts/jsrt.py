@@ -1,0 +1,71 @@
+"""The layout `jsrt`: the database of the Japanese Society of Radiological Technology with the masks of SCR.
+
+247 images, each of another patient, raw; masks at half their size, in two folds of odd and even numbers that were made
+for training on one and testing on the other, either way (docs/corpora.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.listing import Entry, Layout, Listing, Tree, anywhere, complete, join, make_record
+from lungseg_ray.corpus.layouts.readings import decade, read_texts
+from lungseg_ray.corpus.record import Record
+from lungseg_ray.errors import UserError
+
+EXPECTS = "JPCLN*.IMG and JPCNN*.IMG, and of SCR fold1/ and fold2/ with masks/left lung/ and masks/right lung/"
+MASK_SCALE = 2.0
+"""Images have 2048 rows and columns, masks 1024."""
+_SIDES = ("left lung", "right lung")
+_ID = r"(?P<id>JPC[LN]N\d{3})"
+_IMAGE = anywhere(rf"{_ID}\.(IMG|img)")
+_OURS = anywhere(r"([^/]*\.IMG|(left|right)[ _]lung/[^/]*)", re.IGNORECASE)
+_CLINICAL = anywhere(r"(?P<id>C[LN]NDAT_EN)\.TXT", re.IGNORECASE)
+# Name, subtlety, size, AGE, SEX, and where the nodule lies; or name, AGE, SEX, "non-nodule". "?" where it is not known.
+_PATIENT = re.compile(r"(JPC[LN]N\d{3})\.IMG(?:(?!JPC)[^\r\n])*?[ \t](\d+|\?)[ \t]+(male|female)\b", re.IGNORECASE)
+
+
+def recognise(tree: Tree) -> str:
+    """What speaks for this layout."""
+    images = tree.match(_IMAGE)
+    return f"found {min(images)}.IMG" if images else ""
+
+
+def read(tree: Tree, settings: CorpusSettings) -> Listing:
+    """Lists the set; images are unlabelled where SCR is not there, and set aside where the mask of a lung is not.
+
+    Raises:
+        UserError: if there is no image of the set.
+    """
+    images, masks = tree.match(_IMAGE), {side: tree.match(_mask(side)) for side in _SIDES}
+    if not images:
+        raise UserError(
+            f"{tree.root}: the layout jsrt expects {EXPECTS}; found {tree.describe()}. Correct corpus.root."
+        )
+    patients = _patients("\n".join(read_texts(tree.match(_CLINICAL)).values()))
+
+    def make(image_id: str, image: Entry, files: Sequence[Entry]) -> Record:
+        groups = {**patients.get(image_id, {}), "nodule": "yes" if image_id.startswith("JPCLN") else "no"}
+        record = make_record(image_id, image, files, settings, groups)
+        return record if settings.mask_scale != 1 else replace(record, mask_scale=MASK_SCALE)
+
+    listing = join("jsrt", {"All247images": images}, masks, make, may_lack=True)
+    known = sum(len(found) for part in (images, *masks.values()) for found in part.values())
+    return complete(listing, set_aside=tree.unusable(), ignored=tree.count(_OURS) - known)
+
+
+def _mask(side: str) -> re.Pattern[str]:
+    return anywhere(rf"{side.replace(' ', '[ _]')}/{_ID}\.gif")
+
+
+def _patients(text: str) -> dict[str, dict[str, str]]:
+    return {
+        image_id: {"sex": sex.lower(), **(decade(int(age)) if age.isdigit() else {})}
+        for image_id, age, sex in _PATIENT.findall(text)
+    }
+
+
+JSRT = Layout("jsrt", EXPECTS, recognise, read)

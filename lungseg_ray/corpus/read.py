@@ -1,0 +1,206 @@
+"""The one way from a record to pixels: files are fetched, decoded, paired and checked."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus import phantom
+from lungseg_ray.corpus.decode import Decoded, Pixels, decode_image, decode_mask, limited, resize_area, resize_labels
+from lungseg_ray.corpus.formats import MOST_BYTES, Spacing
+from lungseg_ray.corpus.record import Record
+from lungseg_ray.errors import BadFileError
+from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.storage import Location, explained, locate
+
+LEAST_SIDE = 32
+"""Rows and columns of an image, pixels; networks here see 32 x 32 at least."""
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image with its mask.
+
+    Attributes:
+        image: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        mask: (H, W) uint8 label map; `IGNORE_LABEL` leaves a pixel out.
+        source_height: rows of the file, before it was reduced.
+        source_width: columns of the file, before it was reduced.
+        source_bits: that the file gives to each value, of which a sample keeps 8.
+        spacing: millimetres per source pixel (row, column); None where the file does not say.
+        image_sha256: of the image file's bytes (of the pixels of a phantom), hexadecimal.
+        mask_sha256: of the bytes of all mask files (of the pixels of a phantom), hexadecimal.
+    """
+
+    image: Pixels
+    mask: Pixels
+    source_height: int
+    source_width: int
+    source_bits: int
+    spacing: Spacing
+    image_sha256: str
+    mask_sha256: str
+
+
+def read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -> Sample:
+    """Reads the image and the mask of a record.
+
+    Args:
+        record: what to read; a phantom is drawn.
+        settings: channels, the value of white, the labels of mask values, and what to do with empty masks.
+        longer_side: larger images are reduced to it, pixels.
+
+    Raises:
+        BadFileError: with the reason why the pair cannot be used (see `REASONS`).
+    """
+    try:
+        return _read_sample(record, settings, longer_side=longer_side)
+    except OSError as error:
+        if not record.private:
+            raise
+        shown = str(error)
+        for uri in (record.image_uri, *record.mask_uris):
+            shown = shown.replace(uri, record.shown)
+        raise type(error)(shown) from None
+
+
+def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -> Sample:
+    if phantom.is_phantom(record.image_uri):
+        drawing, mask = phantom.draw_uri(record.image_uri)
+        image = _drawn(drawing, channels=settings.channels, longer_side=longer_side)
+        image_hash, mask_hash = hashlib.sha256(drawing.tobytes()), hashlib.sha256(mask.tobytes())
+    else:
+        data = _fetch(record.image_uri)
+        image_hash, mask_hash = hashlib.sha256(data), hashlib.sha256()
+        image = _decoded(data, record.image_uri, settings.channels, longer_side, settings.white)
+        # The image's bytes are of no more use: a worker holds one file at a time.
+        del data
+        masks = []
+        for uri in record.mask_uris:
+            data = _fetch(uri, of="mask")
+            mask_hash.update(data)
+            masks.append(_mask(data, uri, image, record, settings))
+        mask = _united(masks)
+    mask = resize_labels(mask, *image.pixels.shape[:2])
+    if settings.empty_masks == "set_aside":
+        _check_marked(mask)
+    return Sample(
+        image=image.pixels,
+        mask=mask,
+        source_height=image.height,
+        source_width=image.width,
+        source_bits=image.bits,
+        spacing=image.spacing,
+        image_sha256=image_hash.hexdigest(),
+        mask_sha256=mask_hash.hexdigest(),
+    )
+
+
+def read_image(uri: str, *, channels: int, longer_side: int, white: float | None = None) -> Decoded:
+    """Reads an image that has no mask, for prediction.
+
+    Args:
+        uri: a path, an s3:// URI or a phantom's URI.
+        channels: 1 (grey) or 3 (RGB).
+        longer_side: larger images are reduced to it, by area, pixels.
+        white: pixel value of white in 16-bit and float files; None for the format's own.
+
+    Raises:
+        BadFileError: as in `read_sample`.
+    """
+    if phantom.is_phantom(uri):
+        return _drawn(phantom.draw_uri(uri)[0], channels=channels, longer_side=longer_side)
+    return _decoded(_fetch(uri), uri, channels, longer_side, white)
+
+
+def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:
+    height, width = drawing.shape
+    rows, columns = limited(height, width, longer_side=longer_side)
+    pixels = resize_area(drawing, rows, columns)
+    return Decoded(np.repeat(pixels[:, :, None], channels, axis=2), height, width, 8, None)
+
+
+def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: float | None) -> Decoded:
+    image = decode_image(data, channels=channels, longer_side=longer_side, white=white, name=uri)
+    if min(image.height, image.width) < LEAST_SIDE:
+        raise BadFileError(
+            "too_small", f"expected at least {LEAST_SIDE} x {LEAST_SIDE} px, found {image.width} x {image.height} px"
+        )
+    return image
+
+
+def _mask(data: bytes, uri: str, image: Decoded, record: Record, settings: CorpusSettings) -> Pixels:
+    try:
+        mask = decode_mask(data, mask_values=settings.labels, name=uri)
+    except BadFileError as error:
+        raise BadFileError(error.reason, f"the mask: {error.detail}") from None
+    height, width = (round(side * record.mask_scale) for side in mask.shape)
+    if (height, width) != (image.height, image.width):
+        raise BadFileError(
+            "size_mismatch",
+            f"expected a mask of the image's size, {image.width} x {image.height} px, "
+            + (f"once enlarged {record.mask_scale:g} times, " if record.mask_scale != 1 else "")
+            + f"found {width} x {height} px; a scale that all masks share may be declared (corpus.mask_scale)",
+        )
+    return mask
+
+
+def _united(masks: list[Pixels]) -> Pixels:
+    if not masks:
+        raise BadFileError("no_mask", "expected a mask, found none")
+    if len({mask.shape for mask in masks}) > 1:
+        raise BadFileError("size_mismatch", "the files that make its mask together differ in size")
+    union = masks[0]
+    for mask in masks[1:]:
+        union = np.where(mask != 0, mask, union)
+    return union
+
+
+def _check_marked(mask: Pixels) -> None:
+    found = {int(label) for label in np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]))} - {IGNORE_LABEL}
+    if found <= {0}:
+        raise BadFileError("empty_mask", "expected at least one labelled pixel, found none (corpus.empty_masks)")
+    if len(found) == 1:
+        raise BadFileError("full_mask", f"expected more than one label, found {found.pop()} alone (corpus.empty_masks)")
+
+
+def _fetch(uri: str, *, of: str = "image") -> bytes:
+    which = "the mask: " if of == "mask" else ""
+    try:
+        return _read(locate(uri))
+    except BadFileError as error:
+        raise BadFileError(error.reason, f"{which}{error.detail}") from None
+    except ValueError:
+        raise BadFileError("unreadable", f"{which}the file has a name that no system opens") from None
+    except OSError as error:
+        # Any other (a store or a disk that does not answer) says nothing about the file and must not set it aside.
+        if not isinstance(error, FileNotFoundError) and error.errno not in _OF_THE_FILE:
+            raise
+        why = error.strerror or "there is no such file"
+        raise BadFileError("unreadable", f"{which}the file cannot be opened: {why}") from None
+
+
+def _read(place: Location) -> bytes:
+    if place.is_local:
+        status = Path(place.path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            # Opening a pipe would wait for whoever writes into it.
+            raise BadFileError("unreadable", "expected a file, found a folder, a pipe or a device")
+        _check_bytes(status.st_size)
+        return place.read_bytes()
+    with explained(place), place.filesystem.open_input_file(place.path) as file:
+        _check_bytes(file.size())
+        return file.read()
+
+
+def _check_bytes(size: int) -> None:
+    if size > MOST_BYTES:
+        raise BadFileError("too_large", f"expected at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB")
