@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, chosen, merge
-from lungseg_ray.corpus import Record, SetAside, assign_splits, list_corpus, read_sample
+from lungseg_ray.corpus import Listing, Record, SetAside, assign_splits, list_corpus, read_sample
 from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.labels import IGNORE_LABEL
@@ -284,7 +284,7 @@ def evaluate(
     settings: EvaluateSettings,
     *,
     device: Device = "auto",
-    set_aside: Sequence[SetAside] = (),
+    listing: Listing | None = None,
 ) -> dict[str, Any]:
     """Measures a model on images and writes tables and pictures. Needs a running Ray cluster.
 
@@ -296,11 +296,11 @@ def evaluate(
         out: folder for `per_image.csv`, `evaluation.json` and `contact_sheet.png`.
         settings: of the evaluation.
         device: to compute on.
-        set_aside: files that were found unusable before any was read.
+        listing: of the corpus that the images are from, where they are not from shards.
 
     Returns:
         The content of `evaluation.json`: that of `summarise`; `members`, the runs whose models made it, and `flips`;
-        and `set_aside`.
+        `set_aside`; and, of a corpus, its `layout` and how many images are `unlabelled`.
 
     Raises:
         UserError: if there is no image that can be used.
@@ -313,7 +313,7 @@ def evaluate(
     done = resources.map_chunks(work, count, workers=settings.workers, device=device)
     found = sorted(ticks(done, total=len(images), description="Evaluating"), key=lambda row: row["number"])
     rows: list[dict[str, Any]] = []
-    bad = [vars(one) for one in set_aside]
+    bad = [vars(one) for one in listing.set_aside] if listing else []
     seen: dict[str, str] = {}
     for row in found:
         if "reason" in row:
@@ -331,6 +331,8 @@ def evaluate(
         "flips": model.flips,
         "set_aside": bad,
     }
+    if listing:
+        result |= {"layout": listing.recognised, "unlabelled": len(listing.unlabelled)}
     (out / PER_IMAGE).write_text(_to_csv(rows))
     (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
@@ -349,7 +351,7 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
     model = Model.of(job)
     # All trials of a sweep train on the same shards.
     kept = model.runs[0].kept()
-    set_aside: list[SetAside] = []
+    listing: Listing | None = None
     if job.corpus is None:
         root = locate(job.shards or kept.settings.shards.root)
         index = read_index(root)
@@ -361,11 +363,11 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
         name: str = job.split or "test"
         images: Images = ShardImages.of(root, index.shards if name == "all" else index.of(name))  # type: ignore[arg-type]
     else:
-        images, set_aside = _corpus_images(kept.settings, job.corpus, job.split)
+        images, listing = _corpus_images(kept.settings, job.corpus, job.split)
         name = "-".join([locate(job.corpus.root).stem, *([job.split] if job.split else [])])
         name = f"corpus-{name}"
     out = locate(job.out) if job.out else locate(job.run) / EVALUATION / f"{name}{model.suffix}"
-    result = evaluate(model, images, out, job.evaluate, device=job.device, set_aside=set_aside)
+    result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
     return result, out
 
 
@@ -382,8 +384,12 @@ def table(result: dict[str, Any]) -> Table:
     for name, figures in result.get("classes", {}).items():
         if name != "background":
             add(f"  {name}", figures)
+    notes = [f"Layout {result['layout']}"] if "layout" in result else []
+    if result.get("unlabelled"):
+        notes.append(f"{result['unlabelled']} images unlabelled")
     if result["set_aside"]:
-        drawn.caption = f"{len(result['set_aside'])} files set aside, listed in {RESULT}"
+        notes.append(f"{len(result['set_aside'])} files set aside, listed in {RESULT}")
+    drawn.caption = "; ".join(notes) or None
     if "clean_up" in result:
         add("all, cleaned up", result["clean_up"])
     for column, values in result["groups"].items():
@@ -392,10 +398,11 @@ def table(result: dict[str, Any]) -> Table:
     return drawn
 
 
-def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, list[SetAside]]:
-    """The images of another corpus; what the command does not say of it is as it was in training."""
+def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:
+    """The images of another corpus; what the command does not say of it is as it was in training, but how it lies."""
+    own = {"layout": asked.layout, "outside": asked.outside, "mask_scale": asked.mask_scale}
     try:
-        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), chosen(asked)))
+        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), chosen(asked) | own))
     except ValidationError as error:
         raise UserError(f"The corpus does not fit the model: {error.errors()[0]['msg']}.") from None
     if (corpus.channels, corpus.classes) != (trained.corpus.channels, trained.corpus.classes):
@@ -407,7 +414,7 @@ def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) 
     records = listing.records
     if split not in (None, "all"):
         records = [record for record in assign_splits(records, corpus.split) if record.split == split]
-    return CorpusImages(records, corpus, trained.shards.longer_side), listing.set_aside
+    return CorpusImages(records, corpus, trained.shards.longer_side), listing
 
 
 def _sheet(model: Model, images: Images, rows: list[dict[str, Any]], settings: EvaluateSettings) -> bytes:

@@ -154,8 +154,7 @@ def read_set_aside(root: Location) -> list[SetAside]:
 def describe(outcome: Outcome) -> str:
     """What lies in a folder of shards, for a person."""
     index, listing = outcome.index, outcome.listing
-    because = f" ({listing.because})" if listing.because else ""
-    lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {index.layout}{because}"]
+    lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {listing.recognised}"]
     for split, side in index.sides.items():
         shares = ", ".join(f"{label}: {share:.1%}" for label, share in side.label_shares.items())
         lines.append(

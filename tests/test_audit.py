@@ -159,9 +159,9 @@ class TestFacts:
         assert facts(Record("x", "/x.png", (), "x"), self.sample(mask_sha256=""), ["lung"]).labels == {}
 
     def test_private_places_are_not_told(self) -> None:
-        record = Record("a1", "/data/Doe^Jane/1.2.3.dcm", ("/m.png",), "b2", groups={"who": "Doe"}, private=True)
+        record = Record("a1", "/data/Doe^Jane/1.2.3.dcm", ("/m.png",), "b2", groups={"sex": "F"}, private=True)
         found = facts(record, self.sample(), ["lung"])
-        assert (found.place, found.format, found.groups) == ("a1", "dicom", {})
+        assert (found.place, found.format, found.groups) == ("a1", "dicom", {"sex": "F"})
         assert "Doe" not in to_csv(make_audit([found]))
 
 

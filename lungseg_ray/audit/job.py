@@ -80,7 +80,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     found = Audit(
         corpus=settings.corpus,
         longer_side=settings.shards.longer_side,
-        layout=listing.layout,
+        layout=listing.recognised,
         records={record.image_id: record for record in records},
         images=images,
         set_aside=sorted(bad, key=lambda one: (one.reason, one.image_id)),

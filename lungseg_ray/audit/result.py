@@ -30,7 +30,7 @@ class Audit:
     Attributes:
         corpus: how it is read.
         longer_side: to which larger images were reduced, pixels.
-        layout: its name.
+        layout: its name, and what it was recognised by.
         records: of all images that are listed, by `image_id`.
         images: those that can be read, with a mask or without, ordered by `image_id`.
         set_aside: files that cannot be used, ordered by `image_id`.

@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungseg_ray.audit.facts import Facts
+from lungseg_ray.display import ticks
 
 NEAR = 30
 """Bits in which the hashes of two images that look the same differ at most."""
@@ -116,7 +117,8 @@ def near_pairs(hashes: Hashes, *, most: int = MOST) -> Pairs:
     spread = np.packbits(bits, axis=None).reshape(-1, _BYTES)
     words = spread.view(np.uint64)
     found = np.empty(0, np.int64)
-    for one, other in combinations(range(_BYTES), 2):
+    places = list(combinations(range(_BYTES), 2))
+    for one, other in ticks(places, total=len(places), description="Comparing"):
         key = np.asarray(spread[:, one].astype(np.uint16) << 8 | spread[:, other], np.uint16)
         for first, second in _sharing(key):
             near = np.bitwise_count(words[first] ^ words[second]).sum(axis=1) <= NEAR

@@ -56,6 +56,7 @@ def test_shard_evaluate_and_predict_set_the_same_files_aside(cluster: None, tmp_
     duplicates = [sum(one["reason"] == "duplicate" for one in result["set_aside"])]
     duplicates.append(sum(one.reason == "duplicate" for one in outcome.set_aside))
     assert duplicates[0] == duplicates[1]
+    assert (result["layout"], result["unlabelled"]) == ("pairs", 0)
     assert result["n"] + len(result["set_aside"]) == 12 + len(expected)
     (root / "images" / os.fsdecode(b"\xff\xfe.png")).write_bytes(kinds.png(kinds.IMAGE))
     rows = predict(PredictJob(run=run, images=str(root / "images"), out=str(tmp_path / "out")))

@@ -42,6 +42,11 @@ class Listing:
     ignored: int = 0
     because: str = ""
 
+    @property
+    def recognised(self) -> str:
+        """The layout, and why it was taken for that."""
+        return f"{self.layout} ({self.because})" if self.because else self.layout
+
 
 @dataclass(frozen=True)
 class Entry:
