@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test faults check format bench-smoke clean
+.PHONY: help setup train test faults fuzz check format bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ test: $(READY) ## run all tests
 
 faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
+
+fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an hour, prints the table of docs/input.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --minutes 15
 
 check: $(READY) ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from lungseg_ray.storage import Location
 
 TENSORBOARD = "tensorboard"
-AnyItem = TypeVar("AnyItem")
 _TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
-
-
-def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator[AnyItem]:
-    """Hands on items under a bar that is gone in the end; there is none where the output is no terminal."""
-    return iter(track(items, total=total, description=description, transient=True, disable=not sys.stdout.isatty()))
 
 
 class Board:

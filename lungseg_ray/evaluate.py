@@ -18,10 +18,10 @@ from rich.table import Table
 from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, chosen, merge
 from lungseg_ray.corpus import Listing, Record, SetAside, assign_splits, list_corpus, read_sample
-from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.labels import IGNORE_LABEL
 from lungseg_ray.predictor import Model
+from lungseg_ray.progress import ticks
 from lungseg_ray.run import EVALUATION
 from lungseg_ray.shards import Row, Shard, read_index, read_rows
 from lungseg_ray.storage import Location, locate

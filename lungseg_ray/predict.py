@@ -21,9 +21,9 @@ from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import decode_image
 from lungseg_ray.corpus.layouts.listing import SUFFIXES, escaped, is_utf8
-from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.predictor import Model, Sidecar
+from lungseg_ray.progress import ticks
 from lungseg_ray.run import BEST
 from lungseg_ray.storage import Location, locate
 

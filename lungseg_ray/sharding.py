@@ -24,8 +24,8 @@ from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
-from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.progress import ticks
 from lungseg_ray.shards import (
     INDEX,
     SCHEMA_VERSION,

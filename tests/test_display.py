@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lungseg_ray.display import Display, ticks
+from lungseg_ray.display import Display
+from lungseg_ray.progress import ticks
 from lungseg_ray.storage import locate
 
 START = {

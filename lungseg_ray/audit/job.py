@@ -18,10 +18,10 @@ from lungseg_ray.audit.findings import look
 from lungseg_ray.audit.result import TABLE, Audit, to_csv
 from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
 from lungseg_ray.corpus import SPLITS, Record, SetAside, assign_splits, list_corpus
-from lungseg_ray.display import ticks
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.page.parts import counted
 from lungseg_ray.page.write import write_audit_page
+from lungseg_ray.progress import ticks
 from lungseg_ray.storage import Location, locate
 
 _CHUNK = 8

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungseg_ray.audit.facts import Facts
-from lungseg_ray.display import ticks
+from lungseg_ray.progress import ticks
 
 NEAR = 30
 """Bits in which the hashes of two images that look the same differ at most."""

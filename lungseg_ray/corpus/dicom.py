@@ -71,9 +71,8 @@ def read_tags(file: BinaryIO) -> Tags:
     """
     names = ["PatientID", "IssuerOfPatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality"]
     with _guarded():
-        start = file.tell()
         _check_start(file.read(_FIRST))
-        file.seek(start)
+        file.seek(0)
         found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(names))
         text = {name: str(found.get(name) or "").strip() for name in names}
     patient = f"{text['IssuerOfPatientID']}\0{text['PatientID']}" if text["PatientID"] else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,16 @@ def decode(data: bytes, *, name: str = "", use: Use = "image") -> Picture:
         f"expected PNG, JPEG, TIFF, GIF or DICOM, found {len(data)} bytes that begin like none of them"
         + (" and are text" * data[:64].isascii()),
     )
+
+
+def check_bytes(size: int) -> None:
+    """Makes sure, before it is read, that a file is not larger than is read.
+
+    Raises:
+        BadFileError: `too_large`.
+    """
+    if size > MOST_BYTES:
+        raise BadFileError("too_large", f"expected at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB")
 
 
 def check_size(height: int, width: int, *, bits: int = 8) -> None:
@@ -295,7 +306,8 @@ def _check_tiff(page: tifffile.TiffPage, size: int) -> None:
     orientation = page.tags.get(_ORIENTATION)
     _check_orientation(orientation.value if orientation else 1)
     ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    if not ends or max(ends) > size:
+    # Where a strip or a tile is missing, tifffile would fill in zeros, one after the other.
+    if len(ends) < math.prod(page.chunked) or max(ends) > size:
         raise BadFileError("unreadable", f"truncated: pixels are missing after {size} bytes")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.decode import Decoded, Pixels, decode_image, decode_mask, limited, resize_area, resize_labels
-from lungseg_ray.corpus.formats import MOST_BYTES, Spacing
+from lungseg_ray.corpus.formats import Spacing, check_bytes
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.labels import IGNORE_LABEL
@@ -194,13 +194,8 @@ def _read(place: Location) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             # Opening a pipe would wait for whoever writes into it.
             raise BadFileError("unreadable", "expected a file, found a folder, a pipe or a device")
-        _check_bytes(status.st_size)
+        check_bytes(status.st_size)
         return place.read_bytes()
     with explained(place), place.filesystem.open_input_file(place.path) as file:
-        _check_bytes(file.size())
+        check_bytes(file.size())
         return file.read()
-
-
-def _check_bytes(size: int) -> None:
-    if size > MOST_BYTES:
-        raise BadFileError("too_large", f"expected at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB")

@@ -108,6 +108,15 @@ class TestTiff:
         # The pixels of an uncompressed file lie at its end.
         assert reason(tiff(RAMP)[:-100]) == "unreadable"
 
+    def test_tiles_that_are_missing(self) -> None:
+        # Of 3 x 4 tiles, 2 x 4 are there.
+        data = bytearray(tiff(RAMP, tile=(16, 16)))
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            tags = file.pages[0].aspage().tags
+            for name in ("TileOffsets", "TileByteCounts"):
+                data[tags[name].offset + 4] = 8
+        assert reason(bytes(data)) == "unreadable"
+
     @pytest.mark.parametrize(
         ("tag", "value", "expected"),
         [
