@@ -136,8 +136,11 @@ class TestPairs:
         assert len(str(caught.value)) < 500
 
     def test_missing_folders(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"images/ and masks/.*found nothing"):
+        with pytest.raises(UserError, match="there is no such folder"):
             listing(tmp_path / "missing", layout="pairs")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UserError, match=r"images/ and masks/.*found nothing"):
+            listing(tmp_path / "empty", layout="pairs")
         with pytest.raises(UserError, match=r"expected images \(.png, .jpg, .jpeg, .*found none"):
             listing(fill(tmp_path / "other", "images/a.txt", "masks/a.png"))
 
@@ -238,7 +241,7 @@ class TestNames:
 
 class TestAuto:
     def test_nothing_fits(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"missing: found nothing, which fits no layout"):
+        with pytest.raises(UserError, match=r"missing: there is no such folder"):
             listing(tmp_path / "missing")
         with pytest.raises(UserError, match="found labels, pictures, which") as caught:
             listing(fill(tmp_path / "other", "pictures/a.png", "labels/a.png"))

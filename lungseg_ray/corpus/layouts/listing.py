@@ -92,7 +92,7 @@ class Tree:
         """Lists a folder.
 
         Raises:
-            UserError: if the root is a file, or a folder in it cannot be listed.
+            UserError: if the root is a file or not there, or if a folder in it cannot be listed.
         """
         try:
             listed = root.list(recursive=True)
@@ -106,6 +106,8 @@ class Tree:
                 f"{shown(str(where), 240)}: this folder cannot be listed ({why}), so that it is not known which images "
                 "the corpus holds. Make it readable, or move it out of corpus.root."
             ) from error
+        if not listed and not root.exists():
+            raise UserError(f"{root}: there is no such folder. Correct corpus.root.")
         start = len(root.uri.rstrip("/")) + 1
         files: list[Entry] = []
         misnamed: list[Entry] = []
