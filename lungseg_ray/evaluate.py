@@ -119,12 +119,12 @@ class _Measure:
                 good[number] = self.images.read(number)
             except BadFileError as error:
                 image_id, uri = self.images.name(number)
-                found.append(vars(SetAside(image_id, uri, error.reason, error.detail)) | {"number": number})
+                found.append({"bad": vars(SetAside(image_id, uri, error.reason, error.detail)), "number": number})
         maps = model([row.sample.image for row in good.values()]) if good else []
         for (number, row), probability in zip(good.items(), maps, strict=True):
             labels = model.labels(probability, threshold=self.settings.threshold)
             figures = measure(row, labels, model.sidecar.class_names, clean_up=self.settings.clean_up)
-            found.append({**figures, "sha256": row.sample.image_sha256, "number": number})
+            found.append({**figures, "bad": None, "sha256": row.sample.image_sha256, "number": number})
         return found
 
 
@@ -267,7 +267,7 @@ def _figures(
 
 def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> dict[str, list[str]]:
     texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
-    columns = sorted(texts - {"image_id", "patient_id", "study", "sha256"})
+    columns = sorted(texts - {"image_id", "patient_id", "study_key", "sha256"})
     values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in columns}
     if settings.subgroups is None:
         return {key: found for key, found in values.items() if 2 <= len(found) <= 12}
@@ -316,8 +316,8 @@ def evaluate(
     bad = [vars(one) for one in listing.set_aside] if listing else []
     seen: dict[str, str] = {}
     for row in found:
-        if "reason" in row:
-            bad.append({key: value for key, value in row.items() if key != "number"})
+        if row["bad"]:
+            bad.append(row["bad"])
         elif (twin := seen.setdefault(row["sha256"], row["image_id"])) != row["image_id"]:
             uri = images.name(row["number"])[1]
             bad.append(vars(SetAside(row["image_id"], uri, "duplicate", f"same bytes as {twin}")))
@@ -443,7 +443,7 @@ def _sheet(model: Model, images: Images, rows: list[dict[str, Any]], settings: E
 
 
 def _to_csv(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("number", "sha256")))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("number", "sha256", "bad")))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

@@ -20,6 +20,7 @@ from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import decode_image
+from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.listing import SUFFIXES, escaped, is_utf8
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.predictor import Model, Sidecar
@@ -45,7 +46,7 @@ class _Predict:
         model = self.model.load(device=device)
         side = model.sidecar
         rows = []
-        waiting: list[tuple[dict[str, Any], npt.NDArray[np.uint8], tuple[int, int]]] = []
+        waiting: list[tuple[str, dict[str, Any], npt.NDArray[np.uint8], tuple[int, int]]] = []
         for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
             row: dict[str, Any] = {"image": escaped(name), "status": "done", "reason": ""}
             rows.append(row)
@@ -67,13 +68,13 @@ class _Predict:
             except BadFileError as error:
                 row |= {"status": "set aside", "reason": str(error)}
                 continue
-            waiting.append((row, found.pixels, (found.height, found.width)))
-        maps = model([image for _, image, _ in waiting], [size for _, _, size in waiting]) if waiting else []
-        for (row, image, _), probability in zip(waiting, maps, strict=True):
+            waiting.append((name, row, found.pixels, (found.height, found.width)))
+        maps = model([image for _, _, image, _ in waiting], [size for *_, size in waiting]) if waiting else []
+        for (name, row, image, _), probability in zip(waiting, maps, strict=True):
             labels = model.labels(probability)
             if self.job.clean_up:
                 labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
-            self._write(row["image"], image, labels, side)
+            self._write(name, image, labels, side)
             row |= _shares(labels, side.class_names)
         return rows
 
@@ -135,7 +136,7 @@ def _images(job: PredictJob) -> list[str]:
     names = [
         found.uri[len(place.uri) + 1 :]
         for found, info in place.list(recursive=True)
-        if (found.name.lower().endswith(SUFFIXES) or "." not in found.name)
+        if (found.name.lower().endswith(SUFFIXES) or may_be_dicom(found.name))
         and info.type == FileType.File
         and not found.uri.startswith(own)
     ]

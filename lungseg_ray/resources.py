@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,7 +253,8 @@ def map_chunks(
         )
     fit = gpus if on_gpu else max(min(cpus, cores()), 1)
     done = ray.data.range(count, override_num_blocks=count).map_batches(
-        _ChunkTask(work, "cuda" if on_gpu else "cpu"),
+        # Put once: what the work holds, such as the records of a corpus, would else be unpacked for each chunk.
+        _ChunkTask(ray.put(work), "cuda" if on_gpu else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=min(workers or fit, cpus, count)),
@@ -268,7 +270,7 @@ def map_chunks(
 
 @dataclass(frozen=True)
 class _ChunkTask:
-    work: Callable[[int, str], list[dict[str, Any]]]
+    work: ray.ObjectRef
     device: str
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -283,7 +285,12 @@ class _ChunkTask:
         return pa.table({"row": [json.dumps(row) for row in rows], "trouble": [""] * len(rows)})
 
     def _patiently(self, number: int) -> list[dict[str, Any]]:
-        return patiently(lambda: self.work(number, self.device), seconds=PATIENCE_SECONDS)
+        return patiently(lambda: _unpacked(self.work)(number, self.device), seconds=PATIENCE_SECONDS)
+
+
+@lru_cache(maxsize=1)
+def _unpacked(work: ray.ObjectRef) -> Callable[[int, str], list[dict[str, Any]]]:
+    return ray.get(work)
 
 
 def check_lasting(place: Location) -> None:

@@ -136,7 +136,8 @@ def shard(settings: Settings) -> Outcome:
     index = index.model_copy(update={"set_aside": dict(Counter(one.reason for one in set_aside))})
     _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
     if not index.count("train"):
-        raise UserError(f"{settings.corpus.root}: no usable image is left for training.\n{table(set_aside)}")
+        bare = f" {len(listing.unlabelled)} images have no mask." if listing.unlabelled else ""
+        raise UserError(f"{settings.corpus.root}: no usable image is left for training.{bare}\n{table(set_aside)}")
     (root / SET_ASIDE).write_text(_to_csv(set_aside))
     (root / INDEX).write_text(index.model_dump_json(indent=2))
     keep = {shard.file for shard in index.shards}

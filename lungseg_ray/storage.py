@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -39,6 +40,8 @@ PATIENCE_SECONDS = 300
 """For how long a running job tries again, unless its settings say otherwise."""
 REQUESTS = 8
 """Files of a folder that are uploaded or deleted at the same time."""
+DEEPEST_LINK = 4
+"""Links to folders that a path may lead through where folders are listed."""
 LONGEST_PAUSE = 10.0
 LONGEST_TURN = 30.0
 """What one attempt counts for at most where patience is counted; see `patiently`."""
@@ -432,7 +435,8 @@ class Location:
         the `FileInfo` holds escaped.
 
         Raises:
-            OSError: on a disk, if one of the folders cannot be listed; with its name as `filename`.
+            OSError: on a disk, if one of the folders cannot be listed, or a path leads through more than `DEEPEST_LINK`
+            links to folders; with its name as `filename`.
         """
         if self.is_local:
             return sorted(_walk(self.path, recursive=recursive), key=lambda found: found[0].uri)
@@ -499,15 +503,18 @@ class Location:
 
 def _walk(folder: str, *, recursive: bool) -> Iterator[tuple[Location, fs.FileInfo]]:
     """What lies in a folder of a disk, in any order. Folders are known by device and number, not by name."""
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    pending: list[tuple[str, frozenset[tuple[int, int]], int]] = [(folder, frozenset(), 0)]
     while pending:
-        path, above = pending.pop()
+        path, above, links = pending.pop()
         # What another process deletes meanwhile was never there.
         with suppress(FileNotFoundError):
             status = Path(path).stat()
             here = (status.st_dev, status.st_ino)
             if here in above:
                 continue
+            if links > DEEPEST_LINK:
+                # Folders that link to one another have more paths than a listing can hold.
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             with os.scandir(path) as found:
                 entries = list(found)
             for entry in entries:
@@ -516,7 +523,7 @@ def _walk(folder: str, *, recursive: bool) -> Iterator[tuple[Location, fs.FileIn
                     continue
                 yield Location(entry.path), info
                 if recursive and info.type == fs.FileType.Directory:
-                    pending.append((entry.path, above | {here}))
+                    pending.append((entry.path, above | {here}, links + entry.is_symlink()))
 
 
 def _look(entry: os.DirEntry[str]) -> fs.FileInfo | None:

@@ -209,6 +209,15 @@ class TestTwins:
         hashes[1, 30] = 1
         assert twins.near_pairs(hashes) == []
 
+    def test_many_that_look_the_same_end_the_search(self) -> None:
+        # Each of 3000 differs from one image in 8 bits, so that all 4.5 million pairs are near.
+        rng = np.random.default_rng(0)
+        bits = np.tile(rng.random(256) < 0.5, (3000, 1))
+        for row in bits:
+            row[rng.choice(256, 8, replace=False)] ^= True
+        found = twins.near_pairs(np.unique(np.packbits(bits, axis=1), axis=0), most=1000)
+        assert len(found) == 1000
+
     def test_no_more_than_asked_for(self) -> None:
         hashes = np.zeros((20, 32), np.uint8)
         hashes[:, 0] = np.arange(20)
@@ -285,12 +294,12 @@ class TestFindings:
         )
         found = texts(look(make_audit([*images, copy, near, same])))
         assert found == [
-            "mend: 1 pair of images with the same bytes stands across sides of the split (train-0 = copy): the second "
-            "of each is left out of the shards.",
+            "mend: 1 pair of images with the same bytes stands across sides of the split (train-0 = copy): the shards "
+            "keep the first of each alone.",
             "mend: 1 pair of images that look the same stands across sides of the split (train-1 ~ near): give them "
             "one patient, or one side.",
-            "look: 1 pair of images with the same bytes, within train (train-2 = same): the second of each is left out "
-            "of the shards.",
+            "look: 1 pair of images with the same bytes, within train (train-2 = same): the shards keep the first "
+            "of each alone.",
             "look: 1 pair of images with the same bytes has different masks (train-0 = copy).",
         ]
 

@@ -163,6 +163,16 @@ def test_list_follows_links_in_no_circle(tmp_path: Path) -> None:
     assert found["a/up"].type == FileType.Directory
 
 
+def test_list_folders_that_link_to_one_another(tmp_path: Path) -> None:
+    # Of 12, there would be 12! paths.
+    for one in range(12):
+        (tmp_path / str(one)).mkdir()
+        for other in range(12):
+            (tmp_path / str(one) / f"to{other}").symlink_to(tmp_path / str(other))
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        locate(str(tmp_path)).list(recursive=True)
+
+
 def test_list_links_to_nothing_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("self")
     (tmp_path / "gone").symlink_to("nowhere")

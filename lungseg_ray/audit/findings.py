@@ -81,7 +81,7 @@ def _duplicates(twins: Sequence[Twins]) -> Iterator[Finding]:
         yield Finding(
             "mend",
             f"{counted(len(apart), 'pair')} of images with the same bytes {_stand(apart)} across sides of the split "
-            f"{_pairs(apart)}: the second of each is left out of the shards.",
+            f"{_pairs(apart)}: the shards keep the first of each alone.",
         )
     if across := [one for one in near if one.torn]:
         yield Finding(
@@ -95,7 +95,7 @@ def _duplicates(twins: Sequence[Twins]) -> Iterator[Finding]:
             "look",
             f"{counted(len(within), 'pair')} of images with the same bytes"
             + (f", within {' and '.join(sides)}" if sides else "")
-            + f" {_pairs(within)}: the second of each is left out of the shards.",
+            + f" {_pairs(within)}: the shards keep the first of each alone.",
         )
     if together := [one for one in near if not one.torn]:
         more = f", and maybe more: the search ended at {MOST}" if len(near) >= MOST else ""

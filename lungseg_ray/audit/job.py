@@ -24,6 +24,7 @@ from lungseg_ray.page.write import write_audit_page
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import Location, locate
 
+_SIDES = (*SPLITS, None)
 _CHUNK = 8
 """Images that one task reads."""
 
@@ -75,7 +76,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         else:
             images.append(Facts.from_json(row))
     if not images:
-        raise UserError(f"None of {len(records)} images can be read; the first: {bad[-1].uri}: {bad[-1].detail}.")
+        raise UserError(f"None of {len(records)} images can be read; the first: {bad[0].uri}: {bad[0].detail}.")
     images.sort(key=lambda one: one.image_id)
     found = Audit(
         corpus=settings.corpus,
@@ -87,7 +88,8 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         ignored=listing.ignored,
         torn=torn,
         undealt=undealt,
-        twins=twins.find(images),
+        # Of two that are one, the shards keep that which comes first in their order.
+        twins=twins.find(sorted(images, key=lambda one: (_SIDES.index(one.split), one.image_id))),
         outliers=outliers.find(images, settings.corpus.class_names),
     )
     root.make_dir()

@@ -120,10 +120,14 @@ def near_pairs(hashes: Hashes, *, most: int = MOST) -> Pairs:
     places = list(combinations(range(_BYTES), 2))
     for one, other in ticks(places, total=len(places), description="Comparing"):
         key = np.asarray(spread[:, one].astype(np.uint16) << 8 | spread[:, other], np.uint16)
+        more = [found]
         for first, second in _sharing(key):
             near = np.bitwise_count(words[first] ^ words[second]).sum(axis=1) <= NEAR
             pair = np.sort([first[near], second[near]], axis=0)
-            found = np.union1d(found, pair[0] * len(words) + pair[1])
+            more.append(pair[0] * len(words) + pair[1])
+            if sum(map(len, more[1:])) > most:
+                break
+        found = np.unique(np.concatenate(more))
         if len(found) > most:
             break
     first, second = np.divmod(found, max(len(words), 1))

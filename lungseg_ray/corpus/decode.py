@@ -83,6 +83,8 @@ def _white(picture: Picture, pixels: NDArray[Any], asked: float | None) -> float
             "out_of_range",
             f"expected values from 0 to {white:g} (corpus.white), found {lowest:g} to {highest:g}",
         )
+    if pixels.dtype.kind == "f" and highest <= 1 < white:
+        raise BadFileError("out_of_range", f"expected floats to {white:g} (corpus.white), found 0 to {highest:g}")
     return white
 
 

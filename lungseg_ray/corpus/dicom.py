@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
+import simplejpeg
 from numpy.typing import NDArray
 from pydicom import config, uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_windowing
 from pydicom.pixels.utils import get_expected_length, pixel_array
 
 from lungseg_ray.corpus.dicom_codecs import DECODED_HERE, NAME, frame_shape, is_whole
@@ -32,6 +32,12 @@ _PLAIN = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVR
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _TABLE_WHITE = 65535
+# What else stands in these tags was written by hand, and may name somebody.
+_CODES = {
+    "sex": {"M", "F", "O"},
+    "view": {"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"},
+    "modality": {"CR", "DX", "RG", "RF", "XA", "PX", "MG", "CT", "MR", "US", "IO", "OT"},
+}
 # Its name in a file's first tags; the whole of such a file is inflated before anything is known of it.
 _DEFLATED, _FIRST = str(uid.DeflatedExplicitVRLittleEndian).encode(), 1 << 16
 
@@ -48,7 +54,8 @@ class Tags:
     """What a corpus needs to know of a file besides its pixels. It names a person and must not be written anywhere.
 
     Attributes:
-        patient: the issuer of the patient's id and the id; empty where the file has none.
+        patient: the patient's id; empty where the file has none. Its issuer is left out: not all files of a patient say
+            it, and two patients who are taken for one do less harm than one who stands on two sides of the split.
         study: the study's UID; empty where the file has none.
         groups: what evaluation may report apart and names nobody: `sex`, `view`, `modality`.
     """
@@ -69,17 +76,15 @@ def read_tags(file: BinaryIO) -> Tags:
     Raises:
         BadFileError: `unreadable` or `unsupported`.
     """
-    names = ["PatientID", "IssuerOfPatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality"]
+    names = ["PatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality"]
     with _guarded():
         _check_start(file.read(_FIRST))
         file.seek(0)
         found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(names))
         text = {name: str(found.get(name) or "").strip() for name in names}
-    patient = f"{text['IssuerOfPatientID']}\0{text['PatientID']}" if text["PatientID"] else ""
     groups = {"sex": text["PatientSex"], "view": text["ViewPosition"], "modality": text["Modality"]}
-    # Codes of the standard are short; what is longer is something that someone wrote by hand.
-    groups = {name: value for name, value in groups.items() if value.isalnum() and len(value) <= 4}
-    return Tags(patient, text["StudyInstanceUID"], groups)
+    groups = {name: value for name, value in groups.items() if value in _CODES[name]}
+    return Tags(text["PatientID"], text["StudyInstanceUID"], groups)
 
 
 def decode(data: bytes, *, use: Use = "image") -> Picture:
@@ -112,17 +117,17 @@ def decode(data: bytes, *, use: Use = "image") -> Picture:
             if others:
                 raise BadFileError("multi_frame", "expected one frame, found more than its tags say")
             _check_frame(frame, found)
-        pixels = pixel_array(found, decoding_plugin=PLUGINS[syntax] if compressed else "")
+        # What lies above the stored bits is looked at here: not all decoders leave it out.
+        plugin = PLUGINS[syntax] if compressed else ""
+        pixels = pixel_array(found, decoding_plugin=plugin, correct_unused_bits=False)
         pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
         bits, spacing = int(found.BitsStored), _spacing(found)
+        if pixels.ndim == 2:
+            pixels = _stored_bits(pixels, found)
         if use == "mask" or pixels.ndim == 3:
             return _as_stored(pixels, bits, spacing)
         table, lowest = _grey_table(found)
-        if pixels.min() < lowest or pixels.max() >= lowest + len(table):
-            raise BadFileError(
-                "out_of_range", f"expected values of {bits} bits, found {pixels.min()} to {pixels.max()}"
-            )
-        return Picture(table[pixels.astype(np.int32) - lowest], bits, float(_TABLE_WHITE), spacing, settled=True)
+        return Picture(table[pixels - lowest], bits, float(_TABLE_WHITE), spacing, settled=True)
 
 
 @contextmanager
@@ -169,6 +174,8 @@ def _check(found: Dataset) -> None:
         )
     if "PixelData" not in found or allocated not in (1, 8, 16) or not 1 <= stored <= allocated:
         raise BadFileError("unsupported", f"expected integers of at most 16 bits, found {stored} in {allocated}")
+    if int(found.get("HighBit", stored - 1)) != stored - 1:
+        raise BadFileError("unsupported", f"expected the lowest {stored} bits to be stored, found others (High Bit)")
 
 
 def _check_frame(frame: bytes, found: Dataset) -> None:
@@ -177,6 +184,9 @@ def _check_frame(frame: bytes, found: Dataset) -> None:
     if syntax == uid.RLELossless:
         return
     check_scans(frame)
+    if syntax == uid.JPEGBaseline8Bit:
+        # What pydicom decodes it with makes up what is missing; this does not.
+        simplejpeg.decode_jpeg(frame, "GRAY" if int(found.SamplesPerPixel) == 1 else "RGB", strict=True)
     if not is_whole(frame, syntax):
         raise BadFileError("unreadable", "truncated: its pixels have no end marker")
     expected, shape = (int(found.Rows), int(found.Columns), int(found.SamplesPerPixel)), frame_shape(frame, syntax)
@@ -197,12 +207,24 @@ def _spacing(found: Dataset) -> Spacing:
     return None
 
 
+def _stored_bits(pixels: NDArray[Any], found: Dataset) -> NDArray[np.int32]:
+    """Grey values of the stored bits, signed where the tags say so; what stands above them must mean nothing."""
+    bits, signed = int(found.BitsStored), bool(found.PixelRepresentation)
+    raw = pixels.view(f"u{pixels.itemsize}").astype(np.int32)
+    above, full = raw >> bits, (1 << (8 * pixels.itemsize - bits)) - 1
+    known = (above == 0) | (above == full) if signed else above == 0
+    # Overlays of old files lie there.
+    if not known.all() and not any(element.tag.group >> 8 == 0x60 and element.tag.elem == 0x102 for element in found):
+        raise BadFileError("out_of_range", f"expected values of {bits} bits, found {raw.max()} (Bits Stored is wrong?)")
+    values = raw & ((1 << bits) - 1)
+    return np.where(values >> (bits - 1), values - (1 << bits), values) if signed else values
+
+
 def _as_stored(pixels: NDArray[Any], bits: int, spacing: Spacing) -> Picture:
-    if pixels.dtype.kind == "i" and pixels.min() >= 0:
-        pixels = pixels.astype(f"u{pixels.itemsize}")
-    if pixels.dtype not in (np.uint8, np.uint16):
+    if pixels.min() < 0:
         raise BadFileError("unsupported", f"expected values of 0 or more, found {pixels.min()}")
-    return Picture(np.ascontiguousarray(pixels), bits, float(2**bits - 1), spacing, settled=True)
+    pixels = np.ascontiguousarray(pixels, np.uint8 if bits <= 8 else np.uint16)
+    return Picture(pixels, bits, float(2**bits - 1), spacing, settled=True)
 
 
 def _grey_table(found: Dataset) -> tuple[NDArray[np.uint16], int]:
@@ -225,13 +247,30 @@ def _grey_table(found: Dataset) -> tuple[NDArray[np.uint16], int]:
         values, white = _look_up(values, found.VOILUTSequence[0], found)
         black = 0.0
     elif found.get("WindowCenter") is not None and found.get("WindowWidth") is not None:
-        values = apply_windowing(values, found)
+        values = _windowed(values, found, black, white)
     if not (np.isfinite(values).all() and white > black):
         raise BadFileError("unreadable", "its tags leave no range between black and white")
     shown = np.clip((values - black) / (white - black), 0, 1)
     if found.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     return np.round(shown * _TABLE_WHITE).astype(np.uint16), lowest
+
+
+def _windowed(values: NDArray[Any], found: Dataset, black: float, white: float) -> NDArray[np.float64]:
+    """Values by the first window (PS3.3, C.11.2.1.2 and C.11.2.1.3), from black to white."""
+    centre, width = (float(np.atleast_1d(found[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    function = str(found.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width < 0 or (width == 0 and function != "LINEAR"):
+        raise BadFileError("unreadable", f"its window has the width {width:g}")
+    if function == "SIGMOID":
+        shown = 1 / (1 + np.exp(-4 * (values - centre) / width))
+    elif function in ("LINEAR", "LINEAR_EXACT"):
+        shown = np.clip((values - centre) / width + 0.5, 0, 1) if width else (values > centre).astype(np.float64)
+    else:
+        raise BadFileError("unsupported", "expected a VOI LUT function LINEAR, LINEAR_EXACT or SIGMOID, found another")
+    return black + shown * (white - black)
 
 
 def _look_up(values: NDArray[Any], item: Dataset, found: Dataset) -> tuple[NDArray[Any], float]:

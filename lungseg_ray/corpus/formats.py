@@ -202,16 +202,19 @@ def _decode_png(data: bytes, use: Use) -> Picture:
     check_size(image.height, image.width, bits=data[24] * _PNG_SAMPLES.get(data[25], 4))
     if use == "mask" and image.mode == "P":
         return _guarded(lambda data: _of_pillow(_opened(data), use), data)
-    return _guarded(_decode_whole_png, data)
+    return _guarded(lambda data: _decode_whole_png(data, use), data)
 
 
-def _decode_whole_png(data: bytes) -> Picture:
+def _decode_whole_png(data: bytes, use: Use) -> Picture:
     # Checksums of all parts.
     Image.open(io.BytesIO(data), formats=("PNG",)).verify()
     # Of damage, OpenCV prints to the process's standard error; this raises.
     pixels = imagecodecs.png_decode(data)
     if pixels.ndim == 3:
         pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    if use == "mask" and data[24] in (2, 4):
+        # They come spread over eight bits, and labels are not.
+        pixels = pixels // (255 // (2 ** data[24] - 1))
     return _picture(pixels, bits=1 if data[24] == 1 else 8 * pixels.itemsize)
 
 
@@ -233,14 +236,16 @@ def _of_pillow(image: Image.Image, use: Use) -> Picture:
     """GIF, and PNG with a palette."""
     if image.mode == "P":
         palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-        index = np.asarray(image)
-        shown = palette[np.minimum(index, len(palette) - 1)]
-        grey = bool((shown == shown[:, :, :1]).all())
-        if grey:
-            return _picture(shown[:, :, 0], bits=8)
-        return _picture(index if use == "mask" else shown, bits=8)
+        return _of_palette(np.asarray(image), palette, use)
     pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     return _picture(pixels, bits=1 if image.mode == "1" else 8)
+
+
+def _of_palette(index: NDArray[Any], palette: NDArray[np.uint8], use: Use) -> Picture:
+    shown = palette[np.minimum(index, len(palette) - 1)]
+    if (shown == shown[:, :, :1]).all():
+        return _picture(shown[:, :, 0], bits=8)
+    return _picture(index.astype(np.uint8) if use == "mask" else shown, bits=8)
 
 
 def _decode_tiff(data: bytes, use: Use) -> Picture:
@@ -261,7 +266,7 @@ def _decode_tiff(data: bytes, use: Use) -> Picture:
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8)
     if kind == _TIFF_PALETTE and colours is not None:
-        return _picture((colours[:, pixels[:, :, 0]] >> 8).astype(np.uint8).transpose(1, 2, 0), bits=8)
+        return _of_palette(pixels[:, :, 0], (colours >> 8).astype(np.uint8).T, use)
     pixels = pixels[:, :, :3] if kind == _TIFF_RGB else pixels[:, :, 0]
     if pixels.dtype.kind == "f":
         if not np.isfinite(pixels).all():
@@ -279,9 +284,9 @@ def _decode_tiff(data: bytes, use: Use) -> Picture:
                 "which side is marked; save it with MinIsBlack",
             )
         pixels = white - pixels
-    if bits < 8:
+    if bits < 8 and use == "image":
         # As in PNG: few bits reach the same white as eight.
-        pixels, white = pixels * (255 // white), 255
+        pixels, white = (pixels.astype(np.uint16) * 255 // white).astype(np.uint8), 255
     return Picture(np.ascontiguousarray(pixels), bits, float(white))
 
 

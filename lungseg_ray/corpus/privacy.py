@@ -51,17 +51,9 @@ def find_salt() -> Salt:
         return Salt(SALT, text.encode())
     place = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lungseg-ray/salt"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            # Of two that come at the same moment, one makes it. It is written before it has its name.
-            part = place.with_name(f".salt-{secrets.token_hex(4)}")
-            part.touch(mode=0o600)
-            part.write_text(secrets.token_hex(32))
-            try:
-                os.link(part, place)
-            finally:
-                part.unlink()
-        secret = place.read_bytes()
+        if not place.exists():
+            _make(place)
+        secret = place.read_bytes().strip()
     except OSError as error:
         raise UserError(
             f"{place}: the salt of patients' keys can be neither read nor made ({error.strerror}). Set {SALT} to a "
@@ -70,3 +62,16 @@ def find_salt() -> Salt:
     if len(secret) < _LEAST:
         raise UserError(f"{place}: expected a secret of at least {_LEAST} characters. Delete it to have one made.")
     return Salt(str(place), secret)
+
+
+def _make(place: Path) -> None:
+    """Writes a salt before it has its name; of two that come at the same moment, one makes it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".salt-{secrets.token_hex(4)}")
+    part.touch(mode=0o600)
+    part.write_text(secrets.token_hex(32))
+    try:
+        with suppress(FileExistsError):
+            os.link(part, place)
+    finally:
+        part.unlink()

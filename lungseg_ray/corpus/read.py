@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from lungseg_ray.corpus.formats import Spacing, check_bytes
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.storage import Location, explained, locate
+from lungseg_ray.storage import Location, StorageError, explained
 
 LEAST_SIDE = 32
 """Rows and columns of an image, pixels; networks here see 32 x 32 at least."""
@@ -61,15 +64,8 @@ def read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -
     Raises:
         BadFileError: with the reason why the pair cannot be used (see `REASONS`).
     """
-    try:
+    with unnamed(record.image_id if record.private else ""):
         return _read_sample(record, settings, longer_side=longer_side)
-    except OSError as error:
-        if not record.private:
-            raise
-        shown = str(error)
-        for uri in (record.image_uri, *record.mask_uris):
-            shown = shown.replace(uri, record.shown)
-        raise type(error)(shown) from None
 
 
 def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -> Sample:
@@ -175,17 +171,43 @@ def _check_marked(mask: Pixels) -> None:
 def _fetch(uri: str, *, of: str = "image") -> bytes:
     which = "the mask: " if of == "mask" else ""
     try:
-        return _read(locate(uri))
+        return _read(Location(uri))
     except BadFileError as error:
         raise BadFileError(error.reason, f"{which}{error.detail}") from None
     except ValueError:
         raise BadFileError("unreadable", f"{which}the file has a name that no system opens") from None
     except OSError as error:
-        # Any other (a store or a disk that does not answer) says nothing about the file and must not set it aside.
-        if not isinstance(error, FileNotFoundError) and error.errno not in _OF_THE_FILE:
+        if not (why := fault_of_file(error)):
             raise
-        why = error.strerror or "there is no such file"
-        raise BadFileError("unreadable", f"{which}the file cannot be opened: {why}") from None
+        raise BadFileError("unreadable", f"{which}{why}") from None
+
+
+def fault_of_file(error: OSError) -> str:
+    """Why a file cannot be opened, through a fault of its own; empty if a store or a disk does not answer.
+
+    That says nothing about the file and must not set it aside.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "the file cannot be opened: there is no such file"
+    return f"the file cannot be opened: {os.strerror(error.errno)}" if error.errno in _OF_THE_FILE else ""
+
+
+@contextmanager
+def unnamed(key: str) -> Iterator[None]:
+    """Keeps paths out of the trouble with a disk or a store: they may say whose image it is.
+
+    Args:
+        key: of the file, which stands for its path; empty if the path may be told.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not key:
+            raise
+        # What a store says may hold the path in pieces.
+        kind = StorageError if isinstance(error, StorageError) else OSError
+        why = f" ({os.strerror(error.errno)})" if error.errno else ""
+        raise kind(f"{key}: the file behind this key cannot be read from where it lies{why}.") from None
 
 
 def _read(place: Location) -> bytes:

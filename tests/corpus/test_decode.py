@@ -267,7 +267,7 @@ class TestReadSample:
     def test_missing_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(encoded(smooth(32, 32)))
         record = Record("a", str(tmp_path / "a.png"), (str(tmp_path / "b.png"),), "a")
-        with pytest.raises(BadFileError, match=r"unreadable: the mask: .*No such file"):
+        with pytest.raises(BadFileError, match=r"unreadable: the mask: .*no such file"):
             read_sample(record, CorpusSettings(), longer_side=32)
         with pytest.raises(BadFileError, match="no_mask"):
             read_sample(Record("a", str(tmp_path / "a.png"), (), "a"), CorpusSettings(), longer_side=32)

@@ -19,6 +19,7 @@ from lungseg_ray.corpus.dicom_codecs import frame_shape
 from lungseg_ray.corpus.formats import decode
 from lungseg_ray.errors import BadFileError
 from tests.corpus.dicoms import IDENTITY, chest, dataset, encoded, real
+from tests.corpus.kinds import IMAGE, jpeg
 
 RAMP: NDArray[np.uint16] = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64)
 
@@ -60,9 +61,27 @@ class TestGreyValues:
         np.testing.assert_allclose(shown(encoded(dataset(values, bits=12))), RAMP / 4095, atol=1e-5)
 
     def test_values_beyond_the_stored_bits(self) -> None:
-        # Where a file keeps something else in the bits above, they are not part of the value.
-        data = encoded(dataset(RAMP | np.uint16(0x8000), bits=12))
-        np.testing.assert_allclose(shown(data), RAMP / 4095, atol=1e-5)
+        # They would wrap around; where an overlay lies above the stored bits, it is not part of the value.
+        high = RAMP | np.uint16(0x8000)
+        assert reason(encoded(dataset(high, bits=12))) == "out_of_range"
+        assert reason(encoded(dataset(RAMP, bits=12, HighBit=15))) == "unsupported"
+        made = dataset(high, bits=12)
+        made.add_new(0x60000102, "US", 15)
+        np.testing.assert_allclose(shown(encoded(made)), RAMP / 4095, atol=1e-5)
+
+    @pytest.mark.parametrize("extended", [True, False])
+    def test_signed_values_with_and_without_their_sign_in_the_bits_above(self, extended: bool) -> None:
+        values = RAMP.astype(np.int16) - 2048
+        stored = values if extended else (values & 0x0FFF).astype(np.int16)
+        np.testing.assert_allclose(shown(encoded(dataset(stored, bits=12))), RAMP / 4095, atol=1e-5)
+
+    def test_signed_jpeg_ls(self) -> None:
+        values = RAMP.astype(np.int16) - 2048
+        frame = bytes(imagecodecs.jpegls_encode((values & 0x0FFF).astype(np.uint16)))
+        made = dataset(values, bits=12, PixelData=encapsulate([frame]))
+        made.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
+        made["PixelData"].is_undefined_length = True
+        np.testing.assert_allclose(shown(encoded(made)), RAMP / 4095, atol=1e-5)
 
     def test_a_window(self) -> None:
         # PS3.3 C.11.2.1.2.1 with centre 2048, width 1024: black to (2047.5 - 511.5) = 1536, white from 2559 on
@@ -90,8 +109,9 @@ class TestGreyValues:
         expected = np.clip((RAMP - 1024.0 - 475.5) / 999 + 0.5, 0, 1)
         np.testing.assert_allclose(shown(data), expected, atol=1e-5)
 
-    def test_a_falling_rescale_inverts(self) -> None:
-        data = encoded(dataset(RAMP, bits=12, RescaleSlope=-2, RescaleIntercept=10))
+    @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
+    def test_a_falling_rescale_inverts(self, window: dict[str, int]) -> None:
+        data = encoded(dataset(RAMP, bits=12, RescaleSlope=-1, RescaleIntercept=4095, **window))
         np.testing.assert_allclose(shown(data), 1 - RAMP / 4095, atol=1e-5)
 
     @pytest.mark.parametrize("as_words", [True, False])
@@ -137,6 +157,16 @@ class TestGreyValues:
     def test_colours(self) -> None:
         pixels = np.stack([RAMP >> 4, RAMP >> 5, RAMP >> 6], 2).astype(np.uint8)
         np.testing.assert_array_equal(decode_image(encoded(dataset(pixels)), channels=3).pixels, pixels)
+
+
+class TestDamage:
+    def test_a_baseline_frame_that_is_cut_but_has_its_end(self) -> None:
+        frame = jpeg()
+        cut = frame[: len(frame) // 2] + b"\xff\xd9"
+        made = dataset(IMAGE, PixelData=encapsulate([cut]))
+        made.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+        made["PixelData"].is_undefined_length = True
+        assert reason(encoded(made)) == "unreadable"
 
 
 class TestSpacing:
@@ -256,6 +286,7 @@ class TestSetAside:
             ({"Rows": 32}, "unreadable"),
             ({"Rows": 0}, "unreadable"),
             ({"BitsStored": 17}, "unsupported"),
+            ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "unsupported"),
             ({"Rows": None}, "unreadable"),
             ({"WindowCenter": 5, "WindowWidth": 0}, "unreadable"),
             ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "unreadable"),
@@ -339,11 +370,11 @@ def test_shape_of_a_frame() -> None:
 
 def test_tags() -> None:
     found = dicom.read_tags(io.BytesIO(chest(np.zeros((64, 64), np.uint8), IssuerOfPatientID="A")))
-    assert found.patient == f"A\0{IDENTITY['PatientID']}"
+    assert found.patient == IDENTITY["PatientID"]
     assert found.study == IDENTITY["StudyInstanceUID"]
     assert found.groups == {"sex": "F", "view": "PA", "modality": "DX"}
     # What someone wrote by hand may name a person.
-    free = dicom.read_tags(io.BytesIO(chest(np.zeros((64, 64), np.uint8), ViewPosition="as Mrs Doe")))
+    free = dicom.read_tags(io.BytesIO(chest(np.zeros((64, 64), np.uint8), ViewPosition="LEE")))
     assert "view" not in free.groups
     with pytest.raises(BadFileError, match="unreadable"):
         dicom.read_tags(io.BytesIO(b"nothing of the kind"))

@@ -14,6 +14,7 @@ from lungseg_ray.corpus import formats
 from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.formats import decode
 from lungseg_ray.errors import BadFileError
+from tests.corpus.kinds import png_of_size
 from tests.fuzz.mutate import with_checksums
 
 BINARY: dict[int, int] = {0: 0, 1: 1, 255: 1}
@@ -65,6 +66,10 @@ class TestTiff:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_not_finite(self, bad: float) -> None:
         assert reason(tiff(np.array([[0, bad, 1]], np.float32))) == "not_finite"
+
+    def test_floats_to_1_where_white_is_something_else(self) -> None:
+        # All of it would be black.
+        assert reason(tiff(np.array([[0, 0.5, 1]], np.float32)), white=4095) == "out_of_range"
 
     def test_negative(self) -> None:
         assert reason(tiff(np.array([[-0.1, 1]], np.float32))) == "out_of_range"
@@ -175,6 +180,29 @@ class TestPalette:
         shown = decode_image(pillow(self.image(), kind), channels=3).pixels
         assert shown[0, 0].tolist() == [10, 20, 30]
         assert shown[-1, -1].tolist() == [255, 0, 0]
+
+    def test_of_a_tiff_file(self) -> None:
+        index = (RAMP > 40).astype(np.uint8)
+        colours = np.zeros((3, 256), np.uint16)
+        colours[:, 1] = 65535, 0, 257
+        data = tiff(index, photometric="palette", colormap=colours)
+        np.testing.assert_array_equal(decode_mask(data, mask_values=BINARY), index)
+        assert decode_image(data, channels=3).pixels[-1, -1].tolist() == [255, 0, 1]
+
+
+class TestFewBits:
+    @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+    def test_white_is_white(self, bits: int) -> None:
+        data = tiff(np.array([[0, 2**bits - 1]] * 2, np.uint8), bitspersample=bits)
+        assert decode_image(data, channels=1).pixels[0, :, 0].tolist() == [0, 255]
+        assert decode_mask(data, mask_values={0: 0, 2**bits - 1: 1})[0].tolist() == [0, 1]
+
+    @pytest.mark.parametrize("bits", [2, 4])
+    def test_labels_of_a_png_are_not_spread(self, bits: int) -> None:
+        # A row of two pixels, 0 and 1.
+        data = png_of_size(2, 1, bytes([0, 1 << (8 - 2 * bits)]), bits=bits)
+        assert decode_mask(data, mask_values=BINARY).tolist() == [[0, 1]]
+        assert decode_image(data, channels=1).pixels[0, :, 0].tolist() == [0, 255 // (2**bits - 1)]
 
 
 class TestPng:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.layouts.dicom import find
 from lungseg_ray.corpus.privacy import Salt
 from lungseg_ray.errors import UserError
-from tests.corpus.dicoms import IDENTITY, chest, write_tree
+from tests.corpus.dicoms import IDENTITY, chest, dataset, encoded, write_tree
 from tests.corpus.kinds import MASK, png
 from tests.corpus.trees import listing, reasons
 
@@ -41,9 +42,9 @@ def test_patients_come_from_the_tags(tmp_path: Path) -> None:
     assert len({record.patient_id for record in [*found.records, *found.unlabelled]}) == 4
     assert set(reasons(found).values()) == {"unreadable"}
     record = found.records[0]
-    assert record.patient_id in {SALT.key("patient", f"\0{IDENTITY['PatientID']}{number}") for number in range(4)}
-    assert dict(record.groups) == {"sex": "F", "view": "PA", "modality": "DX", "study": record.groups["study"]}
-    assert len({one.groups["study"] for one in found.records}) == 7
+    assert record.patient_id in {SALT.key("patient", f"{IDENTITY['PatientID']}{number}") for number in range(4)}
+    assert dict(record.groups) == {"sex": "F", "view": "PA", "modality": "DX", "study_key": record.groups["study_key"]}
+    assert len({one.groups["study_key"] for one in found.records}) == 7
 
 
 def test_no_identity_is_in_what_may_be_written(tmp_path: Path) -> None:
@@ -86,17 +87,71 @@ def test_names_without_a_suffix_and_uids(tmp_path: Path) -> None:
     assert not found.set_aside
 
 
-def test_a_patient_without_an_id_is_one_of_its_own(tmp_path: Path) -> None:
-    for number in range(2):
-        (tmp_path / f"{number}.dcm").write_bytes(chest(IMAGE, PatientID=None if number else ""))
+def test_a_patient_without_an_id_is_known_by_the_study(tmp_path: Path) -> None:
+    for number, study in enumerate(("1.2.3", "1.2.3", "1.2.4", None, None)):
+        (tmp_path / f"{number}.dcm").write_bytes(chest(IMAGE, PatientID=None, StudyInstanceUID=study))
+    found = listing(tmp_path).unlabelled
+    assert len({record.patient_id for record in found}) == 4
+    # Without either, each is one of its own.
+    assert sum(record.patient_id == record.image_id for record in found) == 2
+
+
+def test_who_issued_the_id_makes_no_other_patient(tmp_path: Path) -> None:
+    # Not all files of a patient say it.
+    for number, issuer in enumerate(("A", None)):
+        (tmp_path / f"{number}.dcm").write_bytes(chest(IMAGE, IssuerOfPatientID=issuer))
+    assert len({record.patient_id for record in listing(tmp_path).unlabelled}) == 1
+
+
+def test_two_files_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for name in ("a.dcm", "images/a.ima", "b.dcm"):
+        (tmp_path / name).write_bytes(chest(IMAGE))
+    for name in ("a.png", "b.png", "b.tif"):
+        (tmp_path / "masks" / name).write_bytes(png(MASK))
+    found = listing(tmp_path, layout="dicom")
+    assert not found.records
+    assert not found.unlabelled
+    assert list(reasons(found).values()) == ["ambiguous"] * 3
+
+
+def test_an_archive_whose_files_have_no_suffix_is_recognised(tmp_path: Path) -> None:
+    # Named by UIDs, below folders named by patients: no message may name these.
+    (tmp_path / "DOE_JANE").mkdir()
+    (tmp_path / "DOE_JANE/1.2.840.77").write_bytes(chest(IMAGE))
+    (tmp_path / "DICOMDIR").write_bytes(chest(IMAGE))
     found = listing(tmp_path)
-    assert [record.patient_id for record in found.unlabelled] == [record.image_id for record in found.unlabelled]
+    assert (found.layout, found.because) == ("dicom", "found DICOM files without a suffix")
+    assert (len(found.unlabelled), found.ignored) == (1, 1)
 
 
-def test_the_same_id_at_two_hospitals(tmp_path: Path) -> None:
-    for issuer in ("A", "B"):
-        (tmp_path / f"{issuer}.dcm").write_bytes(chest(IMAGE, IssuerOfPatientID=issuer))
-    assert len({record.patient_id for record in listing(tmp_path).unlabelled}) == 2
+def test_a_link_in_a_circle(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, 2)
+    (root / "DOE_JANE.dcm").symlink_to("DOE_JANE.dcm")
+    found = listing(root)
+    assert list(reasons(found).values()) == ["unreadable"] * 2
+    assert "DOE" not in written(found)
+
+
+def test_trouble_with_a_disk_tells_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(file: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", f"{tmp_path}/DOE_JANE.dcm")
+
+    (tmp_path / "DOE_JANE.dcm").write_bytes(chest(IMAGE))
+    monkeypatch.setattr("lungseg_ray.corpus.dicom.read_tags", broken)
+    with pytest.raises(OSError, match=r"^\w{16}: .*cannot be read from where it lies \(Input/output error\)") as caught:
+        listing(tmp_path)
+    assert "DOE" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_tags_beyond_the_first_bytes(tmp_path: Path) -> None:
+    # A private element of 1 MB stands before the patient.
+    made = dataset(IMAGE)
+    made.private_block(0x0009, "some maker", create=True).add_new(1, "OB", bytes(1 << 20))
+    (tmp_path / "a.dcm").write_bytes(encoded(made))
+    assert listing(tmp_path).unlabelled[0].patient_id == SALT.key("patient", IDENTITY["PatientID"])
 
 
 def test_a_mask_without_its_image(tmp_path: Path) -> None:

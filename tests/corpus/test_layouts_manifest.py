@@ -118,6 +118,18 @@ class TestPaths:
         (one,) = of_rows(tmp_path, ("x.png", path)).set_aside
         assert (one.image_id, one.reason) == ("x", "bad_path")
 
+    def test_leaves_the_folder_by_a_link(self, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (folder / "way.png").symlink_to(outside / "x.png")
+        (folder / "here.png").symlink_to("good.png")
+        found = of_rows(folder, ("way.png", "m.png"), ("here.png", "m.png"))
+        assert [one.reason for one in found.set_aside] == ["bad_path"]
+        assert str(folder / "here.png") in {record.image_uri for record in found.records}
+        assert not of_rows(folder, ("way.png", "m.png"), outside=True).set_aside
+
     def test_within_the_folder(self, tmp_path: Path) -> None:
         inside = [
             "a/../x1.png",

@@ -57,6 +57,14 @@ def test_a_file_is_made_once_for_this_user_alone(home: Path) -> None:
     assert find_salt() != first
 
 
+def test_a_file_that_is_there_is_read_alone(home: Path) -> None:
+    # As a secret that is mounted read-only, with the newline that an editor leaves.
+    (home / "lungseg-ray").mkdir()
+    (home / "lungseg-ray/salt").write_text(f"{SECRET}\n")
+    (home / "lungseg-ray").chmod(0o500)
+    assert find_salt().key("patient", "4711") == Salt("", SECRET.encode()).key("patient", "4711")
+
+
 def test_a_file_that_is_no_secret(home: Path) -> None:
     (home / "lungseg-ray").mkdir()
     (home / "lungseg-ray/salt").write_text("")

@@ -120,6 +120,8 @@ def shenzhen(root: Path, *, count: int = 662, size: int = 32) -> Path:
     """
     _shenzhen(root / "ChinaSet_AllFiles", root / "mask", count, size)
     _write(root / "ChinaSet_AllFiles/NLM-ChinaCXRSet-ReadMe.docx", b"PK\3\4")
+    # What marks findings, and not lungs.
+    _write(root / "Annotations-2/masks/CHNCXR_0327_1.png", b"")
     return root
 
 

@@ -103,7 +103,7 @@ def test_patients_and_studies_have_keys(ran: Ran) -> None:
     assert len(rows) == IMAGES - 2
     assert len({row["patient_id"] for row in rows}) == IMAGES // 2
     groups = [dict(row["groups"]) for row in rows]
-    assert len({group["study"] for group in groups}) == len(rows)
+    assert len({group["study_key"] for group in groups}) == len(rows)
     assert {group["sex"] for group in groups} == {"F"}
     assert all(row["spacing"] == [0.2, 0.2] for row in rows)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import dicom
@@ -22,10 +24,11 @@ from lungseg_ray.corpus.layouts.listing import (
     without_suffix,
 )
 from lungseg_ray.corpus.privacy import Salt, find_salt
+from lungseg_ray.corpus.read import fault_of_file, unnamed
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
-from lungseg_ray.storage import explained, locate
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, explained, locate, patiently
 
 EXPECTS = "DICOM files in any folders, and the mask of images/a/b.dcm, or of a/b.dcm, as masks/a/b.png"
 _MASKS, _IMAGES = "masks/", "images/"
@@ -33,15 +36,19 @@ _READERS = 16
 """Files whose tags are read at the same time."""
 _HEAD_BYTES = 1 << 17
 """Of a file, in which its first tags nearly always stand: one request to a bucket."""
+_PROBED = 16
+"""Files without a suffix that are opened to recognise the layout."""
 
 Tags = dicom.Tags | BadFileError | None
 """What a file says, why it cannot be read, or None where it is no DICOM file and does not claim to be one."""
 
 
 def recognise(tree: Tree) -> str:
-    """What speaks for this layout."""
-    found = any(entry.path.lower().endswith(DICOM_SUFFIXES) for entry in tree.files if _is_image(entry))
-    return f"found files named {' or '.join(DICOM_SUFFIXES)}" if found else ""
+    """What speaks for this layout: names, and the beginnings of a few files that have no suffix."""
+    images = [entry for entry in tree.files if _is_image(entry)]
+    if any(entry.path.lower().endswith(DICOM_SUFFIXES) for entry in images):
+        return f"found files named {' or '.join(DICOM_SUFFIXES)}"
+    return "found DICOM files without a suffix" if any(map(_begins_as_dicom, islice(images, _PROBED))) else ""
 
 
 def read(tree: Tree, settings: CorpusSettings) -> Listing:
@@ -52,33 +59,45 @@ def read(tree: Tree, settings: CorpusSettings) -> Listing:
 
     Raises:
         UserError: if there is no DICOM file, or no salt for the keys.
+        OSError: if the files cannot be read from where they lie.
     """
     salt = find_salt()
     images = [entry for entry in tree.files if _is_image(entry)]
-    masks = {
-        _stem(entry): entry
-        for entry in tree.files
-        if entry.path.startswith(_MASKS) and entry.path.lower().endswith(SUFFIXES)
-    }
+    masks = [entry for entry in tree.files if entry.path.startswith(_MASKS) and entry.path.lower().endswith(SUFFIXES)]
     found = Listing([], [], "dicom")
-    ignored = 0
-    for entry, tags in zip(images, _all_tags(images), strict=True):
+    good: dict[str, list[tuple[Entry, dicom.Tags]]] = defaultdict(list)
+    ignored = len(tree.files) - len(images) - len(masks)
+
+    def set_aside(entry: Entry, reason: str, detail: str) -> None:
         image_id = salt.key("path", entry.path)
-        mask = masks.pop(_stem(entry), None)
+        found.set_aside.append(SetAside(image_id, image_id, reason, detail))
+
+    for entry, tags in zip(images, _all_tags(images, salt), strict=True):
         if tags is None:
             ignored += 1
         elif isinstance(tags, BadFileError):
-            found.set_aside.append(SetAside(image_id, image_id, tags.reason, tags.detail))
+            set_aside(entry, tags.reason, tags.detail)
         else:
-            record = make_record(image_id, entry, [mask] if mask else [], settings, _groups(tags, salt))
-            patient = salt.key("patient", tags.patient) if tags.patient else image_id
-            record = replace(record, patient_id=patient, private=True)
-            (found.records if mask else found.unlabelled).append(record)
+            good[_stem(entry)].append((entry, tags))
+    drawn: dict[str, list[Entry]] = defaultdict(list)
+    for entry in masks:
+        drawn[_stem(entry)].append(entry)
+    for stem, pairs in good.items():
+        parts = drawn.pop(stem, [])
+        if len(pairs) > 1 or len(parts) > 1:
+            detail = f"expected one image and one mask of a name, found {len(pairs)} and {len(parts)}"
+            for entry, _ in pairs:
+                set_aside(entry, "ambiguous", detail)
+            continue
+        (entry, tags), image_id = pairs[0], salt.key("path", pairs[0][0].path)
+        record = make_record(image_id, entry, parts, settings, _groups(tags, salt))
+        record = replace(record, patient_id=_patient(tags, salt) or image_id, private=True)
+        (found.records if parts else found.unlabelled).append(record)
     if not (found.records or found.unlabelled or found.set_aside):
         raise UserError(f"{tree.root}: the layout dicom expects {EXPECTS}; found no DICOM file.")
-    for entry in masks.values():
-        image_id = salt.key("path", entry.path)
-        found.set_aside.append(SetAside(image_id, image_id, "no_image", "expected its image, found the mask alone"))
+    for parts in drawn.values():
+        for entry in parts:
+            set_aside(entry, "no_image", "expected its image, found the mask alone")
     for unusable in tree.unusable():
         image_id = salt.key("path", unusable.uri)
         found.set_aside.append(replace(unusable, image_id=image_id, uri=image_id))
@@ -103,30 +122,49 @@ def find(root: str, key: str) -> str:
     raise UserError(f"{root}: no file has the key {key} with the salt of {salt.source}. Was it made with another salt?")
 
 
+def may_be_dicom(name: str) -> bool:
+    """Whether a file's name is one that DICOM files have: many have no suffix, and the dots of a UID begin none."""
+    suffix = name.rpartition(".")[2]
+    without = suffix == name or suffix.isdigit()
+    return (without or name.lower().endswith(DICOM_SUFFIXES)) and not name.startswith(".") and name != "DICOMDIR"
+
+
 def _is_image(entry: Entry) -> bool:
-    """Whether its name is that of a DICOM file; in archives, many have no suffix."""
-    name = entry.path.rsplit("/", 1)[-1]
-    named = name.lower().endswith(DICOM_SUFFIXES) or "." not in name
-    return named and not name.startswith(".") and not entry.path.startswith(_MASKS)
+    return may_be_dicom(entry.path.rpartition("/")[2]) and not entry.path.startswith(_MASKS)
 
 
 def _stem(entry: Entry) -> str:
-    """What an image and its mask have in common. UIDs have dots, which begin no suffix."""
+    """What an image and its mask have in common."""
     path = entry.path.removeprefix(_MASKS).removeprefix(_IMAGES)
     return without_suffix(path) if path.lower().endswith(SUFFIXES) else path
 
 
 def _groups(tags: dicom.Tags, salt: Salt) -> dict[str, str]:
-    return {**tags.groups, **({"study": salt.key("study", tags.study)} if tags.study else {})}
+    return {**tags.groups, **({"study_key": salt.key("study", tags.study)} if tags.study else {})}
 
 
-def _all_tags(images: list[Entry]) -> Iterator[Tags]:
+def _patient(tags: dicom.Tags, salt: Salt) -> str:
+    """A study is of one patient, so that it may stand for one who has no id."""
+    if tags.patient:
+        return salt.key("patient", tags.patient)
+    return salt.key("study", tags.study) if tags.study else ""
+
+
+def _all_tags(images: Iterable[Entry], salt: Salt) -> Iterator[Tags]:
+    images = list(images)
+
+    def read_one(entry: Entry) -> Tags:
+        try:
+            with unnamed(salt.key("path", entry.path)):
+                return patiently(lambda: _tags(entry.place), seconds=PATIENCE_SECONDS)
+        except BadFileError as error:
+            return error
+
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from ticks(pool.map(_tags, images), total=len(images), description="Reading tags")
+        yield from ticks(pool.map(read_one, images), total=len(images), description="Reading tags")
 
 
-def _tags(entry: Entry) -> Tags:
-    place = entry.place
+def _tags(place: Location) -> dicom.Tags | None:
     try:
         with explained(place), place.filesystem.open_input_file(place.path) as file:
             head = file.read(_HEAD_BYTES)
@@ -140,10 +178,18 @@ def _tags(entry: Entry) -> Tags:
                 if (tags := dicom.read_tags(io.BytesIO(head))).study:
                     return tags
             return dicom.read_tags(io.BytesIO(head + file.read()))
-    except BadFileError as error:
-        return error
-    except (FileNotFoundError, PermissionError) as error:
-        return BadFileError("unreadable", f"the file cannot be opened: {error.strerror or type(error).__name__}")
+    except OSError as error:
+        if not (why := fault_of_file(error)):
+            raise
+        raise BadFileError("unreadable", why) from None
+
+
+def _begins_as_dicom(entry: Entry) -> bool:
+    try:
+        with explained(entry.place), entry.place.filesystem.open_input_file(entry.place.path) as file:
+            return dicom.is_dicom(file.read(132))
+    except OSError:
+        return False
 
 
 DICOM = Layout("dicom", EXPECTS, recognise, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 from urllib.parse import urlsplit
@@ -129,6 +130,9 @@ def _resolve(written: str, folder: Location, *, outside: bool) -> str:
         path = _normal(written)
         inside = path.split("/", 1)[0] not in (".", "..")
         place = folder / path if inside else Location(store + _normal(f"{folder.path}/{path}"))
+    if inside and place.is_local:
+        # A link may lead out of it.
+        inside = os.path.realpath(place.path).startswith(f"{os.path.realpath(folder.path).rstrip('/')}/")
     if not outside and not inside:
         raise _bad(
             f"names {shown(written)}; expected a path within the manifest's folder, found one that leaves it. "

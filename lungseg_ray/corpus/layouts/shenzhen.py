@@ -18,7 +18,8 @@ from lungseg_ray.errors import UserError
 EXPECTS = "CXR_png/CHNCXR_*.png, mask/ or masks/ with CHNCXR_*_mask.png, and ClinicalReadings/ if it is there"
 _ID = r"(?P<id>(CHN|MCU)CXR_\d+_[01])"
 _SHENZHEN = re.compile(r"(?P<id>(.*/)?CXR_png)/CHNCXR_\d+_[01]\.png")
-_MASK = anywhere(rf"masks?/{_ID}(_mask)?\.png")
+# Annotations-2/masks/ marks findings, not lungs.
+_MASK = re.compile(rf"(?!(.*/)?Annotations)(.*/)?masks?/{_ID}(_mask)?\.png", re.DOTALL)
 _READING = anywhere(rf"ClinicalReadings/{_ID}\.txt")
 
 
