@@ -155,6 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), arguments.few, arguments.many, arguments.repeats)
+    RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     table = Table("figure", "median", *(f"round {number + 1}" for number in range(arguments.repeats)))
     for key, value in result["median"].items():
