@@ -3,7 +3,7 @@
 The peer is a bare loop in two processes that reads, decodes and resizes the same files and writes nothing. The job's
 own speed is that of the images by which two corpora differ, so that the seconds in which Ray starts do not count; the
 speed with them is reported beside it. Memory is the sum over all of the job's processes of what each has for itself and
-its share of what they have together (PSS), ten times a second.
+its share of what they have together (PSS), twice a second, in runs of their own: asking for it costs time.
 """
 
 from __future__ import annotations
@@ -78,16 +78,17 @@ def peer(root: Path, count: int) -> float:
         return done / (time.perf_counter() - start)
 
 
-def job(root: Path, out: Path) -> tuple[float, float]:
-    """Seconds and peak MiB of the job."""
+def job(root: Path, out: Path, *, watched: bool = False) -> tuple[float, float]:
+    """Seconds of the job, and its peak in MiB if that is watched."""
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, str(ROOT / "jobs/shard.py"), "--corpus.root", str(root), "--shards.root", str(out)]
     start = time.perf_counter()
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     peak = 0.0
-    while running.poll() is None:
+    while watched and running.poll() is None:
         peak = max(peak, sum(map(_pss, _tree(running.pid))))
-        time.sleep(0.1)
+        time.sleep(0.5)
+    running.wait()
     seconds = time.perf_counter() - start
     if running.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
@@ -115,16 +116,14 @@ def _pss(pid: int) -> float:
 def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
     """All figures; each round measures the peer and both corpora, one after the other."""
     write_corpus(folder / "many", many)
-    (folder / "few").mkdir()
     for part in ("images", "masks"):
-        (folder / "few" / part).mkdir()
+        (folder / "few" / part).mkdir(parents=True)
         for path in sorted((folder / "many" / part).iterdir())[:few]:
             (folder / "few" / part / path.name).hardlink_to(path)
     rounds = []
-    for _ in track(range(repeats), "Measuring"):
+    for _ in track(range(repeats), "Measuring speed"):
         bare = peer(folder / "many", few)
-        few_seconds, few_peak = job(folder / "few", folder / "out")
-        many_seconds, many_peak = job(folder / "many", folder / "out")
+        few_seconds, many_seconds = (job(folder / name, folder / "out")[0] for name in ("few", "many"))
         speed = (many - few) / (many_seconds - few_seconds)
         rounds.append(
             {
@@ -133,16 +132,15 @@ def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
                 "ratio": speed / bare,
                 "images_per_s_with_start": many / many_seconds,
                 "ratio_with_start": many / many_seconds / bare,
-                f"peak_mib_{few}": few_peak,
-                f"peak_mib_{many}": many_peak,
-                "peak_growth": many_peak / few_peak,
             }
         )
+    peaks = [job(folder / name, folder / "out", watched=True)[1] for name in ("few", "many")]
     return {
         "pairs": {"few": few, "many": many},
         "cores": resources.cores(),
         "median": {key: statistics.median(one[key] for one in rounds) for key in rounds[0]},
         "rounds": rounds,
+        "peak_mib": {"few": peaks[0], "many": peaks[1], "growth": peaks[1] / peaks[0]},
     }
 
 
@@ -161,6 +159,7 @@ def main() -> None:
     for key, value in result["median"].items():
         table.add_row(key, f"{value:.4g}", *(f"{one[key]:.4g}" for one in result["rounds"]))
     Console().print(table)
+    print("Peak memory, MiB:", result["peak_mib"])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lungseg_ray import metrics, report, resources
 from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, chosen, merge
-from lungseg_ray.corpus import Listing, Record, SetAside, assign_splits, list_corpus, read_sample
+from lungseg_ray.corpus import STUDY_KEY, Listing, Record, SetAside, assign_splits, list_corpus, read_sample
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.labels import IGNORE_LABEL
 from lungseg_ray.predictor import Model
@@ -267,7 +267,7 @@ def _figures(
 
 def _subgroups(rows: Sequence[dict[str, Any]], settings: EvaluateSettings) -> dict[str, list[str]]:
     texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
-    columns = sorted(texts - {"image_id", "patient_id", "study_key", "sha256"})
+    columns = sorted(texts - {"image_id", "patient_id", STUDY_KEY, "sha256"})
     values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in columns}
     if settings.subgroups is None:
         return {key: found for key, found in values.items() if 2 <= len(found) <= 12}

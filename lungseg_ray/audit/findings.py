@@ -10,7 +10,7 @@ from typing import Literal
 from lungseg_ray.audit.facts import Facts
 from lungseg_ray.audit.result import Audit
 from lungseg_ray.audit.twins import MOST, Twins
-from lungseg_ray.corpus import REASONS, SPLITS
+from lungseg_ray.corpus import REASONS, SPLITS, STUDY_KEY
 from lungseg_ray.page.parts import counted
 
 Weight = Literal["mend", "look", "know"]
@@ -60,7 +60,8 @@ def column_counts(images: Sequence[Facts]) -> dict[str, dict[str, Counter[str]]]
     counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for one in images:
         for name, value in one.groups.items():
-            counts[name][value][one.split or "none"] += 1
+            if name != STUDY_KEY:
+                counts[name][value][one.split or "none"] += 1
     return {name: dict(sorted(values.items())) for name, values in sorted(counts.items()) if 2 <= len(values) <= 12}
 
 

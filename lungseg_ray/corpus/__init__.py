@@ -2,12 +2,13 @@
 
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
-from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
+from lungseg_ray.corpus.record import REASONS, SPLITS, STUDY_KEY, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 
 __all__ = [
     "REASONS",
     "SPLITS",
+    "STUDY_KEY",
     "Listing",
     "Record",
     "Sample",

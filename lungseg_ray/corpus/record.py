@@ -10,6 +10,9 @@ from typing import Literal
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+STUDY_KEY = "study_key"
+"""The group that says which study of DICOM an image is of; it is no subgroup to report apart."""
+
 REASONS = {
     "unreadable": "the file cannot be read or decoded",
     "empty_file": "the file has no bytes",

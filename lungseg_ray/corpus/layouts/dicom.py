@@ -25,7 +25,7 @@ from lungseg_ray.corpus.layouts.listing import (
 )
 from lungseg_ray.corpus.privacy import Salt, find_salt
 from lungseg_ray.corpus.read import fault_of_file, unnamed
-from lungseg_ray.corpus.record import SetAside
+from lungseg_ray.corpus.record import STUDY_KEY, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, explained, locate, patiently
@@ -140,7 +140,7 @@ def _stem(entry: Entry) -> str:
 
 
 def _groups(tags: dicom.Tags, salt: Salt) -> dict[str, str]:
-    return {**tags.groups, **({"study_key": salt.key("study", tags.study)} if tags.study else {})}
+    return {**tags.groups, **({STUDY_KEY: salt.key("study", tags.study)} if tags.study else {})}
 
 
 def _patient(tags: dicom.Tags, salt: Salt) -> str:
