@@ -67,7 +67,7 @@ def decode_image(
     if pixels.dtype != np.uint8:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / top)
     if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], channels, axis=2)
+        pixels = pixels[:, :, None] if channels == 1 else np.repeat(pixels[:, :, None], channels, axis=2)
     return Decoded(pixels, height, width, picture.bits, picture.spacing)
 
 
@@ -129,7 +129,12 @@ def decode_mask(data: bytes, *, mask_values: Mapping[int, int | Literal["ignore"
     for value in present:
         label = mask_values[value]
         table[value] = IGNORE_LABEL if label == "ignore" else label
-    return table[values] if values.dtype == np.uint16 else cv2.LUT(values, table)
+    if values.dtype == np.uint16:
+        return table[values]
+    if [int(table[value]) for value in present] == [0, 1]:
+        # The usual mask, in a tenth of the time.
+        return cv2.threshold(values, min(present), 1, cv2.THRESH_BINARY)[1]
+    return cv2.LUT(values, table)
 
 
 def _first(values: Sequence[object]) -> str:
@@ -163,7 +168,9 @@ def resize_labels(mask: Pixels, height: int, width: int, *, vote: Vote = "area")
 
     if mask.max() <= 1:
         # Of two labels, one has the majority where its votes are 128 to 255.
-        return (votes(1) > 127).astype(np.uint8)
+        marked = cv2.threshold(mask, 0, 255, cv2.THRESH_BINARY)[1]
+        share = cv2.resize(marked, (width, height), interpolation=interpolation)
+        return cv2.threshold(share, 127, 1, cv2.THRESH_BINARY)[1]
     labels = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256])).astype(np.uint8)
     return labels[np.argmax([votes(int(label)) for label in labels], axis=0)]
 

@@ -206,9 +206,7 @@ def _decode_png(data: bytes, use: Use) -> Picture:
 
 
 def _decode_whole_png(data: bytes, use: Use) -> Picture:
-    # Checksums of all parts.
-    Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-    # Of damage, OpenCV prints to the process's standard error; this raises.
+    # Of damage, which the checksums of a PNG's parts show, OpenCV prints to the process's standard error; this raises.
     pixels = imagecodecs.png_decode(data)
     if pixels.ndim == 3:
         pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
