@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -122,6 +123,11 @@ def deflated() -> bytes:
 
 def jpeg_2000(pixels: NDArray[Any]) -> bytes:
     return bytes(imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k"))
+
+
+@cache
+def bomb() -> bytes:
+    return png_of_size(60000, 60000, bytes(7501 * 60000), bits=1)
 
 
 GOOD_IMAGES = [
@@ -269,10 +275,6 @@ def broken_lossless() -> bytes:
     frame = bytearray(imagecodecs.ljpeg_encode(DEEP, bitspersample=16))
     frame[frame.index(b"\xff\xc3") + 1] ^= 0x10
     return compressed(uid.JPEGLosslessSV1, bytes(frame), DEEP)
-
-
-def bomb() -> bytes:
-    return png_of_size(60000, 60000, bytes(7501 * 60000), bits=1)
 
 
 def imagecodecs_tiff_bomb() -> bytes:

@@ -139,6 +139,7 @@ class TestEvaluate:
         for number, job in enumerate(jobs):
             whole = {"run": str(finished.folder), "out": str(tmp_path / str(number)), **job}
             results.append(evaluate_run(EvaluateJob.model_validate(whole))[0])
+        assert (results[3].pop("layout"), results[3].pop("unlabelled")) == ("pairs (found images/ and masks/)", 0)
         assert results[0] == results[1] == results[2] == results[3] == finished.summary["test"]
         assert rows(tmp_path / "0/per_image.csv") == rows(tmp_path / "2/per_image.csv")
 
@@ -150,7 +151,7 @@ class TestEvaluate:
         (root / "masks").mkdir()
         for number in range(3):
             cv2.imwrite(str(root / f"images/{number}.png"), np.full((40, 60), 90 + number, np.uint8))
-            cv2.imwrite(str(root / f"masks/{number}.png"), np.full((40, 60), 255, np.uint8))
+            cv2.imwrite(str(root / f"masks/{number}.png"), np.tile(np.array([0, 255], np.uint8), (40, 30)))
         (root / "images/1.png").write_bytes(b"no image")
         job = {"run": str(finished.folder), "corpus": {"root": str(root)}, "out": str(tmp_path / "out")}
         result, _ = evaluate_run(EvaluateJob.model_validate(job))
@@ -179,7 +180,7 @@ class TestPredict:
             "bad.png": "set aside",
             "more/b.jpg": "done",
         }
-        assert "truncated" in found["bad.png"]["reason"]
+        assert found["bad.png"]["reason"].startswith("unreadable: ")
         mask: Any = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
         assert mask.shape == (70, 90)
         assert set(np.unique(mask)) <= {0, 255}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 from collections import Counter
+from functools import lru_cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from lungseg_ray.config import CorpusSettings
@@ -131,8 +133,7 @@ def _resolve(written: str, folder: Location, *, outside: bool) -> str:
         inside = path.split("/", 1)[0] not in (".", "..")
         place = folder / path if inside else Location(store + _normal(f"{folder.path}/{path}"))
     if inside and place.is_local:
-        # A link may lead out of it.
-        inside = os.path.realpath(place.path).startswith(f"{os.path.realpath(folder.path).rstrip('/')}/")
+        inside = _real(place.path).startswith(f"{_real_folder(folder.path).rstrip('/')}/")
     if not outside and not inside:
         raise _bad(
             f"names {shown(written)}; expected a path within the manifest's folder, found one that leaves it. "
@@ -141,6 +142,18 @@ def _resolve(written: str, folder: Location, *, outside: bool) -> str:
     if place.path.startswith("../") or (not place.is_local and "/" not in place.path):
         raise _bad(f"names {shown(written)}; expected a bucket and a file in it, found no file")
     return place.uri
+
+
+def _real(path: str) -> str:
+    """Where a file lies once links are followed; each folder is asked for once."""
+    folder, name = posixpath.split(path)
+    path = posixpath.join(_real_folder(folder), name)
+    return os.path.realpath(path) if Path(path).is_symlink() else path
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _of_uri(written: str) -> Location:
