@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from lungseg_ray.corpus import REASONS, assign_splits, list_corpus, read_image, 
 from lungseg_ray.errors import BadFileError, UserError
 from tests.corpus import kinds
 from tests.corpus.kinds import USED, Kind
+from tests.corpus.trees import nobody
 from tests.helpers import ROOT
 
 PAGE = ROOT / "docs/input.md"
@@ -87,18 +87,6 @@ def test_images(kind: Kind, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [*kinds.GOOD_MASKS, *kinds.BAD_MASKS], ids=lambda kind: kind.name)
 def test_masks(kind: Kind, tmp_path: Path) -> None:
     assert sharded(mask_of(kind, tmp_path))["x"].outcome == kind.outcome
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """As a user who is not root, who may read everything."""
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(was)
 
 
 # What may be wrong with a corpus as a whole: its name, what is there, what becomes of the image "x" (or of all: "").
