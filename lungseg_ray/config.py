@@ -398,10 +398,6 @@ def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
         raise UserError(_explain_arguments(str(error), tree)) from None
 
 
-def _with_underscores(option: re.Match[str]) -> str:
-    return "--" + option[0][2:].replace("-", "_")
-
-
 def dump(settings: Section) -> str:
     """The whole tree as YAML, as `--config` reads it."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

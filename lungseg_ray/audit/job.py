@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +17,8 @@ from lungseg_ray.audit.facts import Facts, facts, read
 from lungseg_ray.audit.findings import look
 from lungseg_ray.audit.result import TABLE, Audit, to_csv
 from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
-from lungseg_ray.corpus import SPLITS, Record, SetAside, assign_splits, list_corpus
+from lungseg_ray.corpus import SPLITS, Record, SetAside, Split, assign_splits, list_corpus
+from lungseg_ray.corpus.split import prescribed
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.page.parts import counted
 from lungseg_ray.page.write import write_audit_page
@@ -97,18 +98,14 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     return found, write_audit_page(found, root)
 
 
-def sides(records: Sequence[Record], settings: SplitSettings) -> tuple[list[Record], dict[str, list[str]], str]:
+def sides(records: Sequence[Record], settings: SplitSettings) -> tuple[list[Record], dict[str, list[Split]], str]:
     """Deals patients to the sides of the split, as far as that goes.
 
     Returns:
         The records with their sides; the patients whom the corpus puts on several, whose images stay where it puts
         them; and why no side could be dealt, which is empty where it could.
     """
-    prescribed: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        if record.split and record.split not in prescribed[record.patient_id]:
-            prescribed[record.patient_id].append(record.split)
-    torn = {patient: sides for patient, sides in sorted(prescribed.items()) if len(sides) > 1}
+    torn = {patient: sides for patient, sides in sorted(prescribed(records).items()) if len(sides) > 1}
     whole = [record for record in records if record.patient_id not in torn]
     try:
         dealt, undealt = assign_splits(whole, settings), ""

@@ -86,7 +86,7 @@ def decode(data: bytes, *, name: str = "", use: Use = "image") -> Picture:
     Raises:
         BadFileError: with the reason why the file cannot be used (see `REASONS`); never with a word of its content.
     """
-    # Imported late: few corpora hold DICOM, and it takes a quarter of a second.
+    # Imported late, since it builds on what is here.
     from lungseg_ray.corpus import dicom
 
     if not data:

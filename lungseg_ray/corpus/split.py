@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lungseg_ray.config import SplitSettings
-from lungseg_ray.corpus.record import Record, Split
+from lungseg_ray.corpus.record import SPLITS, Record, Split
 from lungseg_ray.errors import UserError
 
 
@@ -33,7 +33,7 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
     Raises:
         UserError: if the corpus puts a patient on two sides, or has too few patients for every side to get one.
     """
-    sides = _prescribed(records)
+    sides = _one_side_each(records)
     free = {
         record.patient_id: _number(record.patient_id, settings.seed)
         for record in records
@@ -53,19 +53,25 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
     return [replace(record, split=sides[record.patient_id]) for record in records]
 
 
-def _prescribed(records: Sequence[Record]) -> dict[str, Split]:
+def prescribed(records: Iterable[Record]) -> dict[str, list[Split]]:
+    """The sides on which the corpus puts each patient of whom it says so, in the order of `SPLITS`; mostly one."""
     found: dict[str, set[Split]] = {}
     for record in records:
         if record.split is not None:
             found.setdefault(record.patient_id, set()).add(record.split)
-    torn = {patient: sorted(sides) for patient, sides in found.items() if len(sides) > 1}
+    return {patient: [side for side in SPLITS if side in sides] for patient, sides in found.items()}
+
+
+def _one_side_each(records: Sequence[Record]) -> dict[str, Split]:
+    found = prescribed(records)
+    torn = {patient: sides for patient, sides in found.items() if len(sides) > 1}
     if torn:
         shown = "; ".join(f"{patient}: {', '.join(sides)}" for patient, sides in sorted(torn.items())[:5])
         raise UserError(
             f"The corpus puts {len(torn)} patient(s) on more than one side of the split ({shown}). Expected one side "
             "for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
         )
-    return {patient: next(iter(sides)) for patient, sides in found.items()}
+    return {patient: side for patient, (side,) in found.items()}
 
 
 def _number(patient: str, seed: int) -> float:

@@ -14,23 +14,11 @@ from lungseg_ray.corpus import formats
 from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.formats import decode
 from lungseg_ray.errors import BadFileError
-from tests.corpus.kinds import png_of_size
+from tests.corpus.kinds import pillow, png_of_size, tiff
 from tests.fuzz.mutate import with_checksums
 
 BINARY: dict[int, int] = {0: 0, 1: 1, 255: 1}
 RAMP: NDArray[np.uint8] = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
-
-
-def tiff(pixels: NDArray[Any], **options: Any) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, pixels, **options)
-    return file.getvalue()
-
-
-def pillow(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def reason(data: bytes, **options: Any) -> str:

@@ -14,7 +14,6 @@ import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from pydicom import uid
@@ -23,6 +22,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders.base import get_encoder
 
 from tests.corpus.dicoms import dataset, encoded, real
+from tests.corpus.kinds import pillow, tiff
 
 GREY: NDArray[np.uint8] = np.add.outer(np.arange(24) * 7, np.arange(20) * 3).astype(np.uint8)
 DEEP: NDArray[np.uint16] = GREY.astype(np.uint16) * 16
@@ -143,16 +143,16 @@ def _png() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[274] = 1
     made = {
-        "bits": _pillow(Image.fromarray(GREY > 60), "PNG"),
-        "grey": _pillow(Image.fromarray(GREY), "PNG", pnginfo=said, exif=exif),
-        "deep": _pillow(Image.fromarray(DEEP), "PNG"),
-        "palette": _pillow(index, "PNG", transparency=0),
-        "palette-2": _pillow(index, "PNG", bits=2),
-        "alpha": _pillow(Image.fromarray(COLOUR).convert("RGBA"), "PNG"),
-        "grey-alpha": _pillow(Image.fromarray(GREY).convert("LA"), "PNG"),
-        "colour": _pillow(Image.fromarray(COLOUR), "PNG"),
+        "bits": pillow(Image.fromarray(GREY > 60), "PNG"),
+        "grey": pillow(Image.fromarray(GREY), "PNG", pnginfo=said, exif=exif),
+        "deep": pillow(Image.fromarray(DEEP), "PNG"),
+        "palette": pillow(index, "PNG", transparency=0),
+        "palette-2": pillow(index, "PNG", bits=2),
+        "alpha": pillow(Image.fromarray(COLOUR).convert("RGBA"), "PNG"),
+        "grey-alpha": pillow(Image.fromarray(GREY).convert("LA"), "PNG"),
+        "colour": pillow(Image.fromarray(COLOUR), "PNG"),
         "colour-deep": cv2.imencode(".png", COLOUR.astype(np.uint16) * 200)[1].tobytes(),
-        "animated": _pillow(index, "PNG", save_all=True, append_images=[index.rotate(90)]),
+        "animated": pillow(index, "PNG", save_all=True, append_images=[index.rotate(90)]),
     }
     return {f"png-{name}": data for name, data in made.items()}
 
@@ -162,12 +162,12 @@ def _jpeg() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[315] = PLANTED
     made = {
-        "grey": _pillow(grey, "JPEG", comment=PLANTED.encode(), exif=exif),
-        "progressive": _pillow(grey, "JPEG", progressive=True),
-        "colour": _pillow(colour, "JPEG", subsampling="4:2:0"),
-        "colour-progressive": _pillow(colour, "JPEG", progressive=True, subsampling="4:4:4"),
+        "grey": pillow(grey, "JPEG", comment=PLANTED.encode(), exif=exif),
+        "progressive": pillow(grey, "JPEG", progressive=True),
+        "colour": pillow(colour, "JPEG", subsampling="4:2:0"),
+        "colour-progressive": pillow(colour, "JPEG", progressive=True, subsampling="4:4:4"),
         "restarts": cv2.imencode(".jpg", COLOUR, [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[1].tobytes(),
-        "cmyk": _pillow(colour.convert("CMYK"), "JPEG"),
+        "cmyk": pillow(colour.convert("CMYK"), "JPEG"),
     }
     return {f"jpeg-{name}": data for name, data in made.items()}
 
@@ -175,9 +175,9 @@ def _jpeg() -> dict[str, bytes]:
 def _gif() -> dict[str, bytes]:
     grey = Image.fromarray(GREY)
     made = {
-        "grey": _pillow(grey, "GIF", comment=PLANTED),
-        "colour": _pillow(Image.fromarray(COLOUR).quantize(16), "GIF", transparency=1, interlace=0),
-        "animated": _pillow(grey, "GIF", save_all=True, append_images=[grey.rotate(90)]),
+        "grey": pillow(grey, "GIF", comment=PLANTED),
+        "colour": pillow(Image.fromarray(COLOUR).quantize(16), "GIF", transparency=1, interlace=0),
+        "animated": pillow(grey, "GIF", save_all=True, append_images=[grey.rotate(90)]),
     }
     return {f"gif-{name}": data for name, data in made.items()}
 
@@ -185,23 +185,23 @@ def _gif() -> dict[str, bytes]:
 def _tiff() -> dict[str, bytes]:
     two: dict[str, NDArray[Any]] = {"grey": GREY, "deep": DEEP}
     made = {
-        f"{name}-{compression or 'none'}-{order}": _tifffile(pixels, compression=compression, byteorder=order)
+        f"{name}-{compression or 'none'}-{order}": tiff(pixels, compression=compression, byteorder=order)
         for (name, pixels), compression, order in itertools.product(
             two.items(), (None, "zlib", "lzw", "packbits"), "<>"
         )
     } | {
-        "bits": _tifffile(GREY > 60, photometric="minisblack"),
-        "float": _tifffile(GREY.astype(np.float32) / 255, description=PLANTED),
-        "double": _tifffile(GREY.astype(np.float64)),
-        "planar": _tifffile(np.moveaxis(COLOUR, 2, 0), photometric="rgb", planarconfig="separate"),
-        "tiles": _tifffile(DEEP, tile=(16, 16), compression="zlib", predictor=True),
-        "big": _tifffile(GREY, bigtiff=True, rowsperstrip=4),
-        "palette": _pillow(Image.fromarray(COLOUR).quantize(16), "TIFF"),
-        "jpeg": _tifffile(GREY, compression="jpeg"),
-        "pages": _tifffile(np.stack([GREY] * 3), photometric="minisblack"),
+        "bits": tiff(GREY > 60, photometric="minisblack"),
+        "float": tiff(GREY.astype(np.float32) / 255, description=PLANTED),
+        "double": tiff(GREY.astype(np.float64)),
+        "planar": tiff(np.moveaxis(COLOUR, 2, 0), photometric="rgb", planarconfig="separate"),
+        "tiles": tiff(DEEP, tile=(16, 16), compression="zlib", predictor=True),
+        "big": tiff(GREY, bigtiff=True, rowsperstrip=4),
+        "palette": pillow(Image.fromarray(COLOUR).quantize(16), "TIFF"),
+        "jpeg": tiff(GREY, compression="jpeg"),
+        "pages": tiff(np.stack([GREY] * 3), photometric="minisblack"),
     }
     for compression in ("group3", "group4", "tiff_ccitt"):
-        made[compression] = _pillow(Image.fromarray(GREY > 60), "TIFF", compression=compression)
+        made[compression] = pillow(Image.fromarray(GREY > 60), "TIFF", compression=compression)
     return {f"tiff-{name}": data for name, data in made.items()}
 
 
@@ -231,18 +231,6 @@ def _run_lengths(pixels: NDArray[np.uint16]) -> bytes:
             photometric_interpretation="MONOCHROME2",
         )
     )
-
-
-def _pillow(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def _tifffile(pixels: NDArray[Any], **options: Any) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, pixels, **options)
-    return file.getvalue()
 
 
 def _parquet(table: pa.Table, **options: Any) -> bytes:

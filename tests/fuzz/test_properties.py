@@ -94,6 +94,8 @@ class TestDecoders:
 
 
 class TestTables:
+    """As above."""
+
     @pytest.mark.parametrize("name", ["manifest-csv", "index-csv"])
     @QUICK
     @given(data=csv() | st.binary(max_size=100))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -39,7 +39,7 @@ _HEAD_BYTES = 1 << 17
 _PROBED = 16
 """Files without a suffix that are opened to recognise the layout."""
 
-Tags = dicom.Tags | BadFileError | None
+Said = dicom.Tags | BadFileError | None
 """What a file says, why it cannot be read, or None where it is no DICOM file and does not claim to be one."""
 
 
@@ -150,10 +150,8 @@ def _patient(tags: dicom.Tags, salt: Salt) -> str:
     return salt.key("study", tags.study) if tags.study else ""
 
 
-def _all_tags(images: Iterable[Entry], salt: Salt) -> Iterator[Tags]:
-    images = list(images)
-
-    def read_one(entry: Entry) -> Tags:
+def _all_tags(images: Sequence[Entry], salt: Salt) -> Iterator[Said]:
+    def read_one(entry: Entry) -> Said:
         try:
             with unnamed(salt.key("path", entry.path)):
                 return patiently(lambda: _tags(entry.place), seconds=PATIENCE_SECONDS)
