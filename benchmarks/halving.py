@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lungseg_ray.config import load
+from lungseg_ray.config import SweepJob, load_settings
 from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import Sweep, ranked
-from lungseg_ray.sweep.settings import SweepJob
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,7 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
     """Runs the search alone, or goes on with it."""
-    job = load(SweepJob, arguments)
+    job = load_settings(SweepJob, arguments)
     name = f"{job.runs.name}-{stop}"
     more = ["--sweep.stop", stop, "--sweep.finalists", "0", "--runs.name", name, *precision]
     subprocess.run([sys.executable, str(ROOT / "jobs" / "tune.py"), *arguments, *more], check=True)

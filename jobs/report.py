@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 
 from lungseg_ray import cli
-from lungseg_ray.page.settings import ReportJob
+from lungseg_ray.config import ReportJob
 
 
 def main(job: ReportJob, console: Console) -> None:

@@ -13,7 +13,7 @@ def main(job: ShardJob, console: Console) -> None:
     from lungseg_ray import resources
 
     if job.find:
-        from lungseg_ray.corpus.layouts.dicom import find
+        from lungseg_ray.corpus.layouts.dicom import find_path as find
 
         console.print(find(job.corpus.root, job.find), highlight=False)
         return

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 
 from lungseg_ray import cli
-from lungseg_ray.sweep.settings import TrainJob
+from lungseg_ray.config import TrainJob
 
 
 def main(job: TrainJob, console: Console) -> None:

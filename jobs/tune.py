@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 
 from lungseg_ray import cli
-from lungseg_ray.sweep.settings import SweepJob
+from lungseg_ray.config import SweepJob
 
 
 def main(job: SweepJob, console: Console) -> None:

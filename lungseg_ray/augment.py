@@ -9,12 +9,9 @@ from typing import Any
 import albumentations as A
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from lungseg_ray.corpus.decode import resize_labels
 from lungseg_ray.errors import UserError
-
-Pixels = NDArray[np.uint8]
+from lungseg_ray.imaging import Pixels, resize_labels
 
 
 class Augment:
@@ -195,16 +192,3 @@ def build(preset: str, *, size: int) -> Augment:
     if preset not in _BUILDERS:
         raise UserError(f"Unknown augmentation preset {preset!r} (feed.preset): expected one of {', '.join(PRESETS)}.")
     return Augment(_BUILDERS[preset](size), size=size)
-
-
-def resize_image(image: Pixels, size: int) -> Pixels:
-    """Resizes an image as the preset `valid` does, for prediction.
-
-    Args:
-        image: (H, W, C) uint8.
-        size: height and width of the result, pixels.
-
-    Returns:
-        (size, size, C) uint8.
-    """
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)

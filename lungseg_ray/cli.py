@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from lungseg_ray.config import Section, load
+from lungseg_ray.config import Section, load_settings
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -30,7 +30,7 @@ def run(tree: type[AnyJob], job: Callable[[AnyJob, Console], None]) -> int:
     """
     console = Console(soft_wrap=True, markup=False)
     try:
-        job(load(tree, sys.argv[1:]), console)
+        job(load_settings(tree, sys.argv[1:]), console)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return MISTAKE

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from lungseg_ray import metrics, report, resources
-from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, chosen, merge
+from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, merge, non_default
 from lungseg_ray.corpus import STUDY_KEY, Listing, Record, SetAside, assign_splits, list_corpus, read_sample
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.labels import IGNORE_LABEL
@@ -402,7 +402,7 @@ def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) 
     """The images of another corpus; what the command does not say of it is as it was in training, but how it lies."""
     own = {"layout": asked.layout, "outside": asked.outside, "mask_scale": asked.mask_scale}
     try:
-        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), chosen(asked) | own))
+        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), non_default(asked) | own))
     except ValidationError as error:
         raise UserError(f"The corpus does not fit the model: {error.errors()[0]['msg']}.") from None
     if (corpus.channels, corpus.classes) != (trained.corpus.channels, trained.corpus.classes):

@@ -29,7 +29,7 @@ from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards import Row, Shard, ShardIndex, read_rows, unpack_rows
-from lungseg_ray.storage import Location, locate, patiently
+from lungseg_ray.storage import Location, locate, retry
 
 CHUNK_IMAGES = 128
 """Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
@@ -192,7 +192,7 @@ class _Chunk:
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         epoch, slots = self.chunks[int(batch["id"][0])]
-        block = patiently(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
+        block = retry(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
         return {**block, "epoch": np.full(len(slots), epoch)}
 
 

@@ -13,7 +13,7 @@ from lungseg_ray import checkpoint
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.lease import Ticket
 from lungseg_ray.run import Run
-from lungseg_ray.storage import Location, patiently
+from lungseg_ray.storage import Location, retry
 
 
 class Keeper:
@@ -97,9 +97,9 @@ class Keeper:
             self._note(f"Checkpoint of step {content.progress.step}: {text}")
 
         # A disk that is full may be emptied, as a bucket may answer again; training goes on meanwhile.
-        patiently(lambda: self._put(target, content), seconds=self._patience, note=note, trouble=OSError)
+        retry(lambda: self._put(target, content), seconds=self._patience, note=note, trouble=OSError)
         self.last = target
-        patiently(lambda: self._tidy(content.progress), seconds=self._patience, note=note, trouble=OSError)
+        retry(lambda: self._tidy(content.progress), seconds=self._patience, note=note, trouble=OSError)
 
     def _put(self, target: Location, content: checkpoint.Checkpoint) -> None:
         self._moved()

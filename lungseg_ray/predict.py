@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileType
 
-from lungseg_ray import metrics, report, resources
+from lungseg_ray import metrics, resources
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
-from lungseg_ray.corpus.layouts.listing import SUFFIXES, escaped, is_utf8
+from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.imaging import overlay
 from lungseg_ray.predictor import Model, Sidecar
 from lungseg_ray.progress import ticks
 from lungseg_ray.run import BEST
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.text import escaped, is_utf8
 
 TABLE = "predictions.csv"
 MASKS = "masks"
@@ -86,7 +88,7 @@ class _Predict:
         if self.job.overlay:
             height, width = image.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            self._place(OVERLAYS, name).write_bytes(_png(report.overlay(image, small)[:, :, ::-1]))
+            self._place(OVERLAYS, name).write_bytes(_png(overlay(image, small)[:, :, ::-1]))
         # The mask comes last: where it lies, its image is done.
         self._place(MASKS, name).write_bytes(_png(labels * 255 if side.classes == 1 else labels))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lungseg_ray.checkpoint import ranked
-from lungseg_ray.labels import IGNORE_LABEL
-
-TRUTH = (46, 204, 113)
-PREDICTED = ((255, 99, 71), (255, 193, 7), (103, 183, 255), (214, 130, 255))
-"""Colours (RGB) of true outlines, and of predicted ones by label; later labels take them again from the first."""
+from lungseg_ray.imaging import PREDICTED, TRUTH, figure_png, hex_colour, overlay
 
 _PANEL_PIXELS = 512
 
@@ -39,31 +34,6 @@ class Panel:
     prediction: npt.NDArray[np.uint8]
 
 
-def overlay(
-    image: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8] | None = None
-) -> npt.NDArray[np.uint8]:
-    """An image with the outlines of its labels.
-
-    Args:
-        image: (H, W, C) uint8, C = 1 or 3.
-        prediction: (H, W) uint8 labels, 0 is background.
-        truth: (H, W) uint8 labels, drawn beneath; `IGNORE_LABEL` is not drawn.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    canvas = np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
-    if canvas is image:
-        canvas = image.copy()
-    width = max(round(max(image.shape[:2]) / 300), 1)
-    if truth is not None:
-        for label in np.unique(truth[(truth != 0) & (truth != IGNORE_LABEL)]):
-            _outline(canvas, truth == label, TRUTH, width)
-    for label in np.unique(prediction[prediction != 0]):
-        _outline(canvas, prediction == label, PREDICTED[(label - 1) % len(PREDICTED)], width)
-    return canvas
-
-
 def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[str]) -> bytes:
     """A PNG with a row of panels for each name.
 
@@ -83,13 +53,13 @@ def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[s
             axis.imshow(_reduced(panel))
             axis.set_title(panel.title, fontsize=8)
         line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=11)
-    handles = [Line2D([], [], color=_hex(TRUTH), label="true outline")]
+    handles = [Line2D([], [], color=hex_colour(TRUTH), label="true outline")]
     handles += [
-        Line2D([], [], color=_hex(PREDICTED[number % len(PREDICTED)]), label=f"predicted {name}")
+        Line2D([], [], color=hex_colour(PREDICTED[number % len(PREDICTED)]), label=f"predicted {name}")
         for number, name in enumerate(class_names)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def curves(history: list[dict[str, float]]) -> bytes:
@@ -118,7 +88,7 @@ def curves(history: list[dict[str, float]]) -> bytes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _reduced(panel: Panel) -> npt.NDArray[np.uint8]:
@@ -128,20 +98,3 @@ def _reduced(panel: Panel) -> npt.NDArray[np.uint8]:
     image = cv2.resize(panel.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     masks = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in (panel.prediction, panel.truth)]
     return overlay(image.reshape(size[1], size[0], -1), masks[0], masks[1])
-
-
-def _outline(
-    canvas: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], width: int
-) -> None:
-    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(canvas, lines, -1, colour, width, cv2.LINE_AA)
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()

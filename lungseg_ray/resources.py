@@ -21,7 +21,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import PATIENCE_SECONDS, Location, patiently
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
 
 _JOB_COPY = "runtime_resources/working_dir_files"
 
@@ -285,7 +285,7 @@ class _ChunkTask:
         return pa.table({"row": [json.dumps(row) for row in rows], "trouble": [""] * len(rows)})
 
     def _patiently(self, number: int) -> list[dict[str, Any]]:
-        return patiently(lambda: _unpacked(self.work)(number, self.device), seconds=PATIENCE_SECONDS)
+        return retry(lambda: _unpacked(self.work)(number, self.device), seconds=PATIENCE_SECONDS)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ import ray
 from rich.console import Console
 
 from lungseg_ray import resources
-from lungseg_ray.config import CorpusSettings, Settings, chosen, differences, merge
+from lungseg_ray.config import CorpusSettings, Settings, differences, merge, non_default
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
@@ -37,7 +37,7 @@ from lungseg_ray.shards import (
     read_notes,
     write_file,
 )
-from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, patiently
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, retry
 
 SET_ASIDE = "set_aside.csv"
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -86,11 +86,11 @@ class _Writer:
                 for text in batch.column("record").to_pylist():
                     record = Record.from_json(text)
                     try:
-                        rows.append((record, patiently(partial(self._read, record), seconds=PATIENCE_SECONDS)))
+                        rows.append((record, retry(partial(self._read, record), seconds=PATIENCE_SECONDS)))
                     except BadFileError as error:
                         bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
                 notes = {"set_aside": [asdict(one) for one in bad]}
-                patiently(lambda: write_file(target, rows, notes), seconds=PATIENCE_SECONDS)
+                retry(lambda: write_file(target, rows, notes), seconds=PATIENCE_SECONDS)
             except OSError as error:
                 # An exception loses its kind on the way through Ray; the driver raises it again.
                 return pa.table({"trouble": [f"{target} cannot be made: {error}"]})
@@ -322,7 +322,7 @@ def at_hand(root: Location, settings: Settings) -> ShardIndex | None:
         return None
     index = read_index(root)
     made = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
-    asked = {"corpus": chosen(settings.corpus), "shards": chosen(settings.shards)}
+    asked = {"corpus": non_default(settings.corpus), "shards": non_default(settings.shards)}
     asked["shards"] = {key: value for key, value in asked["shards"].items() if key == "longer_side"}
     for word in _WORDS:
         asked["corpus"].pop(word, None)

@@ -25,7 +25,7 @@ from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import Record, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.storage import Location, explained
+from lungseg_ray.storage import Location, translate_errors
 
 SCHEMA_VERSION = 2
 SCHEMA = pa.schema(
@@ -202,7 +202,7 @@ def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], notes: d
 
 def read_notes(shard: Location) -> dict[str, Any]:
     """The facts that `write_file` was given."""
-    with explained(shard):
+    with translate_errors(shard):
         metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
     return json.loads(metadata[NOTES])
 
@@ -210,7 +210,7 @@ def read_notes(shard: Location) -> dict[str, Any]:
 def read_facts(shard: Location) -> pa.Table:
     """All columns but the pixels, of all rows."""
     columns = [name for name in SCHEMA.names if name not in PIXELS]
-    with explained(shard):
+    with translate_errors(shard):
         return pq.read_table(shard.path, filesystem=shard.filesystem, columns=columns)
 
 
@@ -259,7 +259,7 @@ def read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
         shard: the file.
         rows: row numbers within it.
     """
-    with explained(shard):
+    with translate_errors(shard):
         return _read_rows(shard, rows)
 
 
@@ -276,7 +276,7 @@ def _read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
 
 def read_table(shard: Location) -> pa.Table:
     """A whole shard, for `unpack_rows`."""
-    with explained(shard):
+    with translate_errors(shard):
         return pq.read_table(shard.path, filesystem=shard.filesystem).combine_chunks()
 
 

@@ -22,7 +22,7 @@ from lungseg_ray.keeper import Keeper
 from lungseg_ray.lease import Ticket
 from lungseg_ray.loop import Wish
 from lungseg_ray.run import Run
-from lungseg_ray.storage import Location, patiently
+from lungseg_ray.storage import Location, retry
 
 T = TypeVar("T")
 CACHED_VALIDATION_BYTES = 1 << 30
@@ -161,7 +161,7 @@ class Worker(ABC):
         return found
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        return patiently(work, seconds=self.settings.storage.patience_seconds, note=self.note)
+        return retry(work, seconds=self.settings.storage.patience_seconds, note=self.note)
 
     def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
         if self.keeper:

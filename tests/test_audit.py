@@ -18,7 +18,7 @@ from lungseg_ray.audit.facts import Facts, Marked, facts, intensity, marked, per
 from lungseg_ray.audit.findings import Finding, look, usual_parts
 from lungseg_ray.audit.job import audit, sides, summary
 from lungseg_ray.audit.result import Audit, to_csv
-from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings, load
+from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings, load_settings
 from lungseg_ray.corpus import Record, Sample, SetAside, Split
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
@@ -408,13 +408,13 @@ class TestTable:
 
 class TestCommand:
     def test_flag(self) -> None:
-        assert load(ShardJob, ["--audit"]).audit
-        assert not load(ShardJob, []).audit
-        assert load(ShardJob, ["--audit", "--corpus.root", "/x"]).corpus.root == "/x"
+        assert load_settings(ShardJob, ["--audit"]).audit
+        assert not load_settings(ShardJob, []).audit
+        assert load_settings(ShardJob, ["--audit", "--corpus.root", "/x"]).corpus.root == "/x"
 
     def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as left:
-            load(ShardJob, ["--help"])
+            load_settings(ShardJob, ["--help"])
         assert left.value.code == 0
         assert re.search(r"--audit .*Look at the corpus", " ".join(capsys.readouterr().out.split()))
 

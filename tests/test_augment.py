@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lungseg_ray.augment import PRESETS, build, resize_image
+from lungseg_ray.augment import PRESETS, build
 from lungseg_ray.errors import UserError
+from lungseg_ray.imaging import resize_image
 
 Pixels = NDArray[np.uint8]
 

@@ -10,10 +10,21 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from lungseg_ray.config import CorpusSettings, EvaluateJob, PredictJob, Settings, chosen, differences, dump, load, merge
+from lungseg_ray.config import (
+    CorpusSettings,
+    EvaluateJob,
+    PredictJob,
+    Settings,
+    SweepJob,
+    TrainJob,
+    differences,
+    dump,
+    load_settings,
+    merge,
+    non_default,
+)
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate
-from lungseg_ray.sweep.settings import SweepJob, TrainJob
 from tests.helpers import ROOT
 
 
@@ -45,23 +56,23 @@ def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
 
 
 def test_order_of_sources(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(Settings, []) == Settings()
+    assert load_settings(Settings, []) == Settings()
     file = config("optim:\n  patience: 1\n  factor: 0.5\n  warmup: 0.75\n")
-    assert load(Settings, file).optim.patience == 1
+    assert load_settings(Settings, file).optim.patience == 1
     monkeypatch.setenv("LUNGSEG_OPTIM__PATIENCE", "2")
     monkeypatch.setenv("LUNGSEG_OPTIM__FACTOR", "0.125")
-    assert load(Settings, file).optim.patience == 2
-    found = load(Settings, [*file, "--optim.patience", "3"])
+    assert load_settings(Settings, file).optim.patience == 2
+    found = load_settings(Settings, [*file, "--optim.patience", "3"])
     # One leaf of each source; the neighbours keep what the next source below says of them.
     assert (found.optim.patience, found.optim.factor, found.optim.warmup) == (3, 0.125, 0.75)
     assert found.optim.lr == Settings().optim.lr
-    assert load(Settings, ["--optim.patience=4", *file]).optim.patience == 4
+    assert load_settings(Settings, ["--optim.patience=4", *file]).optim.patience == 4
 
 
 def test_split_seed_two_levels_down(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     file = config("corpus:\n  split:\n    val: 0.25\n    seed: 1\n")
     monkeypatch.setenv("LUNGSEG_CORPUS__SPLIT__SEED", "2")
-    split = load(Settings, [*file, "--corpus.split.test", "0.05"]).corpus.split
+    split = load_settings(Settings, [*file, "--corpus.split.test", "0.05"]).corpus.split
     assert (split.val, split.test, split.seed) == (0.25, 0.05, 2)
 
 
@@ -87,7 +98,7 @@ def test_unknown_key(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match=message):
-        load(Settings, [*config(file), *arguments])
+        load_settings(Settings, [*config(file), *arguments])
 
 
 @pytest.mark.parametrize(
@@ -116,14 +127,14 @@ def test_value_error_names_key_and_value(key: str, value: str, config: Any, monk
         if way == "environment":
             monkeypatch.setenv(f"LUNGSEG_{section}__{leaf}".upper(), value)
         with pytest.raises(UserError) as error:
-            load(Settings, arguments)
+            load_settings(Settings, arguments)
         assert str(error.value).startswith(f"{key}: "), way
         assert value in str(error.value), way
 
 
 def test_several_errors_are_named_at_once() -> None:
     with pytest.raises(UserError) as error:
-        load(Settings, ["--train.epochs", "0", "--optim.lr", "0"])
+        load_settings(Settings, ["--train.epochs", "0", "--optim.lr", "0"])
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["optim.lr", "train.epochs"]
 
 
@@ -137,31 +148,33 @@ def test_several_errors_are_named_at_once() -> None:
 )
 def test_file_of_another_form(text: str, message: str, config: Any) -> None:
     with pytest.raises(UserError, match=message):
-        load(Settings, config(text))
+        load_settings(Settings, config(text))
 
 
 def test_missing_file_and_empty_file(config: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--config /nowhere/x\.yaml: cannot be read \(No such file"):
-        load(Settings, ["--config", "/nowhere/x.yaml"])
+        load_settings(Settings, ["--config", "/nowhere/x.yaml"])
     with pytest.raises(UserError, match="cannot be read"):
-        load(Settings, ["--config", str(tmp_path)])
-    assert load(Settings, config("")) == Settings()
+        load_settings(Settings, ["--config", str(tmp_path)])
+    assert load_settings(Settings, config("")) == Settings()
 
 
 def test_missing_argument_of_a_job() -> None:
     with pytest.raises(UserError, match="--run is needed: Folder or s3:// prefix of a run") as error:
-        load(PredictJob, [])
+        load_settings(PredictJob, [])
     assert len(str(error.value).splitlines()) == 3
-    assert load(EvaluateJob, ["--run", "x"]).corpus is None
+    assert load_settings(EvaluateJob, ["--run", "x"]).corpus is None
 
 
 def test_names_of_options_may_have_dashes() -> None:
-    settings = load(Settings, ["--train.min-workers", "1", "--model.encoder=timm-resnest14d", "--runs.name", "a-b"])
+    settings = load_settings(
+        Settings, ["--train.min-workers", "1", "--model.encoder=timm-resnest14d", "--runs.name", "a-b"]
+    )
     assert (settings.train.min_workers, settings.model.encoder, settings.runs.name) == (1, "timm-resnest14d", "a-b")
 
 
 def test_dump_and_load_round_trip(config: Any) -> None:
-    settings = load(
+    settings = load_settings(
         Settings,
         [
             *("--corpus.classes", "3", "--corpus.class_names", "left,right"),
@@ -172,8 +185,8 @@ def test_dump_and_load_round_trip(config: Any) -> None:
     )
     assert settings.corpus.mask_values == {0: 0, 7: 2, 9: "ignore"}
     assert settings.evaluate.subgroups == ["sex", "finding"]
-    assert load(Settings, config(dump(settings))) == settings
-    assert load(Settings, config(dump(Settings()))) == Settings()
+    assert load_settings(Settings, config(dump(settings))) == settings
+    assert load_settings(Settings, config(dump(Settings()))) == Settings()
     assert set(yaml.safe_load(dump(settings))) == set(Settings.model_fields)
 
 
@@ -185,13 +198,13 @@ def test_configs_of_the_repository(file: Path) -> None:
     assert (ROOT / job).is_file()
     assert (ROOT / rest[rest.index("--config") + 1]).samefile(file)
     tree = SweepJob if job == "jobs/tune.py" else TrainJob
-    assert load(tree, ["--config", str(file)])
+    assert load_settings(tree, ["--config", str(file)])
 
 
 def test_help_lists_every_leaf(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "10000")
     with pytest.raises(SystemExit) as stop:
-        load(Settings, ["--help"])
+        load_settings(Settings, ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out.split("options:", 1)[1]
     lines = [" ".join(line.split()) for line in text.splitlines()]
@@ -207,25 +220,25 @@ def test_help_lists_every_leaf(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 def test_batch_must_divide() -> None:
     parts = ["--train.workers", "2", "--train.accumulate", "3"]
-    assert load(Settings, [*parts, "--feed.batch", "12"]).feed.batch == 12
+    assert load_settings(Settings, [*parts, "--feed.batch", "12"]).feed.batch == 12
     with pytest.raises(UserError, match=r"feed\.batch must divide by train\.workers x train\.accumulate = 6, found 8"):
-        load(Settings, [*parts, "--feed.batch", "8"])
+        load_settings(Settings, [*parts, "--feed.batch", "8"])
 
 
 def test_split_must_leave_some_to_train() -> None:
     with pytest.raises(UserError, match=r"corpus\.split: val \+ test .* found 0\.5 \+ 0\.5"):
-        load(Settings, ["--corpus.split.val", "0.5", "--corpus.split.test", "0.5"])
+        load_settings(Settings, ["--corpus.split.val", "0.5", "--corpus.split.test", "0.5"])
 
 
 def test_class_names_and_mask_values() -> None:
     with pytest.raises(UserError, match=r"class_names must name 2 label\(s\), found \['lung'\]"):
-        load(Settings, ["--corpus.classes", "3"])
+        load_settings(Settings, ["--corpus.classes", "3"])
     # classes = 2 is background and one structure, as classes = 1 is.
-    assert load(Settings, ["--corpus.classes", "2"]).corpus.labels == {0: 0, 1: 1}
+    assert load_settings(Settings, ["--corpus.classes", "2"]).corpus.labels == {0: 0, 1: 1}
     with pytest.raises(UserError, match=r"mask_values must map to labels 0 to 1 or 'ignore', found \{3: 2\}"):
-        load(Settings, ["--corpus.mask_values", "0=0,3=2"])
+        load_settings(Settings, ["--corpus.mask_values", "0=0,3=2"])
     with pytest.raises(UserError, match=r"found \{3: -1\}"):
-        load(Settings, ["--corpus.mask_values", "3=-1"])
+        load_settings(Settings, ["--corpus.mask_values", "3=-1"])
 
 
 def test_labels() -> None:
@@ -253,11 +266,11 @@ def test_differences() -> None:
 
 def test_chosen_is_what_differs_from_the_defaults() -> None:
     corpus = CorpusSettings.model_validate({"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}})
-    assert chosen(corpus) == {"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}}
-    assert chosen(CorpusSettings()) == {}
-    assert chosen(load(Settings, ["--corpus.classes", "1", "--corpus.mask_values", "0=0,9=1"]).corpus) == {
-        "mask_values": {0: 0, 9: 1}
-    }
+    assert non_default(corpus) == {"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}}
+    assert non_default(CorpusSettings()) == {}
+    assert non_default(
+        load_settings(Settings, ["--corpus.classes", "1", "--corpus.mask_values", "0=0,9=1"]).corpus
+    ) == {"mask_values": {0: 0, 9: 1}}
 
 
 def test_merge_replaces_leaves() -> None:
@@ -267,25 +280,27 @@ def test_merge_replaces_leaves() -> None:
 def test_a_section_of_the_environment_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUNGSEG_TRIAN__EPOCHS", "3")
     with pytest.raises(UserError, match=r"LUNGSEG_TRIAN__EPOCHS: there is no .* mean train\.epochs"):
-        load(Settings, [])
+        load_settings(Settings, [])
 
 
 def test_the_file_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("train:\n  epochs: 7\n")
     monkeypatch.setenv("LUNGSEG_CONFIG", str(tmp_path / "run.yaml"))
-    assert load(Settings, []).train.epochs == 7
+    assert load_settings(Settings, []).train.epochs == 7
 
 
 def test_a_file_cannot_name_another(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("config: other.yaml\n")
     with pytest.raises(UserError, match="cannot name another"):
-        load(Settings, ["--config", str(tmp_path / "run.yaml")])
+        load_settings(Settings, ["--config", str(tmp_path / "run.yaml")])
 
 
 def test_places_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoder.pth").write_bytes(b"")
-    found = load(Settings, ["--corpus.root", "a", "--runs.root", "s3://bucket/b", "--model.weights", "encoder.pth"])
+    found = load_settings(
+        Settings, ["--corpus.root", "a", "--runs.root", "s3://bucket/b", "--model.weights", "encoder.pth"]
+    )
     assert found.corpus.root == f"{tmp_path}/a"
     assert (found.runs.root, found.model.weights) == ("s3://bucket/b", f"{tmp_path}/encoder.pth")
 

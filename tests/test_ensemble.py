@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lungseg_ray import predictor
-from lungseg_ray.config import EvaluateJob, Flips, PredictJob
+from lungseg_ray.config import EvaluateJob, Flips, PredictJob, SweepJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import evaluate_run
 from lungseg_ray.loop import build_model
@@ -24,7 +24,6 @@ from lungseg_ray.predictor import Model, Sidecar
 from lungseg_ray.run import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import Sweep, Trial
-from lungseg_ray.sweep.settings import SweepJob
 from tests.helpers import make_settings, write_shards
 
 

@@ -12,19 +12,18 @@ import numpy as np
 import pytest
 
 from lungseg_ray import predictor
-from lungseg_ray.config import load
+from lungseg_ray.config import ReportJob, SweepJob, load_settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import SHEET
 from lungseg_ray.loop import build_model
 from lungseg_ray.page import charts
-from lungseg_ray.page.parts import decimals, duration, interval
-from lungseg_ray.page.settings import ReportJob
+from lungseg_ray.page.parts import decimals, interval
 from lungseg_ray.page.write import report, write_run_page, write_sweep_page
 from lungseg_ray.predictor import Sidecar
 from lungseg_ray.run import BEST, EVALUATION, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import State, Sweep, Trial
-from lungseg_ray.sweep.settings import SweepJob
+from lungseg_ray.text import duration
 from tests.helpers import ROOT, make_settings, write_shards
 from tests.object_store import ObjectStore
 
@@ -346,14 +345,16 @@ class TestJob:
     )
     def test_one_of_both(self, arguments: list[str], found: str) -> None:
         with pytest.raises(UserError, match=rf"expected either --sweep DIR or --run DIR, found {found}"):
-            load(ReportJob, arguments)
+            load_settings(ReportJob, arguments)
 
     def test_shards_of_a_run(self) -> None:
         with pytest.raises(UserError, match="--shards is for the pictures of a sweep"):
-            load(ReportJob, ["--run", "/a", "--shards", "/b"])
+            load_settings(ReportJob, ["--run", "/a", "--shards", "/b"])
 
     def test_report(self, sweep: Sweep, tmp_path: Path) -> None:
-        page = report(load(ReportJob, ["--sweep", str(sweep.place), "--out", str(tmp_path / "new" / "folder")]))
+        page = report(
+            load_settings(ReportJob, ["--sweep", str(sweep.place), "--out", str(tmp_path / "new" / "folder")])
+        )
         assert page.uri == f"{tmp_path}/new/folder/report.html"
         assert page.exists()
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lungseg_ray.report import PREDICTED, TRUTH, Panel, contact_sheet, curves, overlay
+from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
+from lungseg_ray.report import Panel, contact_sheet, curves
 
 Pixels = NDArray[np.uint8]
 

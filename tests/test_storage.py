@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FileInfo, FileSelector, FileType
 
-from lungseg_ray import storage
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import Location, StorageError, explained, locate, patiently
+from lungseg_ray.storage import Location, StorageError, locate, location, retry, translate_errors
 from tests.corpus.trees import nobody, open_folder
 
 
@@ -35,7 +34,7 @@ def test_locate_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_locate_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     # Naming a place in a bucket asks the network for nothing.
-    monkeypatch.setattr(storage, "_filesystem", None)
+    monkeypatch.setattr(location, "_filesystem", None)
     place = locate("s3://bucket/runs/a.b/")
     assert (place.uri, place.path, place.is_local) == ("s3://bucket/runs/a.b", "bucket/runs/a.b", False)
     assert (place.name, place.stem, (place / "c").uri) == ("a.b", "a", "s3://bucket/runs/a.b/c")
@@ -403,7 +402,7 @@ def test_patiently_succeeds(clock: list[float]) -> None:
             raise StorageError("The disk is away.")
         return "done"
 
-    assert patiently(work, seconds=60, note=notes.append) == "done"
+    assert retry(work, seconds=60, note=notes.append) == "done"
     # Pauses of 0.5, 1, 2, 4, 8, 10, 10 s.
     assert tries == [100, 100.5, 101.5, 103.5, 107.5, 115.5, 125.5, 135.5]
     assert notes == [
@@ -421,7 +420,7 @@ def test_patiently_gives_up(clock: list[float]) -> None:
         raise OSError(errno.ENOSPC, f"No space left at {clock[0]}")
 
     with pytest.raises(OSError, match=r"No space left at 105\.0") as caught:
-        patiently(work, seconds=5, note=notes.append, trouble=OSError)
+        retry(work, seconds=5, note=notes.append, trouble=OSError)
     assert caught.value.errno == errno.ENOSPC
     # The last pause of 4 s is cut to the 1.5 s that are left.
     assert tries == [100, 100.5, 101.5, 103.5, 105]
@@ -436,7 +435,7 @@ def test_patiently_outlives_a_suspended_process(clock: list[float]) -> None:
             raise StorageError("away")
         return "done"
 
-    assert patiently(work, seconds=31) == "done"
+    assert retry(work, seconds=31) == "done"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, UserError])
@@ -445,7 +444,7 @@ def test_patiently_takes_an_answer_for_an_answer(error: type[Exception], clock: 
         raise error("this")
 
     with pytest.raises(error, match="this"):
-        patiently(work, seconds=60)
+        retry(work, seconds=60)
     assert clock == [100.0]
 
 
@@ -454,7 +453,7 @@ def test_patiently_takes_the_trouble_of_a_disk_for_an_answer(clock: list[float])
         raise OSError(errno.ENOSPC, "No space left")
 
     with pytest.raises(OSError, match="No space left"):
-        patiently(work, seconds=60)
+        retry(work, seconds=60)
     assert clock == [100.0]
 
 
@@ -466,7 +465,7 @@ def test_patiently_without_patience(clock: list[float]) -> None:
         raise StorageError("away")
 
     with pytest.raises(StorageError, match="away"):
-        patiently(work, seconds=0)
+        retry(work, seconds=0)
     assert tries == [1]
 
 
@@ -499,7 +498,7 @@ def test_sentence(text: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
-    with pytest.raises(StorageError) as caught, explained(Location("s3://bucket/a")):
+    with pytest.raises(StorageError) as caught, translate_errors(Location("s3://bucket/a")):
         raise OSError(text)
     assert str(caught.value) == f"s3://bucket/a: {sentence}"
     # As it comes from another process.
@@ -508,7 +507,7 @@ def test_sentence(text: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_explained_leaves_errors_of_a_disk(tmp_path: Path) -> None:
     for error in (FileNotFoundError, IsADirectoryError, PermissionError(errno.EACCES, "denied"), ValueError):
-        with pytest.raises((OSError, ValueError)) as caught, explained(locate(str(tmp_path))):
+        with pytest.raises((OSError, ValueError)) as caught, translate_errors(locate(str(tmp_path))):
             raise error
         assert type(caught.value) is (error if isinstance(error, type) else type(error))
         assert not isinstance(caught.value, StorageError)

@@ -16,7 +16,7 @@ from PIL import Image
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import Record, Sample, read_image, read_sample
 from lungseg_ray.corpus.phantom import is_phantom
-from lungseg_ray.corpus.read import unnamed
+from lungseg_ray.corpus.read import redact_paths
 from lungseg_ray.labels import IGNORE_LABEL
 
 HASH_SIDE = 16
@@ -119,7 +119,7 @@ def read(record: Record, corpus: CorpusSettings, *, longer_side: int) -> Sample:
     """
     if record.mask_uris:
         return read_sample(record, corpus, longer_side=longer_side)
-    with unnamed(record.image_id if record.private else ""):
+    with redact_paths(record.image_id if record.private else ""):
         found = read_image(record.image_uri, channels=corpus.channels, longer_side=longer_side, white=corpus.white)
     mask = np.zeros(found.pixels.shape[:2], np.uint8)
     digest = hashlib.sha256(found.pixels.tobytes()).hexdigest()

@@ -11,7 +11,7 @@ from lungseg_ray.audit.facts import Facts
 from lungseg_ray.audit.result import Audit
 from lungseg_ray.audit.twins import MOST, Twins
 from lungseg_ray.corpus import REASONS, SPLITS, STUDY_KEY
-from lungseg_ray.page.parts import counted
+from lungseg_ray.text import counted
 
 Weight = Literal["mend", "look", "know"]
 WEIGHTS: tuple[Weight, ...] = ("mend", "look", "know")

@@ -20,10 +20,10 @@ from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
 from lungseg_ray.corpus import SPLITS, Record, SetAside, Split, assign_splits, list_corpus
 from lungseg_ray.corpus.split import prescribed
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.page.parts import counted
 from lungseg_ray.page.write import write_audit_page
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.text import counted
 
 _SIDES = (*SPLITS, None)
 _CHUNK = 8

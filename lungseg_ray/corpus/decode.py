@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lungseg_ray.corpus.formats import Picture, Spacing, decode
+from lungseg_ray.corpus.formats import decode_file
+from lungseg_ray.corpus.picture import Picture, Spacing
 from lungseg_ray.errors import BadFileError
+from lungseg_ray.imaging import Pixels, limited, resize_area
 from lungseg_ray.labels import IGNORE_LABEL
-
-Pixels = NDArray[np.uint8]
-Vote = Literal["area", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def decode_image(
     Raises:
         BadFileError: with the reason why the file cannot be used (see `REASONS`).
     """
-    picture = decode(data, name=name)
+    picture = decode_file(data, name=name)
     pixels = picture.pixels
     height, width = pixels.shape[:2]
     if pixels.ndim == 3 and channels == 1:
@@ -106,7 +105,7 @@ def decode_mask(data: bytes, *, mask_values: Mapping[int, int | Literal["ignore"
         BadFileError: as in `decode_image`, `coloured_mask`, or `unknown_label` with the values that `mask_values`
             lacks and how many pixels have them.
     """
-    values = decode(data, name=name, use="mask").pixels
+    values = decode_file(data, name=name, use="mask").pixels
     if values.ndim == 3:
         red, green, blue = cv2.split(values)
         if not (np.array_equal(blue, green) and np.array_equal(green, red)):
@@ -140,49 +139,3 @@ def decode_mask(data: bytes, *, mask_values: Mapping[int, int | Literal["ignore"
 def _first(values: Sequence[object]) -> str:
     more = f" and {len(values) - 8} more" if len(values) > 8 else ""
     return ", ".join(map(str, values[:8])) + more
-
-
-def resize_labels(mask: Pixels, height: int, width: int, *, vote: Vote = "area") -> Pixels:
-    """Resizes a label map so that it stays label-valued and centred.
-
-    Each label votes for every new pixel with the weight that the interpolation gives it there, and the heaviest wins;
-    `IGNORE_LABEL` is a label like any other. (Nearest neighbour shifts a mask by up to half a source pixel.)
-
-    Args:
-        mask: (H, W) uint8 label map.
-        height: rows of the result.
-        width: columns of the result.
-        vote: "area": all source pixels under the new one vote, when the map shrinks. "bilinear": those around its
-            centre only; several times faster. An enlarged map is always voted on bilinearly.
-
-    Returns:
-        (height, width) uint8, with labels of `mask` only.
-    """
-    if mask.shape == (height, width):
-        return mask
-    shrinks = height <= mask.shape[0] and width <= mask.shape[1]
-    interpolation = cv2.INTER_AREA if vote == "area" and shrinks else cv2.INTER_LINEAR
-
-    def votes(label: int) -> Pixels:
-        return cv2.resize(cv2.compare(mask, label, cv2.CMP_EQ), (width, height), interpolation=interpolation)
-
-    if mask.max() <= 1:
-        # Of two labels, one has the majority where its votes are 128 to 255.
-        marked = cv2.threshold(mask, 0, 255, cv2.THRESH_BINARY)[1]
-        share = cv2.resize(marked, (width, height), interpolation=interpolation)
-        return cv2.threshold(share, 127, 1, cv2.THRESH_BINARY)[1]
-    labels = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256])).astype(np.uint8)
-    return labels[np.argmax([votes(int(label)) for label in labels], axis=0)]
-
-
-def limited(height: int, width: int, *, longer_side: int) -> tuple[int, int]:
-    """Rows and columns of an image once its longer side is at most `longer_side`; the aspect stays."""
-    scale = min(1.0, longer_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def resize_area(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resizes (H, W) or (H, W, C) by area; as it was if it has the size."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

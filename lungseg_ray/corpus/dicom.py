@@ -23,7 +23,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length, pixel_array
 
 from lungseg_ray.corpus.dicom_codecs import DECODED_HERE, NAME, frame_shape, is_whole
-from lungseg_ray.corpus.formats import Picture, Spacing, Use, check_scans, check_size
+from lungseg_ray.corpus.picture import Picture, Purpose, Spacing, check_scans, check_size
 from lungseg_ray.errors import BadFileError
 
 PLUGINS = {uid.JPEGBaseline8Bit: "pillow", uid.RLELossless: "pydicom"} | dict.fromkeys(DECODED_HERE, NAME)
@@ -87,7 +87,7 @@ def read_tags(file: BinaryIO) -> Tags:
     return Tags(text["PatientID"], text["StudyInstanceUID"], groups)
 
 
-def decode(data: bytes, *, use: Use = "image") -> Picture:
+def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
     """Decodes a DICOM file of one frame, as a viewer would show it.
 
     Grey: modality LUT or rescale, then VOI LUT or else the first window, over the range that the stored bits allow;

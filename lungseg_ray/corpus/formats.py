@@ -7,9 +7,8 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import imagecodecs
 import numpy as np
@@ -18,18 +17,12 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from lungseg_ray.corpus.dicom import decode_dicom, is_dicom
+from lungseg_ray.corpus.picture import MOST_PIXELS, Picture, Purpose, check_scans, check_size
 from lungseg_ray.errors import BadFileError
 
-Spacing = tuple[float, float] | None
-Use = Literal["image", "mask"]
 _Made = TypeVar("_Made")
 
-MOST_BYTES = 1 << 29
-"""Of a file; more are not read."""
-MOST_PIXELS = 1 << 26
-"""Of an image, rows x columns, such as 8192 x 8192; more are not decoded."""
-MOST_DECODED = 1 << 28
-"""Bytes of an image's pixels: those of `MOST_PIXELS` have four at most."""
 
 _ORIENTATION = 0x0112
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -43,8 +36,8 @@ _TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8
     32773: "PackBits"
 }
 _TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE = range(4)
-# A progressive JPEG has about ten scans; each costs a pass over the whole image, however few bytes it has.
-_SCAN, _MOST_SCANS = b"\xff\xda", 100
+
+
 _JSRT_SIDE = 2048
 
 
@@ -53,26 +46,7 @@ for _library in ("tifffile", "imagecodecs"):
     logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image as its file holds it.
-
-    Attributes:
-        pixels: (H, W) grey or (H, W, 3) RGB; uint8, uint16, float32 or float64. Black is 0.
-        bits: that the file gives to each value.
-        white: value of the brightest pixel that the format has.
-        spacing: millimetres per pixel (row, column); None where the file does not say.
-        settled: whether the file itself says which value is white.
-    """
-
-    pixels: NDArray[Any]
-    bits: int
-    white: float
-    spacing: Spacing = None
-    settled: bool = False
-
-
-def decode(data: bytes, *, name: str = "", use: Use = "image") -> Picture:
+def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Picture:
     """Decodes an image file of any kind that is read; the content tells which, not the name.
 
     Alpha is dropped. As a mask, a palette with colours gives its indices, and DICOM its stored values; as an image,
@@ -86,14 +60,11 @@ def decode(data: bytes, *, name: str = "", use: Use = "image") -> Picture:
     Raises:
         BadFileError: with the reason why the file cannot be used (see `REASONS`); never with a word of its content.
     """
-    # Imported late, since it builds on what is here.
-    from lungseg_ray.corpus import dicom
-
     if not data:
         raise BadFileError("empty_file", "expected an image, found 0 bytes")
     # First, since what stands before its tags may make a DICOM file a TIFF file, too.
-    if dicom.is_dicom(data):
-        return dicom.decode(data, use=use)
+    if is_dicom(data):
+        return decode_dicom(data, use=use)
     if data.startswith(_PNG):
         return _decode_png(data, use)
     if data.startswith(_JPEG):
@@ -109,50 +80,6 @@ def decode(data: bytes, *, name: str = "", use: Use = "image") -> Picture:
         f"expected PNG, JPEG, TIFF, GIF or DICOM, found {len(data)} bytes that begin like none of them"
         + (" and are text" * data[:64].isascii()),
     )
-
-
-def check_bytes(size: int) -> None:
-    """Makes sure, before it is read, that a file is not larger than is read.
-
-    Raises:
-        BadFileError: `too_large`.
-    """
-    if size > MOST_BYTES:
-        raise BadFileError("too_large", f"expected at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB")
-
-
-def check_size(height: int, width: int, *, bits: int = 8) -> None:
-    """Makes sure, before anything is decoded, that an image is neither empty nor larger than is decoded.
-
-    Args:
-        height: rows.
-        width: columns.
-        bits: of a pixel, all its channels together.
-
-    Raises:
-        BadFileError: `too_large` or `unreadable`.
-    """
-    if height < 1 or width < 1:
-        raise BadFileError("unreadable", f"expected an image, found {width} x {height} px")
-    if height * width > MOST_PIXELS:
-        raise BadFileError(
-            "too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels, found {width} x {height} px"
-        )
-    if height * width * bits > 8 * MOST_DECODED:
-        raise BadFileError(
-            "too_large",
-            f"expected at most {MOST_DECODED >> 20} MiB of pixels, found {width} x {height} px of {bits} bits",
-        )
-
-
-def check_scans(data: bytes) -> None:
-    """Makes sure, before it is decoded, that a JPEG file or frame does not ask for endless passes.
-
-    Raises:
-        BadFileError: `too_large`.
-    """
-    if (scans := data.count(_SCAN)) > _MOST_SCANS:
-        raise BadFileError("too_large", f"expected at most {_MOST_SCANS} scans, found {scans}")
 
 
 def _guarded(decoder: Callable[[bytes], _Made], data: bytes) -> _Made:
@@ -194,7 +121,7 @@ def _check_orientation(orientation: Any) -> None:
         )
 
 
-def _decode_png(data: bytes, use: Use) -> Picture:
+def _decode_png(data: bytes, use: Purpose) -> Picture:
     image = _guarded(_opened, data)
     if data.rfind(_PNG_END) < 0:
         raise BadFileError("unreadable", f"truncated: the end marker is missing after {len(data)} bytes")
@@ -205,7 +132,7 @@ def _decode_png(data: bytes, use: Use) -> Picture:
     return _guarded(lambda data: _decode_whole_png(data, use), data)
 
 
-def _decode_whole_png(data: bytes, use: Use) -> Picture:
+def _decode_whole_png(data: bytes, use: Purpose) -> Picture:
     # Of damage, which the checksums of a PNG's parts show, OpenCV prints to the process's standard error; this raises.
     pixels = imagecodecs.png_decode(data)
     if pixels.ndim == 3:
@@ -230,7 +157,7 @@ def _decode_jpeg(data: bytes) -> Picture:
     return _picture(pixels[:, :, 0] if image.mode == "L" else pixels, bits=8)
 
 
-def _of_pillow(image: Image.Image, use: Use) -> Picture:
+def _of_pillow(image: Image.Image, use: Purpose) -> Picture:
     """GIF, and PNG with a palette."""
     if image.mode == "P":
         palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
@@ -239,14 +166,14 @@ def _of_pillow(image: Image.Image, use: Use) -> Picture:
     return _picture(pixels, bits=1 if image.mode == "1" else 8)
 
 
-def _of_palette(index: NDArray[Any], palette: NDArray[np.uint8], use: Use) -> Picture:
+def _of_palette(index: NDArray[Any], palette: NDArray[np.uint8], use: Purpose) -> Picture:
     shown = palette[np.minimum(index, len(palette) - 1)]
     if (shown == shown[:, :, :1]).all():
         return _picture(shown[:, :, 0], bits=8)
     return _picture(index.astype(np.uint8) if use == "mask" else shown, bits=8)
 
 
-def _decode_tiff(data: bytes, use: Use) -> Picture:
+def _decode_tiff(data: bytes, use: Purpose) -> Picture:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         file.pages.useframes = False
         pages = [page.aspage() for page in islice(file.pages, 3)]

@@ -16,12 +16,13 @@ import numpy as np
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import phantom
-from lungseg_ray.corpus.decode import Decoded, Pixels, decode_image, decode_mask, limited, resize_area, resize_labels
-from lungseg_ray.corpus.formats import Spacing, check_bytes
+from lungseg_ray.corpus.decode import Decoded, decode_image, decode_mask
+from lungseg_ray.corpus.picture import Spacing, check_bytes
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
+from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
 from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.storage import Location, StorageError, explained
+from lungseg_ray.storage import Location, StorageError, translate_errors
 
 LEAST_SIDE = 32
 """Rows and columns of an image, pixels; networks here see 32 x 32 at least."""
@@ -64,7 +65,7 @@ def read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -
     Raises:
         BadFileError: with the reason why the pair cannot be used (see `REASONS`).
     """
-    with unnamed(record.image_id if record.private else ""):
+    with redact_paths(record.image_id if record.private else ""):
         return _read_sample(record, settings, longer_side=longer_side)
 
 
@@ -193,7 +194,7 @@ def fault_of_file(error: OSError) -> str:
 
 
 @contextmanager
-def unnamed(key: str) -> Iterator[None]:
+def redact_paths(key: str) -> Iterator[None]:
     """Keeps paths out of the trouble with a disk or a store: they may say whose image it is.
 
     Args:
@@ -218,6 +219,6 @@ def _read(place: Location) -> bytes:
             raise BadFileError("unreadable", "expected a file, found a folder, a pipe or a device")
         check_bytes(status.st_size)
         return place.read_bytes()
-    with explained(place), place.filesystem.open_input_file(place.path) as file:
+    with translate_errors(place), place.filesystem.open_input_file(place.path) as file:
         check_bytes(file.size())
         return file.read()

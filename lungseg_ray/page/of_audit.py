@@ -15,6 +15,7 @@ from lungseg_ray.audit.result import TABLE, Audit
 from lungseg_ray.audit.twins import NEAR, Twins
 from lungseg_ray.corpus import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError
+from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
 from lungseg_ray.labels import IGNORE_LABEL
 from lungseg_ray.page import charts
 from lungseg_ray.page.parts import (
@@ -30,14 +31,11 @@ from lungseg_ray.page.parts import (
     Part,
     Picture,
     Pictures,
-    counted,
     table,
 )
-from lungseg_ray.page.parts import (
-    Facts as Headline,
-)
+from lungseg_ray.page.parts import Facts as Headline
 from lungseg_ray.page.pictures import embedded
-from lungseg_ray.report import PREDICTED, TRUTH, overlay
+from lungseg_ray.text import counted
 
 _SIDE = 256
 """Longest side of a picture, pixels."""

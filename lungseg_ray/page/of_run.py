@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lungseg_ray import checkpoint
-from lungseg_ray.config import chosen
+from lungseg_ray.config import non_default
 from lungseg_ray.evaluate import SHEET
 from lungseg_ray.page import charts
 from lungseg_ray.page.of_sweep import environment
@@ -23,12 +23,12 @@ from lungseg_ray.page.parts import (
     Pictures,
     Tree,
     decimals,
-    duration,
     interval,
     table,
 )
 from lungseg_ray.page.pictures import embedded
 from lungseg_ray.run import EVALUATION, Run
+from lungseg_ray.text import duration
 
 History = list[dict[str, float]]
 
@@ -66,7 +66,7 @@ def page(run: Run) -> Page:
             )
         )
     trees: list[Part] = [
-        Tree("What differs from the defaults", chosen(settings), open=True),
+        Tree("What differs from the defaults", non_default(settings), open=True),
         Tree("All settings", settings.model_dump(mode="json")),
         *environment(iter([run.place])),
     ]

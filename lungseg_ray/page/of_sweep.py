@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
+from lungseg_ray.config import Dimension
 from lungseg_ray.page import charts, drawn
 from lungseg_ray.page.parts import (
     Cell,
@@ -22,9 +23,7 @@ from lungseg_ray.page.parts import (
     Part,
     Tree,
     cell,
-    counted,
     decimals,
-    duration,
     interval,
     table,
 )
@@ -33,7 +32,7 @@ from lungseg_ray.run import ENVIRONMENT
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep import compare
 from lungseg_ray.sweep.ledger import FOLDER, Sweep, Trial
-from lungseg_ray.sweep.settings import Dimension
+from lungseg_ray.text import counted, duration
 
 Show = Callable[[Any], Cell | float | str | None]
 

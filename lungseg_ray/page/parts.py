@@ -182,15 +182,3 @@ def interval(found: dict[str, Any], digits: int = 4, *, sign: str = "") -> str:
     if found.get("low") is None:
         return text
     return f"{text} ({found['low']:{sign}.{digits}f} to {found['high']:{sign}.{digits}f})"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person: `45 s`, `12.5 min`, `3.2 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def counted(number: int, word: str) -> str:
-    """A number of things: `1 seed`, `3 seeds`."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

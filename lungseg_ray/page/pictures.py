@@ -12,8 +12,8 @@ import torch
 
 from lungseg_ray import metrics, predictor
 from lungseg_ray.errors import UserError
+from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
 from lungseg_ray.page.parts import Key, Note, Picture, Pictures
-from lungseg_ray.report import PREDICTED, TRUTH, overlay
 from lungseg_ray.shards import Row, read_index, read_rows
 from lungseg_ray.storage import Location
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lungseg_ray.config import SweepJob
 from lungseg_ray.page import charts
 from lungseg_ray.sweep.ledger import Sweep, Trial
-from lungseg_ray.sweep.settings import SweepJob
 
 
 @dataclass(frozen=True)

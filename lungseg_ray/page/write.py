@@ -12,12 +12,12 @@ from bokeh.resources import Resources
 
 import lungseg_ray
 from lungseg_ray.audit.result import PAGE, Audit
+from lungseg_ray.config import ReportJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.page import of_audit, of_run, of_sweep
 from lungseg_ray.page.parts import NONE, Page
-from lungseg_ray.page.settings import ReportJob
 from lungseg_ray.run import Run
-from lungseg_ray.storage import Location, explained, locate
+from lungseg_ray.storage import Location, locate, translate_errors
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 
 
@@ -110,7 +110,7 @@ def _write(page: Page, target: Location) -> Location:
         return target
     # Without its type, a browser would save the page and not show it.
     kind = {"Content-Type": "text/html; charset=utf-8"}
-    with explained(target), target.filesystem.open_output_stream(target.path, metadata=kind) as stream:
+    with translate_errors(target), target.filesystem.open_output_stream(target.path, metadata=kind) as stream:
         stream.write(text.encode())
     return target
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from lungseg_ray.config import SweepJob
 from lungseg_ray.sweep.ledger import Trial, describe, key_of, ranked
 from lungseg_ray.sweep.search import count
-from lungseg_ray.sweep.settings import SweepJob
 
 MOST_VALUES = 4
 """A setting with more values than this is ranked, and not compared value by value."""

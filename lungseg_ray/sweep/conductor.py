@@ -17,16 +17,16 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from lungseg_ray import resources
+from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError
 from lungseg_ray.events import Mailbox, Pulse, mailbox
 from lungseg_ray.fit import signals
 from lungseg_ray.lease import Lease
 from lungseg_ray.shards import ShardIndex
-from lungseg_ray.storage import patiently
+from lungseg_ray.storage import retry
 from lungseg_ray.sweep.ledger import Sweep
 from lungseg_ray.sweep.live import Live
 from lungseg_ray.sweep.search import Search
-from lungseg_ray.sweep.settings import SweepJob
 from lungseg_ray.sweep.trial import MORE_MEMORY, SAID, Task, run_trial
 from lungseg_ray.watchdog import Watchdog
 
@@ -238,7 +238,7 @@ class Conductor:
             self._place.write_trials(trials, seconds)
 
         patience = self._job.storage.patience_seconds
-        patiently(work, seconds=patience, note=self._live.note, trouble=OSError)
+        retry(work, seconds=patience, note=self._live.note, trouble=OSError)
 
 
 class _Moves(Searcher):

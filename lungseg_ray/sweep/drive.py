@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from lungseg_ray import lease, resources
+from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.finish import measure
 from lungseg_ray.loop import fastest_precision
@@ -16,12 +17,11 @@ from lungseg_ray.page.write import write_sweep_page
 from lungseg_ray.run import CONFIG as RUN_CONFIG
 from lungseg_ray.sharding import as_made, at_hand, make
 from lungseg_ray.shards import ShardIndex, read_table
-from lungseg_ray.storage import Location, locate, patiently
+from lungseg_ray.storage import Location, locate, retry
 from lungseg_ray.sweep.compare import summarise
 from lungseg_ray.sweep.conductor import Conductor, Stage
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.search import Search
-from lungseg_ray.sweep.settings import SweepJob
 
 SHARED_SHARE = 0.4
 """Share of the object store that shards may fill; larger corpora are read by each trial from its shards."""
@@ -173,7 +173,7 @@ def _share(root: Location, index: ShardIndex, console: Console) -> dict[str, Any
 
 @ray.remote
 def _read(place: Location) -> Any:
-    return patiently(lambda: read_table(place), seconds=60.0)
+    return retry(lambda: read_table(place), seconds=60.0)
 
 
 def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: Console) -> None:

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import yaml
 
-from lungseg_ray.config import Section, Settings, differences, dump, merge
+from lungseg_ray.config import Section, Settings, SweepJob, TrainJob, differences, dump, merge
 from lungseg_ray.errors import UserError
 from lungseg_ray.run import FREE, Run
 from lungseg_ray.storage import Location, locate
-from lungseg_ray.sweep.settings import SweepJob, TrainJob
 
 CONFIG = "sweep.yaml"
 TRIALS = "trials.json"

@@ -12,10 +12,10 @@ from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
 
+from lungseg_ray.config import SweepJob
 from lungseg_ray.display import TENSORBOARD, Board
 from lungseg_ray.sweep.ledger import Sweep, Trial, ranked
 from lungseg_ray.sweep.search import epochs_to_come
-from lungseg_ray.sweep.settings import SweepJob
 
 SHOWN = 12
 """Trials in the table: those that run, and the best of the others."""

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 
+from lungseg_ray.config import Dimension, SweepJob
 from lungseg_ray.sweep.ledger import State, Trial, key_of, ranked
-from lungseg_ray.sweep.settings import Dimension, SweepJob
 
 FIRST_DRAWS = 8
 """Draws at random before TPE has anything to learn from."""

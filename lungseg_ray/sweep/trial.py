@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ray import tune
 
 from lungseg_ray import checkpoint, models, resources
-from lungseg_ray.config import Settings
+from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.events import Heart, Mailbox, Pulse
 from lungseg_ray.feed import Feed, Source
@@ -31,7 +31,6 @@ from lungseg_ray.loop import TrainingDivergedError, train_loop
 from lungseg_ray.run import Run
 from lungseg_ray.shards import ShardIndex
 from lungseg_ray.sweep.ledger import Sweep, Trial
-from lungseg_ray.sweep.settings import SweepJob
 from lungseg_ray.worker import Worker
 
 SAID = "said"

@@ -11,16 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.decode import (
-    Vote,
-    decode_image,
-    decode_mask,
-    resize_labels,
-)
+from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
+from lungseg_ray.imaging import ResizeMode, resize_labels
 
 LUNGS = Path(__file__).parents[2] / "../shared/data/cxr-lungs"
 BINARY: dict[int, int] = {0: 0, 1: 1, 255: 1}
@@ -182,7 +178,7 @@ class TestResizeLabels:
 
     def test_no_value_between_two_labels(self) -> None:
         mask = np.random.default_rng(0).choice(np.array([0, 2, 9, 255], np.uint8), (101, 77))
-        vote: Vote
+        vote: ResizeMode
         for vote in ("area", "bilinear"):
             for shape in ((33, 40), (101, 30), (200, 150), (50, 150)):
                 resized = resize_labels(mask, *shape, vote=vote)
@@ -192,7 +188,7 @@ class TestResizeLabels:
     @pytest.mark.parametrize("shape", [(2000, 2000), (1000, 777), (421, 640), (257, 255), (512, 512), (120, 120)])
     @pytest.mark.parametrize("labels", [(0, 1), (0, 2)])
     @pytest.mark.parametrize("vote", ["area", "bilinear"])
-    def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], vote: Vote) -> None:
+    def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], vote: ResizeMode) -> None:
         # Mean over 12 places of an ellipse: within 0.05 px of the 256 x 256 map, there and back. (One place alone says
         # little: the pixels of its outline round to one side or the other.)
         height, width = shape

@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate
 from lungseg_ray.corpus import dicom
 from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.dicom_codecs import frame_shape
-from lungseg_ray.corpus.formats import decode
+from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.errors import BadFileError
 from tests.corpus.dicoms import IDENTITY, chest, dataset, encoded, real
 from tests.corpus.kinds import IMAGE, jpeg
@@ -26,7 +26,7 @@ RAMP: NDArray[np.uint16] = np.linspace(0, 4095, 64 * 64).round().astype(np.uint1
 
 def shown(data: bytes) -> NDArray[Any]:
     """Grey values as a share of white."""
-    picture = decode(data)
+    picture = decode_file(data)
     return picture.pixels / picture.white
 
 
@@ -39,7 +39,7 @@ def compressed(stream: bytes | bytearray, syntax: uid.UID) -> bytes:
 
 def reason(data: bytes) -> str:
     with pytest.raises(BadFileError) as caught:
-        decode(data)
+        decode_file(data)
     found = str(caught.value)
     assert not [value for value in IDENTITY.values() if value in found]
     return caught.value.reason
@@ -50,7 +50,7 @@ class TestGreyValues:
         # 12 of 16 bits: 4095 is white
         np.testing.assert_allclose(shown(encoded(dataset(RAMP, bits=12))), RAMP / 4095, atol=1e-5)
         np.testing.assert_allclose(shown(encoded(dataset(RAMP, bits=16))), RAMP / 65535, atol=1e-5)
-        assert decode(encoded(dataset(RAMP, bits=12))).bits == 12
+        assert decode_file(encoded(dataset(RAMP, bits=12))).bits == 12
 
     def test_monochrome1_is_inverted(self) -> None:
         data = encoded(dataset(RAMP, bits=12, PhotometricInterpretation="MONOCHROME1"))
@@ -92,7 +92,7 @@ class TestGreyValues:
     def test_the_first_of_several_windows(self) -> None:
         several = encoded(dataset(RAMP, bits=12, WindowCenter=[2048, 100], WindowWidth=[1024, 5]))
         one = encoded(dataset(RAMP, bits=12, WindowCenter=2048, WindowWidth=1024))
-        np.testing.assert_array_equal(decode(several).pixels, decode(one).pixels)
+        np.testing.assert_array_equal(decode_file(several).pixels, decode_file(one).pixels)
 
     @pytest.mark.parametrize(("function", "at_centre"), [("LINEAR_EXACT", 0.5), ("SIGMOID", 0.5)])
     def test_other_window_functions(self, function: str, at_centre: float) -> None:
@@ -172,15 +172,15 @@ class TestDamage:
 class TestSpacing:
     def test_row_and_column(self) -> None:
         data = encoded(dataset(RAMP, bits=12, ImagerPixelSpacing=[0.2, 0.1]))
-        assert decode(data).spacing == (0.2, 0.1)
+        assert decode_file(data).spacing == (0.2, 0.1)
 
     def test_calibrated_at_the_patient_comes_first(self) -> None:
         data = encoded(dataset(RAMP, bits=12, ImagerPixelSpacing=[0.2, 0.2], PixelSpacing=[0.15, 0.15]))
-        assert decode(data).spacing == (0.15, 0.15)
+        assert decode_file(data).spacing == (0.15, 0.15)
 
     @pytest.mark.parametrize("wrong", [[0, 0.2], None, [1e9, 1]])
     def test_none(self, wrong: list[float] | None) -> None:
-        assert decode(encoded(dataset(RAMP, bits=12, PixelSpacing=wrong))).spacing is None
+        assert decode_file(encoded(dataset(RAMP, bits=12, PixelSpacing=wrong))).spacing is None
 
 
 class TestRealFiles:
@@ -263,7 +263,7 @@ class TestRealFiles:
         # Its preamble is the header of a TIFF file.
         data = real("CT_small.dcm").read_bytes()
         assert data.startswith(b"II*\0")
-        assert decode(data).pixels.shape == (128, 128)
+        assert decode_file(data).pixels.shape == (128, 128)
 
     def test_a_segmentation_as_a_mask(self) -> None:
         mask = decode_mask(real("liver_1frame.dcm").read_bytes(), mask_values={0: 0, 1: 1})
@@ -344,14 +344,14 @@ class TestSetAside:
 
     def test_words_in_place_of_codes_are_not_repeated(self) -> None:
         with pytest.raises(BadFileError) as caught:
-            decode(encoded(dataset(RAMP, bits=12, PhotometricInterpretation="PLANTEDNAME")))
+            decode_file(encoded(dataset(RAMP, bits=12, PhotometricInterpretation="PLANTEDNAME")))
         assert "PLANTED" not in str(caught.value)
 
     def test_no_exception_carries_what_the_file_says(self) -> None:
         # Values that pydicom quotes in its own words.
         for tags in ({"Rows": 7}, {"WindowCenter": "5", "WindowWidth": "0"}):
             with pytest.raises(BadFileError) as caught:
-                decode(encoded(dataset(RAMP, bits=12, **tags)))
+                decode_file(encoded(dataset(RAMP, bits=12, **tags)))
             assert caught.value.__cause__ is None
             assert caught.value.__context__ is None or caught.value.__suppress_context__
 

@@ -10,9 +10,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from lungseg_ray.corpus import formats
+from lungseg_ray.corpus import picture
 from lungseg_ray.corpus.decode import decode_image, decode_mask
-from lungseg_ray.corpus.formats import decode
+from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.errors import BadFileError
 from tests.corpus.kinds import pillow, png_of_size, tiff
 from tests.fuzz.mutate import with_checksums
@@ -32,14 +32,14 @@ class TestTiff:
     @pytest.mark.parametrize("order", ["<", ">"])
     def test_8_and_16_bits(self, compression: str | None, order: str) -> None:
         for pixels in (RAMP, RAMP.astype(np.uint16) * 200):
-            picture = decode(tiff(pixels, compression=compression, byteorder=order))
+            picture = decode_file(tiff(pixels, compression=compression, byteorder=order))
             np.testing.assert_array_equal(picture.pixels, pixels)
             assert (picture.pixels.dtype, picture.bits) == (pixels.dtype, 8 * pixels.itemsize)
 
     def test_tiles_and_predictor(self) -> None:
         big = np.tile(RAMP.astype(np.uint16), (4, 4))
         data = tiff(big, tile=(64, 64), compression="zlib", predictor=True)
-        np.testing.assert_array_equal(decode(data).pixels, big)
+        np.testing.assert_array_equal(decode_file(data).pixels, big)
 
     def test_float_from_0_to_1(self) -> None:
         # 0.5 -> 127.5 -> 128 (rounded to even)
@@ -69,7 +69,7 @@ class TestTiff:
     def test_one_bit(self) -> None:
         mask = RAMP > 40
         data = tiff(mask, photometric="minisblack")
-        assert decode(data).bits == 1
+        assert decode_file(data).bits == 1
         np.testing.assert_array_equal(decode_mask(data, mask_values=BINARY), mask)
         np.testing.assert_array_equal(
             decode_mask(pillow(Image.fromarray(mask), "TIFF", compression="group4"), mask_values=BINARY), mask
@@ -95,7 +95,7 @@ class TestTiff:
         with tifffile.TiffWriter(file) as writer:
             writer.write(RAMP)
             writer.write(RAMP[::2, ::2], subfiletype=1)
-        np.testing.assert_array_equal(decode(file.getvalue()).pixels, RAMP)
+        np.testing.assert_array_equal(decode_file(file.getvalue()).pixels, RAMP)
 
     def test_truncated(self) -> None:
         # The pixels of an uncompressed file lie at its end.
@@ -143,7 +143,7 @@ class TestTiff:
 
 class TestGif:
     def test_grey_and_black_and_white(self) -> None:
-        np.testing.assert_array_equal(decode(pillow(Image.fromarray(RAMP), "GIF")).pixels, RAMP)
+        np.testing.assert_array_equal(decode_file(pillow(Image.fromarray(RAMP), "GIF")).pixels, RAMP)
         mask = Image.fromarray(RAMP > 40)
         np.testing.assert_array_equal(decode_mask(pillow(mask, "GIF"), mask_values=BINARY), RAMP > 40)
 
@@ -195,8 +195,8 @@ class TestFewBits:
 
 class TestPng:
     def test_bits_are_told(self) -> None:
-        assert decode(pillow(Image.fromarray(RAMP > 40), "PNG")).bits == 1
-        assert decode(pillow(Image.fromarray(RAMP.astype(np.uint16)), "PNG")).bits == 16
+        assert decode_file(pillow(Image.fromarray(RAMP > 40), "PNG")).bits == 1
+        assert decode_file(pillow(Image.fromarray(RAMP.astype(np.uint16)), "PNG")).bits == 16
 
     def test_a_white_that_is_declared(self) -> None:
         data = pillow(Image.fromarray(np.array([[0, 1365, 4095]], np.uint16)), "PNG")
@@ -248,7 +248,7 @@ class TestJpeg:
             shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             assert shown is not None
             expected = shown if shown.ndim == 2 else shown[:, :, ::-1]
-            np.testing.assert_array_equal(decode(data).pixels, expected)
+            np.testing.assert_array_equal(decode_file(data).pixels, expected)
 
     def test_cmyk(self) -> None:
         assert reason(pillow(Image.fromarray(RAMP).convert("CMYK"), "JPEG")) == "unsupported"
@@ -272,7 +272,7 @@ class TestJsrt:
 
 class TestLimits:
     def test_pixels_are_counted_before_they_are_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(formats, "MOST_PIXELS", 1999)
+        monkeypatch.setattr(picture, "MOST_PIXELS", 1999)
         for data in (
             pillow(Image.fromarray(RAMP), "PNG"),
             pillow(Image.fromarray(RAMP), "JPEG"),
@@ -283,8 +283,8 @@ class TestLimits:
 
     def test_bytes_of_pixels_are_counted_before_they_are_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # 40 x 50 px: 2000 bytes of 8 bits, 4000 of 16 bits, 8000 of RGBA
-        monkeypatch.setattr(formats, "MOST_DECODED", 3999)
-        assert decode(pillow(Image.fromarray(RAMP), "PNG")).pixels.shape == RAMP.shape
+        monkeypatch.setattr(picture, "MOST_DECODED", 3999)
+        assert decode_file(pillow(Image.fromarray(RAMP), "PNG")).pixels.shape == RAMP.shape
         deep = RAMP.astype(np.uint16)
         for data in (
             pillow(Image.fromarray(deep), "PNG"),

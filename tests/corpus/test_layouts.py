@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lungseg_ray import storage
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import read_sample
-from lungseg_ray.corpus.layouts import SUFFIXES, list_corpus
+from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.storage import locate
+from lungseg_ray.storage import locate, location
 from tests.corpus import trees
 from tests.corpus.trees import fill, listing, nobody, open_folder, reasons
 
@@ -277,7 +277,7 @@ class TestAuto:
 
 def test_whole_trees_are_found_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket has files and no folders."""
-    monkeypatch.setattr(storage, "SCHEMES", ("mock",))
+    monkeypatch.setattr(location, "SCHEMES", ("mock",))
     root = locate("mock://bucket/public")
     for path in ("CXR_png/MCUCXR_0001_0.png", "leftMask/MCUCXR_0001_0.png", "rightMask/MCUCXR_0001_0.png"):
         (root / path).filesystem.create_dir((root / path).path.rsplit("/", 1)[0])
@@ -307,7 +307,7 @@ def test_real_corpora(name: str, count: int, patients: int | None) -> None:
 
 
 def test_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "SCHEMES", ("mock",))
+    monkeypatch.setattr(location, "SCHEMES", ("mock",))
     # pyarrow's file system in memory stands for one that is not local.
     root = locate("mock://bucket/prefix")
     for file in ("images/a.png", "masks/a.png"):

@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lungseg_ray import storage
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import Listing, list_corpus, table
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import locate
+from lungseg_ray.storage import locate, location
 from tests.corpus.trees import listing, reasons
 
 GOOD = "image_uri,mask_uri\ngood.png,mask.png\n"
@@ -215,7 +214,7 @@ class TestPaths:
             assert "SECRET" not in json.dumps([asdict(one), *map(asdict, found.records)])
 
     def test_in_a_bucket(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(storage, "SCHEMES", ("mock",))
+        monkeypatch.setattr(location, "SCHEMES", ("mock",))
         root = locate("mock://bucket/deep/corpus")
         root.filesystem.create_dir(root.path)
         paths = [

@@ -15,10 +15,10 @@ import ray
 from rich.console import Console
 
 from lungseg_ray import checkpoint
+from lungseg_ray.config import SweepJob
 from lungseg_ray.storage import locate
 from lungseg_ray.sweep.drive import sweep
 from lungseg_ray.sweep.ledger import Sweep
-from lungseg_ray.sweep.settings import SweepJob
 from tests.faults.conftest import Record
 from tests.faults.small import SIZE, now, shard_job
 from tests.jobs import Job, processes

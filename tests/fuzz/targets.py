@@ -16,8 +16,8 @@ from pydicom import uid
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import decode, dicom
-from lungseg_ray.corpus.formats import MOST_PIXELS
 from lungseg_ray.corpus.layouts import Listing, list_corpus
+from lungseg_ray.corpus.picture import MOST_PIXELS
 from lungseg_ray.corpus.record import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError, UserError
 from tests.fuzz import seeds

@@ -14,7 +14,7 @@ from rich.console import Console
 from lungseg_ray import sharding
 from lungseg_ray.audit.job import audit, summary
 from lungseg_ray.config import EvaluateJob, PredictJob
-from lungseg_ray.corpus.layouts.dicom import find
+from lungseg_ray.corpus.layouts.dicom import find_path
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import evaluate_run, table
@@ -112,9 +112,9 @@ def test_what_was_set_aside_can_be_found_again(ran: Ran, monkeypatch: pytest.Mon
     monkeypatch.setenv("LUNGSEG_SALT", SALT)
     by_reason = {one.reason: one for one in ran.outcome.set_aside}
     assert set(by_reason) == {"unreadable"}
-    paths = {find(str(ran.corpus), one.image_id) for one in ran.outcome.set_aside}
+    paths = {find_path(str(ran.corpus), one.image_id) for one in ran.outcome.set_aside}
     assert {Path(str(path)).suffix for path in paths} == {".dcm"}
     assert any(IDENTITY["PatientName"] in str(path) for path in paths)
     with pytest.raises(UserError, match="no file has the key"):
-        find(str(ran.corpus), "0" * 16)
+        find_path(str(ran.corpus), "0" * 16)
     assert all(os.path.exists(str(path)) for path in paths)  # noqa: PTH110

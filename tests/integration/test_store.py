@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from lungseg_ray import storage
-from lungseg_ray.storage import Location, StorageError, locate, patiently
+from lungseg_ray.storage import Location, StorageError, locate, retry
+from lungseg_ray.storage.s3 import s3_client
 from tests.helpers import ROOT
 from tests.object_store import KEY, SECRET, FaultyProxy, Mode, ObjectStore
 
@@ -41,7 +41,7 @@ def environment(object_store: ObjectStore, bucket: str, monkeypatch: pytest.Monk
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     # Its credentials are those it was made with.
-    storage._client.cache_clear()
+    s3_client.cache_clear()
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_patiently(mode: Mode, proxy: FaultyProxy, folder: Location) -> None:
     notes: list[str] = []
     timer = threading.Timer(2.0, setattr, (proxy, "mode", "pass"))
     timer.start()
-    patiently(lambda: (folder / "file").write_text("there"), seconds=60, note=notes.append)
+    retry(lambda: (folder / "file").write_text("there"), seconds=60, note=notes.append)
     timer.join()
     assert (folder / "file").read_text() == "there"
     assert proxy.faults >= 2

@@ -13,13 +13,12 @@ import pytest
 import ray
 from rich.console import Console
 
-from lungseg_ray.config import EvaluateJob
+from lungseg_ray.config import EvaluateJob, SweepJob, TrainJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import evaluate_run
 from lungseg_ray.storage import locate
 from lungseg_ray.sweep.drive import sweep
 from lungseg_ray.sweep.ledger import Sweep, Trial, winner_of
-from lungseg_ray.sweep.settings import SweepJob, TrainJob
 from tests.helpers import make_settings, write_shards
 
 pytestmark = [pytest.mark.own_cluster, pytest.mark.timeout(280)]

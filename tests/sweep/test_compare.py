@@ -1,8 +1,8 @@
 import pytest
 
+from lungseg_ray.config import SweepJob
 from lungseg_ray.sweep.compare import finalists, pairs, spread, summarise
 from lungseg_ray.sweep.ledger import State, Trial
-from lungseg_ray.sweep.settings import SweepJob
 
 JOB = SweepJob.model_validate(
     {

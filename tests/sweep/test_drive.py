@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.sweep.drive import sweep
-from lungseg_ray.sweep.settings import SweepJob
 
 SPACE = {"optim.lr": {"grid": [1e-3, 1e-2]}}
 

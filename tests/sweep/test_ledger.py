@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lungseg_ray.config import SweepJob, TrainJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import Sweep, Trial, best, describe, ranked, winner_of
-from lungseg_ray.sweep.settings import SweepJob, TrainJob
 
 
 def make_job(**sections: Any) -> SweepJob:

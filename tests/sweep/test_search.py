@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lungseg_ray.config import SweepJob
 from lungseg_ray.sweep.ledger import Trial, ranked
 from lungseg_ray.sweep.search import Move, Search, count, draw, epochs_to_come
-from lungseg_ray.sweep.settings import SweepJob
 
 ENCODERS = [f"encoder{number}" for number in range(8)]
 GRID = {"model.encoder": {"grid": ENCODERS}, "model.architecture": {"grid": ["Unet", "UnetPlusPlus"]}}

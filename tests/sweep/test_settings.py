@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lungseg_ray.sweep.settings import SweepJob
+from lungseg_ray.config import SweepJob
 
 
 def make(space: dict[str, Any], **sweep: Any) -> SweepJob:

@@ -21,15 +21,16 @@ from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.layouts import manifest
 from lungseg_ray.corpus.layouts.dicom import DICOM
 from lungseg_ray.corpus.layouts.jsrt import JSRT
-from lungseg_ray.corpus.layouts.listing import SUFFIXES, Layout, Listing, Tree
+from lungseg_ray.corpus.layouts.listing import Layout, Listing
 from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
 from lungseg_ray.corpus.layouts.pairs import PAIRS
 from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
+from lungseg_ray.corpus.layouts.tree import FileTree
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate
 
-__all__ = ["SUFFIXES", "Listing", "list_corpus"]
+__all__ = ["Listing", "list_corpus"]
 
 
 def list_corpus(settings: CorpusSettings) -> Listing:
@@ -47,14 +48,14 @@ def list_corpus(settings: CorpusSettings) -> Listing:
         listing = manifest.list_manifest(root, settings)
         because = f"corpus.root is a {' or '.join(one for one in TABLES if root.name.lower().endswith(one))} file"
         return listing if settings.layout == "manifest" else replace(listing, because=because)
-    tree = Tree.of(root)
+    tree = FileTree.of(root)
     if settings.layout != "auto":
         return next(layout for layout in _LAYOUTS if layout.name == settings.layout).read(tree, settings)
     layout, because = _recognise(tree)
     return replace(layout.read(tree, settings), because=because)
 
 
-def _recognise(tree: Tree) -> tuple[Layout, str]:
+def _recognise(tree: FileTree) -> tuple[Layout, str]:
     found = [(layout, because) for layout in _LAYOUTS if (because := layout.recognise(tree))]
     # Whoever has made images/ and masks/ means them, whatever the files in them are called.
     if (PAIRS, PAIRS.recognise(tree)) in found:

@@ -12,23 +12,16 @@ from itertools import islice
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import dicom
-from lungseg_ray.corpus.formats import check_bytes
-from lungseg_ray.corpus.layouts.listing import (
-    DICOM_SUFFIXES,
-    SUFFIXES,
-    Entry,
-    Layout,
-    Listing,
-    Tree,
-    make_record,
-    without_suffix,
-)
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, make_record
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree
+from lungseg_ray.corpus.picture import check_bytes
 from lungseg_ray.corpus.privacy import Salt, find_salt
-from lungseg_ray.corpus.read import fault_of_file, unnamed
+from lungseg_ray.corpus.read import fault_of_file, redact_paths
 from lungseg_ray.corpus.record import STUDY_KEY, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
-from lungseg_ray.storage import PATIENCE_SECONDS, Location, explained, locate, patiently
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, retry, translate_errors
+from lungseg_ray.text import without_suffix
 
 EXPECTS = "DICOM files in any folders, and the mask of images/a/b.dcm, or of a/b.dcm, as masks/a/b.png"
 _MASKS, _IMAGES = "masks/", "images/"
@@ -39,11 +32,11 @@ _HEAD_BYTES = 1 << 17
 _PROBED = 16
 """Files without a suffix that are opened to recognise the layout."""
 
-Said = dicom.Tags | BadFileError | None
+TagsOrError = dicom.Tags | BadFileError | None
 """What a file says, why it cannot be read, or None where it is no DICOM file and does not claim to be one."""
 
 
-def recognise(tree: Tree) -> str:
+def recognise(tree: FileTree) -> str:
     """What speaks for this layout: names, and the beginnings of a few files that have no suffix."""
     images = [entry for entry in tree.files if _is_image(entry)]
     if any(entry.path.lower().endswith(DICOM_SUFFIXES) for entry in images):
@@ -51,7 +44,7 @@ def recognise(tree: Tree) -> str:
     return "found DICOM files without a suffix" if any(map(_begins_as_dicom, islice(images, _PROBED))) else ""
 
 
-def read(tree: Tree, settings: CorpusSettings) -> Listing:
+def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     """Lists a tree of DICOM files, after reading the tags of each; an image without a mask is unlabelled.
 
     Patient and study are keys of what the tags say, and `image_id` is a key of the path, since paths often hold UIDs
@@ -106,13 +99,13 @@ def read(tree: Tree, settings: CorpusSettings) -> Listing:
     return replace(found, ignored=ignored)
 
 
-def find(root: str, key: str) -> str:
+def find_path(root: str, key: str) -> str:
     """The path that stands behind an `image_id` of this layout.
 
     Raises:
         UserError: if the folder cannot be listed, if there is no salt, or if no file has this key.
     """
-    salt, tree = find_salt(), Tree.of(locate(root))
+    salt, tree = find_salt(), FileTree.of(locate(root))
     for entry in tree.files:
         if salt.key("path", entry.path) == key:
             return entry.place.uri
@@ -150,11 +143,11 @@ def _patient(tags: dicom.Tags, salt: Salt) -> str:
     return salt.key("study", tags.study) if tags.study else ""
 
 
-def _all_tags(images: Sequence[Entry], salt: Salt) -> Iterator[Said]:
-    def read_one(entry: Entry) -> Said:
+def _all_tags(images: Sequence[Entry], salt: Salt) -> Iterator[TagsOrError]:
+    def read_one(entry: Entry) -> TagsOrError:
         try:
-            with unnamed(salt.key("path", entry.path)):
-                return patiently(lambda: _tags(entry.place), seconds=PATIENCE_SECONDS)
+            with redact_paths(salt.key("path", entry.path)):
+                return retry(lambda: _tags(entry.place), seconds=PATIENCE_SECONDS)
         except BadFileError as error:
             return error
 
@@ -164,7 +157,7 @@ def _all_tags(images: Sequence[Entry], salt: Salt) -> Iterator[Said]:
 
 def _tags(place: Location) -> dicom.Tags | None:
     try:
-        with explained(place), place.filesystem.open_input_file(place.path) as file:
+        with translate_errors(place), place.filesystem.open_input_file(place.path) as file:
             head = file.read(_HEAD_BYTES)
             if not dicom.is_dicom(head):
                 if not place.name.lower().endswith(DICOM_SUFFIXES):
@@ -184,7 +177,7 @@ def _tags(place: Location) -> dicom.Tags | None:
 
 def _begins_as_dicom(entry: Entry) -> bool:
     try:
-        with explained(entry.place), entry.place.filesystem.open_input_file(entry.place.path) as file:
+        with translate_errors(entry.place), entry.place.filesystem.open_input_file(entry.place.path) as file:
             return dicom.is_dicom(file.read(132))
     except OSError:
         return False

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.listing import Entry, Layout, Listing, Tree, anywhere, complete, join, make_record
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, complete, join, make_record
 from lungseg_ray.corpus.layouts.readings import decade, read_texts
+from lungseg_ray.corpus.layouts.tree import Entry, FileTree, anywhere
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 
@@ -28,13 +29,13 @@ _CLINICAL = anywhere(r"(?P<id>C[LN]NDAT_EN)\.TXT", re.IGNORECASE)
 _PATIENT = re.compile(r"(JPC[LN]N\d{3})\.IMG(?:(?!JPC)[^\r\n])*?[ \t](\d+|\?)[ \t]+(male|female)\b", re.IGNORECASE)
 
 
-def recognise(tree: Tree) -> str:
+def recognise(tree: FileTree) -> str:
     """What speaks for this layout."""
     images = tree.match(_IMAGE)
     return f"found {min(images)}.IMG" if images else ""
 
 
-def read(tree: Tree, settings: CorpusSettings) -> Listing:
+def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     """Lists the set; images are unlabelled where SCR is not there, and set aside where the mask of a lung is not.
 
     Raises:

@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.listing import Listing, is_utf8, named, shown, without_suffix
+from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.table import (
     PATIENT_COLUMNS,
-    Row,
+    TableRow,
     check_once,
     first,
     groups_of,
@@ -23,6 +23,7 @@ from lungseg_ray.corpus.layouts.table import (
 from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.text import is_utf8, named, shown, without_suffix
 
 EXPECTS = "a .csv or .parquet file with the columns image_uri and mask_uri"
 LONGEST_PATH = 4096
@@ -84,7 +85,7 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
 
 
 def _record(
-    image_id: str, image: str, mask: str, row: Row, manifest: Location, number: int, settings: CorpusSettings
+    image_id: str, image: str, mask: str, row: TableRow, manifest: Location, number: int, settings: CorpusSettings
 ) -> Record:
     return Record(
         image_id=image_id,

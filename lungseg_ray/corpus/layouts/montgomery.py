@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.listing import Entry, Layout, Listing, Tree, anywhere, complete, join, make_record
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, complete, join, make_record
 from lungseg_ray.corpus.layouts.readings import read_texts, reading_groups
+from lungseg_ray.corpus.layouts.tree import Entry, FileTree, anywhere
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 
@@ -22,14 +23,14 @@ _READING = anywhere(rf"ClinicalReadings/{_ID}\.txt")
 _OURS = anywhere(r"((leftMask|rightMask)/.*|CXR_png/(?!CHNCXR_).*)")
 
 
-def recognise(tree: Tree) -> str:
+def recognise(tree: FileTree) -> str:
     """What speaks for this layout."""
     if not tree.match(_IMAGE) or not any(tree.match(_mask(side)) for side in _SIDES):
         return ""
     return "found CXR_png/MCUCXR_*.png and ManualMask/leftMask/ or rightMask/"
 
 
-def read(tree: Tree, settings: CorpusSettings) -> Listing:
+def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     """Lists the set; an image that lacks the mask of a lung is set aside.
 
     Raises:

@@ -7,31 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.listing import (
-    DICOM_SUFFIXES,
-    SUFFIXES,
-    Entry,
-    Layout,
-    Listing,
-    Tree,
-    complete,
-    join,
-    make_record,
-    named,
-    shown,
-)
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, complete, join, make_record
 from lungseg_ray.corpus.layouts.table import (
     PATIENT_COLUMNS,
-    Row,
+    TableRow,
     check_once,
     first,
     groups_of,
     read_table,
     split_of,
 )
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree
 from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
+from lungseg_ray.text import named, shown
 
 EXPECTS = "images/ and masks/, files of one name in both, and an index.csv or index.parquet if there is one"
 _FOLDERS = ("images", "masks")
@@ -40,7 +30,7 @@ _INDEXES = ("index.csv", "index.parquet")
 _SUFFIX = "|".join(re.escape(suffix) for suffix in SUFFIXES)
 
 
-def recognise(tree: Tree) -> str:
+def recognise(tree: FileTree) -> str:
     """What speaks for this layout: both folders, unless all images are DICOM."""
     if not set(_FOLDERS) <= tree.folders:
         return ""
@@ -50,7 +40,7 @@ def recognise(tree: Tree) -> str:
     )
 
 
-def read(tree: Tree, settings: CorpusSettings) -> Listing:
+def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     """Matches images and masks by the path below their folders without its suffix, which is the `image_id`.
 
     An image that the index does not name is a patient of its own; a row that names no image is set aside, as are
@@ -98,7 +88,7 @@ def _files(folder: str) -> re.Pattern[str]:
     return re.compile(rf"{folder}/(?P<id>(.*/)?[^/.][^/]*)({_SUFFIX})", re.IGNORECASE | re.DOTALL)
 
 
-def _read_index(index: Location) -> dict[str, tuple[int, Row]]:
+def _read_index(index: Location) -> dict[str, tuple[int, TableRow]]:
     """Rows by image id, each with its number, from 1 after the header."""
     table = read_table(index)
     if not set(_STEM_COLUMNS) & set(table.columns):

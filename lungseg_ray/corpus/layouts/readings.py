@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from lungseg_ray.corpus.layouts.listing import Entry, Found
+from lungseg_ray.corpus.layouts.tree import Entry, FilesById
 from lungseg_ray.storage import REQUESTS, StorageError
 
 _MOST_BYTES = 1 << 20
@@ -17,7 +17,7 @@ _SEXES = {"f": "female", "m": "male", "o": "other"}
 _OLDEST = 120
 
 
-def read_texts(files: Found) -> dict[str, str]:
+def read_texts(files: FilesById) -> dict[str, str]:
     """Texts by image id; those that cannot be read, or are no texts, are left out.
 
     Raises:

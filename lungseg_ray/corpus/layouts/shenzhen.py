@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.listing import Entry, Layout, Listing, Tree, anywhere, complete, join, make_record
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, complete, join, make_record
 from lungseg_ray.corpus.layouts.readings import read_texts, reading_groups
+from lungseg_ray.corpus.layouts.tree import Entry, FileTree, anywhere
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 
@@ -23,12 +24,12 @@ _MASK = re.compile(rf"(?!(.*/)?Annotations)(.*/)?masks?/{_ID}(_mask)?\.png", re.
 _READING = anywhere(rf"ClinicalReadings/{_ID}\.txt")
 
 
-def recognise(tree: Tree) -> str:
+def recognise(tree: FileTree) -> str:
     """What speaks for this layout."""
     return "found CXR_png/CHNCXR_*.png" if tree.match(_SHENZHEN) else ""
 
 
-def read(tree: Tree, settings: CorpusSettings) -> Listing:
+def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     """Lists the set; images for which nobody drew a mask are unlabelled.
 
     Raises:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lungseg_ray.corpus.layouts.listing import named, shown
 from lungseg_ray.corpus.record import SPLITS, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
+from lungseg_ray.text import named, shown
 
 TABLES = (".csv", ".parquet")
 PATIENT_COLUMNS = ("patient_id", "patient")
@@ -27,7 +27,7 @@ MOST_ROWS = 10_000_000
 _NO_GROUPS = ("width", "height")
 _ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"ARROW:absent"
 
-Row = Mapping[str, str]
+TableRow = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Table:
 
     place: Location
     columns: list[str]
-    rows: list[Row]
+    rows: list[TableRow]
 
 
 def is_table(place: Location) -> bool:
@@ -67,7 +67,7 @@ def read_table(place: Location) -> Table:
     return Table(place, columns, rows)
 
 
-def first(row: Row, columns: Iterable[str]) -> str:
+def first(row: TableRow, columns: Iterable[str]) -> str:
     """The value in the first of these columns that has one, or ""."""
     return next((row[column] for column in columns if row.get(column)), "")
 
@@ -92,7 +92,7 @@ def check_once(place: Location, ids: Sequence[str], numbers: Sequence[int]) -> N
         raise UserError(f"{place}: {rows} {shown(image_id)}; expected one.")
 
 
-def split_of(row: Row, place: Location | None, number: int) -> Split | None:
+def split_of(row: TableRow, place: Location | None, number: int) -> Split | None:
     """The side of the split that a row names, or None.
 
     Raises:
@@ -111,19 +111,19 @@ def split_of(row: Row, place: Location | None, number: int) -> Split | None:
     return None
 
 
-def groups_of(row: Row, known: Iterable[str]) -> dict[str, str]:
+def groups_of(row: TableRow, known: Iterable[str]) -> dict[str, str]:
     """The columns of a row that are neither known nor empty."""
     without = {*known, *PATIENT_COLUMNS, *_NO_GROUPS, "split"}
     return {name: value for name, value in row.items() if name not in without and value}
 
 
-def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[Row]]:
+def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: expected a CSV file in UTF-8: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     try:
         columns = list(reader.fieldnames or [])
         for number, row in enumerate(reader, start=1):
@@ -141,7 +141,7 @@ def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[Row]]:
+def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     try:
         file = pq.ParquetFile(pa.BufferReader(_plain(data)))
         rows = file.metadata.num_rows

@@ -9,94 +9,31 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pyarrow as pa
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.session import get_session
 from pyarrow import fs
 
 from lungseg_ray.errors import UserError
-
-T = TypeVar("T")
+from lungseg_ray.storage.retry import StorageError
+from lungseg_ray.storage.s3 import TROUBLES, endpoint_url, region_of, s3_client, s3_filesystem
 
 SCHEMES = ("s3", "gs")
 
-# Whatever is wrong is told within half a minute; longer outages are the business of `patiently`. AWS's library may wait
-# up to twice as long for an answer as it is told.
-CONNECT_SECONDS = 5.0
-REQUEST_SECONDS = 7.0
-ATTEMPTS = 2
-PATIENCE_SECONDS = 300
-"""For how long a running job tries again, unless its settings say otherwise."""
+
 REQUESTS = 8
 """Files of a folder that are uploaded or deleted at the same time."""
 DEEPEST_LINK = 4
 """Links to folders that a path may lead through where folders are listed."""
-LONGEST_PAUSE = 10.0
-LONGEST_TURN = 30.0
-"""What one attempt counts for at most where patience is counted; see `patiently`."""
-
-# What the names mean by which pyarrow and botocore report trouble, and what to do about it.
-_TROUBLES = (
-    (
-        r"NO_?SUCH_?BUCKET|Bucket '.*' not found|INVALID_?BUCKET_?NAME",
-        "there is no bucket {bucket!r} at {store}; create it, or check its name and AWS_ENDPOINT_URL.",
-    ),
-    (
-        r"INVALID_?ACCESS_?KEY_?ID|UNRECOGNIZED_?CLIENT",
-        "{store} does not know the access key; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.",
-    ),
-    (
-        r"SIGNATURE_?DOES_?NOT_?MATCH|INVALID_?SIGNATURE",
-        "the signature does not match the access key at {store}; check AWS_SECRET_ACCESS_KEY.",
-    ),
-    (
-        r"EXPIRED_?TOKEN|INVALID_?TOKEN|INVALID_?CLIENT_?TOKEN_?ID",
-        "{store} takes the session's token for expired or unknown; renew AWS_SESSION_TOKEN and the keys, or remove it.",
-    ),
-    (
-        r"REQUEST_?(TIME_?TOO_?SKEWED|EXPIRED)",
-        "{store} finds the time of the request wrong; set this machine's clock.",
-    ),
-    (
-        r"HTTP status 301|PERMANENT_?REDIRECT|AUTHORIZATION_?HEADER_?MALFORMED",
-        "the bucket {bucket!r} is not in the region that was asked; check AWS_REGION and AWS_ENDPOINT_URL.",
-    ),
-    (
-        r"NO_?CREDENTIALS|Unable to locate credentials",
-        "no credentials were found for {store}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role.",
-    ),
-    (
-        r"ACCESS_?DENIED|HTTP status 403|FORBIDDEN",
-        "access denied by {store}; check that the key or role may do this there (AWS_ACCESS_KEY_ID, the bucket's "
-        "policy).",
-    ),
-    (
-        r"SLOW_?DOWN|THROTTLING|SERVICE_?UNAVAILABLE|INTERNAL_?(FAILURE|ERROR)|HTTP status 5\d\d|\(50\d\)",
-        "{store} is busy or out of order; try again later.",
-    ),
-    (
-        r"NETWORK_?CONNECTION|REQUEST_?TIMEOUT|Could not connect|timeout on endpoint|Connection was closed",
-        "nothing answers at {store}; check AWS_ENDPOINT_URL and the network.",
-    ),
-)
-
-
-class StorageError(OSError):
-    """A bucket that cannot be used: which, where, what was found, and what to do, in one sentence.
-
-    It holds no credential. It may pass (`patiently`), a restart of the store or a right taken for a while.
-    """
 
 
 @lru_cache(maxsize=64)
@@ -104,66 +41,8 @@ def _filesystem(root: str) -> fs.FileSystem:
     return fs.FileSystem.from_uri(root)[0]
 
 
-def _endpoint() -> str:
-    """The store's address; empty for AWS."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint and not re.fullmatch(r"https?://[^/:\s]+(:\d+)?(/\S*)?", endpoint):
-        raise StorageError("AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST; found something else.")
-    return endpoint
-
-
-def _region(bucket: str) -> str:
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
-        return region
-    # Stores other than AWS take any region; AWS's library would ask a metadata service that is not there.
-    return "us-east-1" if _endpoint() else _resolved(bucket)
-
-
-@lru_cache(maxsize=64)
-def _resolved(bucket: str) -> str:
-    try:
-        return fs.resolve_s3_region(bucket)
-    except OSError as error:
-        if re.search(_TROUBLES[0][0], str(error)):
-            raise
-        raise StorageError(
-            f"s3://{bucket}: the bucket's region could not be found out from AWS; set AWS_REGION, or AWS_ENDPOINT_URL "
-            "for another store."
-        ) from error
-
-
-@lru_cache(maxsize=64)
-def _s3(endpoint: str, region: str) -> fs.S3FileSystem:
-    address = urlsplit(endpoint or "https://")
-    return fs.S3FileSystem(
-        region=region,
-        scheme=address.scheme,
-        endpoint_override=address.netloc + address.path.rstrip("/") or None,
-        connect_timeout=CONNECT_SECONDS,
-        request_timeout=REQUEST_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        # A small file is one request, whole or not at all.
-        allow_delayed_open=True,
-    )
-
-
-@lru_cache(maxsize=64)
-def _client(endpoint: str, region: str) -> Any:
-    """For what pyarrow cannot: write on a condition, and delete without writing a marker above the prefix."""
-    config = Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=REQUEST_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        # Older stores do not know the checksums that are sent otherwise.
-        request_checksum_calculation="when_required",
-    )
-    return get_session().create_client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
-
-
 @contextmanager
-def explained(place: Location) -> Iterator[None]:
+def translate_errors(place: Location) -> Iterator[None]:
     """Turns what pyarrow and botocore raise about a place in a bucket into a `StorageError`.
 
     Errors of a disk, and files that are missing in a bucket that is there, stay as they are.
@@ -192,61 +71,16 @@ def _sentence(place: Location, error: Exception) -> str:
             place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
         except OSError as better:
             text = str(better)
-    store = (_endpoint() or "AWS S3") if place.is_s3 else "The store"
+    store = (endpoint_url() or "AWS S3") if place.is_s3 else "The store"
     # A name of a file means nothing.
     bare = re.sub(r"'[^']*'|\"[^\"]*\"", "''", text)
-    for pattern, meaning in _TROUBLES:
+    for pattern, meaning in TROUBLES:
         if place.is_s3 and re.search(pattern, bare, re.IGNORECASE):
             return f"{place}: {meaning.format(bucket=place.bucket, store=store)}"
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
         if os.environ.get(name):
             text = text.replace(os.environ[name], f"${name}")
     return f"{place}: {store} answered: {' '.join(text.split()).rstrip('.')}."
-
-
-def patiently(
-    work: Callable[[], T],
-    *,
-    seconds: float,
-    note: Callable[[str], None] | None = None,
-    trouble: type[OSError] = StorageError,
-) -> T:
-    """Calls `work` until it succeeds, for some time.
-
-    A file that is missing is an answer, and no reason to try again.
-
-    Args:
-        work: may be called again after it has failed half-way.
-        trouble: errors that may pass; by default those of buckets.
-        seconds: how long to go on after them. What counts are pauses and attempts that failed, each of them for
-            30 s at most: a process that is suspended for a minute comes back with its patience.
-        note: told of the first failure, and of the success after failures.
-
-    Raises:
-        OSError: the last one.
-    """
-    waited, pause, failed = 0.0, 0.5, False
-    while True:
-        start = time.monotonic()
-        try:
-            result = work()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise
-        except trouble as error:
-            waited += min(time.monotonic() - start, LONGEST_TURN)
-            if waited >= seconds:
-                raise
-            if note and not failed:
-                note(f"{str(error).rstrip('.')}. Trying again for up to {seconds:.0f} s.")
-            failed = True
-            nap = min(random.uniform(0.5, 1.0) * pause, seconds - waited)
-            time.sleep(nap)
-            waited += nap
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            if note and failed:
-                note(f"The storage answers again after {waited:.0f} s.")
-            return result
 
 
 # By endpoint and bucket: those that are known to be there, and whether they keep the promise of `Location.create`.
@@ -256,7 +90,7 @@ _honours: dict[tuple[str, str], bool] = {}
 
 def _require_bucket(place: Location) -> None:
     """Raises a `StorageError` if the bucket is missing; pyarrow takes that for a file that is missing."""
-    key = (_endpoint(), place.bucket)
+    key = (endpoint_url(), place.bucket)
     if not place.is_s3 or key in _known_buckets:
         return
     try:
@@ -308,8 +142,8 @@ class Location:
     def filesystem(self) -> fs.FileSystem:
         """The pyarrow file system that holds this place."""
         if self.is_s3:
-            with explained(self):
-                return _s3(_endpoint(), _region(self.bucket))
+            with translate_errors(self):
+                return s3_filesystem(endpoint_url(), region_of(self.bucket))
         return _filesystem("file:///" if self.is_local else f"{self.uri.split('://', 1)[0]}://{self.bucket}")
 
     @property
@@ -335,7 +169,7 @@ class Location:
 
     def info(self) -> fs.FileInfo:
         """What is there: type, size in bytes, time of the last change."""
-        with explained(self):
+        with translate_errors(self):
             found = self.filesystem.get_file_info(self.path)
             if found.type == fs.FileType.NotFound:
                 _require_bucket(self)
@@ -362,7 +196,7 @@ class Location:
         if self.is_local:
             return Path(self.path).read_bytes()
         # A file knows its size and is read in one request, a stream in pieces of 256 KB.
-        with explained(self), self.filesystem.open_input_file(self.path) as file:
+        with translate_errors(self), self.filesystem.open_input_file(self.path) as file:
             return file.read()
 
     def read_text(self) -> str:
@@ -373,7 +207,7 @@ class Location:
         """Writes the whole file so that a reader sees the old content or the new, never a part."""
         if not self.is_local:
             # All of it in one call: a stream that is closed half-way leaves half a file.
-            with explained(self), self.filesystem.open_output_stream(self.path) as stream:
+            with translate_errors(self), self.filesystem.open_output_stream(self.path) as stream:
                 stream.write(data)
             return
         with _part(Path(self.path), data) as part:
@@ -392,8 +226,8 @@ class Location:
             False if there is a file already, which is left as it is.
         """
         if self.is_s3:
-            with explained(self):
-                return _create(_client(_endpoint(), _region(self.bucket)), self, data)
+            with translate_errors(self):
+                return _create(s3_client(endpoint_url(), region_of(self.bucket)), self, data)
         if not self.is_local:
             if self.exists():
                 return False
@@ -422,7 +256,7 @@ class Location:
         """Whether the storage keeps the promise of `create`; a bucket is asked once, with a file below this folder."""
         if not self.is_s3:
             return self.is_local
-        key = (_endpoint(), self.bucket)
+        key = (endpoint_url(), self.bucket)
         if key not in _honours:
             _honours[key] = _honours_create(self)
         return _honours[key]
@@ -441,7 +275,7 @@ class Location:
         if self.is_local:
             return sorted(_walk(self.path, recursive=recursive), key=lambda found: found[0].uri)
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
-        with explained(self):
+        with translate_errors(self):
             found = sorted(self._listed(selector), key=lambda info: info.path)
             if not found:
                 _require_bucket(self)
@@ -468,11 +302,11 @@ class Location:
     def delete(self) -> None:
         """Deletes the file or the folder with all that is in it; no harm if there is none."""
         if self.is_s3:
-            with explained(self):
-                return _delete(_client(_endpoint(), _region(self.bucket)), self)
+            with translate_errors(self):
+                return _delete(s3_client(endpoint_url(), region_of(self.bucket)), self)
         kind = self.info().type
         # Another process may be quicker.
-        with suppress(FileNotFoundError), explained(self):
+        with suppress(FileNotFoundError), translate_errors(self):
             if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
             elif kind != fs.FileType.NotFound:
@@ -480,7 +314,7 @@ class Location:
 
     def download(self, directory: Path) -> None:
         """Copies every file of this folder into `directory`."""
-        with explained(self):
+        with translate_errors(self):
             fs.copy_files(self.path, str(directory), source_filesystem=self.filesystem)
 
     def upload(self, directory: Path, *, last: Sequence[str] = ()) -> None:

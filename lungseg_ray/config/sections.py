@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import os
-import re
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
-    create_model,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliImplicitFlag,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
 
-from lungseg_ray.errors import UserError
+from lungseg_ray.config.tree import Section
 from lungseg_ray.storage import PATIENCE_SECONDS, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
@@ -60,12 +40,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Flips = Literal["none", "horizontal", "all"]
 Place = Annotated[str, AfterValidator(_absolute)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class Section(BaseModel):
-    """A branch of the tree: unknown keys are refused, and nothing changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class PhantomSettings(Section):
@@ -305,211 +279,3 @@ class Settings(Section):
                     + (f"; from train.min_workers on, any number up to {train.workers} must" * bool(train.min_workers))
                 )
         return self
-
-
-class ShardJob(Settings):
-    """Make shards of a corpus, or look at it first."""
-
-    audit: CliImplicitFlag[bool] = Field(
-        False, description="Look at the corpus, write audit.html and audit.csv to shards.root, and make no shards."
-    )
-    find: str | None = Field(None, description="Print the path behind a key of set_aside.csv (DICOM), and do no more.")
-
-
-class EvaluateJob(Section):
-    """Measure a trained model: on its own test images, or on another corpus."""
-
-    run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
-    top: PositiveInt = Field(1, description="Of a sweep: average so many of its best trials.")
-    flips: Flips = Field("none", description="Average over mirror images, too: horizontal, or all four of both axes.")
-    corpus: CorpusSettings | None = Field(None, description="Another corpus, read as it is; else the run's shards.")
-    shards: Place | None = Field(None, description="Where the run's shards lie now; else where they lay in training.")
-    split: Literal["train", "val", "test", "all"] | None = Field(
-        None, description="Which images; by default test of the run's shards, all of another corpus."
-    )
-    out: Place | None = Field(None, description="Folder for figures and pictures; else evaluation/ in the run.")
-    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU.")
-    evaluate: EvaluateSettings = EvaluateSettings()
-
-
-class PredictJob(Section):
-    """Write the masks that a trained model sees in a folder of images."""
-
-    run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
-    top: PositiveInt = Field(1, description="Of a sweep: average so many of its best trials.")
-    flips: Flips = Field("none", description="Average over mirror images, too: horizontal, or all four of both axes.")
-    images: Place = Field(description="Folder or s3:// prefix of images.")
-    out: Place = Field(description="Folder or s3:// prefix for the masks; what is done there is not done again.")
-    overlay: bool = Field(False, description="Write each image with the outline of its mask, too.")
-    clean_up: bool = Field(False, description="Keep the two largest components and fill their holes.")
-    batch: PositiveInt = Field(4, description="Images per forward pass.")
-    workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
-    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU.")
-
-
-AnyJob = TypeVar("AnyJob", bound=Section)
-
-
-def load(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
-    """Reads a job's settings: defaults < YAML file (`--config`) < environment (`LUNGSEG_...`) < command line.
-
-    Prints the help and exits with 0 when `--help` is among the arguments.
-
-    Raises:
-        UserError: for an unknown key, a value that does not fit, or a file that cannot be read; it names each.
-    """
-    # Names of options may be written with dashes.
-    arguments = [
-        re.sub(r"^--[a-z][\w.-]*", lambda name: "--" + name[0][2:].replace("-", "_"), one) for one in arguments
-    ]
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
-    path = early.parse_known_args(arguments)[0].config
-    from_file = _read_yaml(path) if path else {}
-    _refuse_unknown(tree, from_file)
-
-    class Sources(BaseSettings):
-        model_config = SettingsConfigDict(
-            extra="forbid",
-            env_prefix=ENVIRONMENT_PREFIX,
-            env_nested_delimiter="__",
-            cli_avoid_json=True,
-            cli_hide_none_type=True,
-            cli_use_class_docs_for_groups=True,
-            cli_exit_on_error=False,
-            cli_prog_name=Path(sys.argv[0]).name,
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *_: Any, **sources: PydanticBaseSettingsSource
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return sources["env_settings"], InitSettingsSource(settings_cls, init_kwargs=from_file)
-
-    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in tree.model_fields.items()}
-    config = Field(None, description="YAML file of settings; the environment and the command line override it.")
-    parser = create_model(tree.__name__, __base__=Sources, __doc__=tree.__doc__, config=(str | None, config), **fields)
-    try:
-        found = CliApp.run(parser, cli_args=list(arguments)).model_dump(exclude={"config"}, exclude_unset=True)
-        return tree.model_validate(found)
-    except ValidationError as error:
-        raise UserError(_explain(error, tree)) from None
-    except SettingsError as error:
-        raise UserError(_explain_arguments(str(error), tree)) from None
-
-
-def dump(settings: Section) -> str:
-    """The whole tree as YAML, as `--config` reads it."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def chosen(section: Section) -> dict[str, Any]:
-    """What of a section differs from its defaults, as a tree."""
-    default = type(section)().model_dump()
-    return _changed(default, section.model_dump())
-
-
-def _changed(default: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    result = {}
-    for key, value in found.items():
-        if isinstance(value, dict) and isinstance(default.get(key), dict) and default[key]:
-            inner = _changed(default[key], value)
-            if inner:
-                result[key] = inner
-        elif value != default.get(key):
-            result[key] = value
-    return result
-
-
-def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """A tree with the leaves of another in place of its own."""
-    return {
-        **base,
-        **{
-            key: merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-            for key, value in change.items()
-        },
-    }
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """A tree that has one leaf, at a place such as `optim.lr`."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """One line for each leaf in which two dumped trees differ: `train.seed: 0 -> 1`."""
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}: {before} -> {after}"
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror}). Expected a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: is not YAML: {error}") from None
-    if not isinstance(content, dict | None):
-        raise UserError(f"--config {path}: expected sections such as 'train:', found {type(content).__name__}.")
-    return content or {}
-
-
-def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
-    """What the sources' own checks let pass: a section that does not exist."""
-    if "config" in from_file:
-        raise UserError("config: a file of settings cannot name another.")
-    for name in os.environ:
-        key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-        if name == SALT or not name.startswith(ENVIRONMENT_PREFIX):
-            continue
-        if key.split(".")[0] not in (*tree.model_fields, "config"):
-            raise UserError(f"{name}: there is no such setting.{_suggest(key, tree)}")
-
-
-def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The places of all settings in a tree, such as `optim.lr`."""
-    for name, info in tree.model_fields.items():
-        branch = next((one for one in (info.annotation, *get_args(info.annotation)) if _is_section(one)), None)
-        if branch:
-            yield from leaves(branch, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _suggest(key: str, tree: type[BaseModel]) -> str:
-    near = difflib.get_close_matches(key, list(leaves(tree)), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else " --help lists all settings."
-
-
-def _explain(error: ValidationError, tree: type[BaseModel]) -> str:
-    lines = []
-    for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            lines.append(f"{key}: there is no such setting.{_suggest(key, tree)}")
-        elif detail["type"] == "missing":
-            lines.append(f"--{key} is needed: {tree.model_fields[key].description if key in tree.model_fields else ''}")
-        elif detail["type"] == "value_error":
-            lines.append((f"{key}: " if key else "") + detail["msg"].removeprefix("Value error, "))
-        else:
-            lines.append(f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r}")
-    return "\n".join(lines)
-
-
-def _explain_arguments(message: str, tree: type[BaseModel]) -> str:
-    unknown = re.search(r"unrecognized arguments: --(\S+)", message)
-    if unknown:
-        key = unknown.group(1).split("=")[0]
-        return f"--{key}: there is no such setting.{_suggest(key, tree)}"
-    return message.removeprefix("error parsing CLI: ")

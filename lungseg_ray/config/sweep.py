@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from lungseg_ray.config import Place, Section, Settings, leaves, merge, nested
+from lungseg_ray.config.sections import Settings
+from lungseg_ray.config.tree import Section, leaves, merge, nested
 
 HELD = (
     *("corpus", "shards", "runs", "storage", "checkpoint", "evaluate", "feed.tasks", "feed.ahead"),
@@ -159,11 +160,3 @@ class SweepJob(Settings):
         if seed is not None:
             tree["train"]["seed"] = seed
         return Settings.model_validate(tree)
-
-
-class TrainJob(Settings):
-    """Train a segmentation model, or go on training it."""
-
-    from_sweep: Place | None = Field(
-        None, description="Folder or s3:// prefix of a finished sweep: its winner's settings are the defaults."
-    )
