@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from lungseg_ray.batch import Batch
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.loop import UNUSED_PROBE_SIZE, Learner
+from lungseg_ray.feed.batch import Batch
 from lungseg_ray.models import ARCHITECTURES, MENU, build, check, cost, find_unused_parameters
+from lungseg_ray.training.learner import UNUSED_PROBE_SIZE, Learner
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -138,7 +138,7 @@ def largest_resident_set() -> float:
 def apart(function: Callable[..., Found], *arguments: str) -> Found:
     """Calls a function in a process that has imported the libraries and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lungseg_ray.loop"])
+    context.set_forkserver_preload(["lungseg_ray.training.loop"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lungseg_ray import resources
+from lungseg_ray.cluster.planning import cores
 from lungseg_ray.corpus.phantom import draw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
     peaks = [job(folder / name, folder / "out", watched=True)[1] for name in ("few", "many")]
     return {
         "pairs": {"few": few, "many": many},
-        "cores": resources.cores(),
+        "cores": cores(),
         "median": {key: statistics.median(one[key] for one in rounds) for key in rounds[0]},
         "rounds": rounds,
         "peak_mib": {"few": peaks[0], "many": peaks[1], "growth": peaks[1] / peaks[0]},

@@ -23,13 +23,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lungseg_ray import resources
-from lungseg_ray.batch import Batch
+from lungseg_ray.cluster.planning import cores
+from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
-from lungseg_ray.feed import CHUNK_IMAGES, Feed, Source, prepare
-from lungseg_ray.loop import Learner
-from lungseg_ray.shards import read_index
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source, prepare
+from lungseg_ray.shards.format import read_index
 from lungseg_ray.storage import locate
+from lungseg_ray.training.learner import Learner
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -62,7 +63,7 @@ def train_run(folder: Path) -> tuple[dict[str, Any], list[float]]:
 
 def steps_in_memory(settings: Settings, steps: int) -> float:
     """Images per second of the same step on a batch that lies in memory."""
-    torch.set_num_threads(resources.cores())
+    torch.set_num_threads(cores())
     learner = Learner(settings=settings, device=torch.device("cpu"), precision="bf16", total_steps=steps + 3)
     generator = np.random.default_rng(0)
     shape = (settings.feed.batch, SIZE, SIZE)
@@ -120,8 +121,8 @@ def main() -> None:
         after = steps_in_memory(settings, 12)
         root = locate(str(folder / "shards"))
         source = Source(root, read_index(root), "medium", FEED_SIZE, 8, 64, seed=0)
-        processes = resources.cores()
-        with resources.cluster(processes=processes):
+        processes = cores()
+        with cluster(processes=processes):
             feeds = [feed_alone(source, processes) for _ in range(REPEATS)]
         bares = [bare_loop(source, processes) for _ in range(REPEATS)]
     memory = statistics.mean([before, after])

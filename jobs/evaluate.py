@@ -10,10 +10,10 @@ from lungseg_ray.config import EvaluateJob
 
 def main(job: EvaluateJob, console: Console) -> None:
     """Evaluates, and prints the figures."""
-    from lungseg_ray import resources
+    from lungseg_ray.cluster import session
     from lungseg_ray.evaluate import evaluate_run, table
 
-    with resources.cluster(processes=job.evaluate.workers):
+    with session.cluster(processes=job.evaluate.workers):
         result, out = evaluate_run(job)
         console.print(table(result))
         console.print(f"Figures and pictures: {out}", highlight=False)

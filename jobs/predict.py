@@ -10,10 +10,10 @@ from lungseg_ray.config import PredictJob
 
 def main(job: PredictJob, console: Console) -> None:
     """Predicts, and says what was set aside."""
-    from lungseg_ray import resources
+    from lungseg_ray.cluster import session
     from lungseg_ray.predict import describe, predict
 
-    with resources.cluster(processes=job.workers):
+    with session.cluster(processes=job.workers):
         console.print(describe(predict(job), job), highlight=False)
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from lungseg_ray.config import Settings
-from lungseg_ray.shards import ShardIndex
+from lungseg_ray.shards.format import ShardIndex
 
 
 def model_card(

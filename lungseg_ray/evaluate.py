@@ -15,15 +15,17 @@ import torch
 from pydantic import ValidationError
 from rich.table import Table
 
-from lungseg_ray import metrics, report, resources
+from lungseg_ray import report
+from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.config import CorpusSettings, Device, EvaluateJob, EvaluateSettings, Settings, merge, non_default
 from lungseg_ray.corpus import STUDY_KEY, Listing, Record, SetAside, assign_splits, list_corpus, read_sample
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics import metrics
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.predictor import Model
 from lungseg_ray.progress import ticks
-from lungseg_ray.run import EVALUATION
-from lungseg_ray.shards import Row, Shard, read_index, read_rows
+from lungseg_ray.run.folder import EVALUATION
+from lungseg_ray.shards.format import Shard, ShardRow, read_index, read_rows
 from lungseg_ray.storage import Location, locate
 
 FIGURES = ("dice", "iou", "hd95", "assd")
@@ -43,7 +45,7 @@ class Images(Protocol):
     def name(self, number: int) -> tuple[str, str]:
         """Id and place of one of them."""
 
-    def read(self, number: int) -> Row:
+    def read(self, number: int) -> ShardRow:
         """One of them.
 
         Raises:
@@ -67,7 +69,7 @@ class ShardImages:
         file, row = self.rows[number]
         return f"{file}:{row}", str(self.root / file)
 
-    def read(self, number: int) -> Row:
+    def read(self, number: int) -> ShardRow:
         """One of them."""
         file, row = self.rows[number]
         return read_rows(self.root / file, [row])[0]
@@ -94,11 +96,11 @@ class CorpusImages:
         """Id and place of one of them."""
         return self.records[number].image_id, self.records[number].shown
 
-    def read(self, number: int) -> Row:
+    def read(self, number: int) -> ShardRow:
         """One of them."""
         record = self.records[number]
         sample = read_sample(record, self.corpus, longer_side=self.longer_side)
-        return Row(record.image_id, record.patient_id, dict(record.groups), sample)
+        return ShardRow(record.image_id, record.patient_id, dict(record.groups), sample)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class _Measure:
     def __call__(self, chunk: int, device: str) -> list[dict[str, Any]]:
         model = self.model.load(device=device)
         first = chunk * self.settings.batch
-        good: dict[int, Row] = {}
+        good: dict[int, ShardRow] = {}
         found: list[dict[str, Any]] = []
         for number in range(first, min(first + self.settings.batch, len(self.images))):
             try:
@@ -129,7 +131,7 @@ class _Measure:
 
 
 def measure(
-    row: Row, prediction: npt.NDArray[np.uint8], class_names: Sequence[str], *, clean_up: bool
+    row: ShardRow, prediction: npt.NDArray[np.uint8], class_names: Sequence[str], *, clean_up: bool
 ) -> dict[str, Any]:
     """The figures of one image, on the grid of its decoded pixels.
 
@@ -310,7 +312,7 @@ def evaluate(
         raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
     work = _Measure(model, images, settings)
     count = -(-len(images) // settings.batch)
-    done = resources.map_chunks(work, count, workers=settings.workers, device=device)
+    done = map_chunks(work, count, workers=settings.workers, device=device)
     found = sorted(ticks(done, total=len(images), description="Evaluating"), key=lambda row: row["number"])
     rows: list[dict[str, Any]] = []
     bad = [vars(one) for one in listing.set_aside] if listing else []

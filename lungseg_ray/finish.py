@@ -6,15 +6,18 @@ from typing import Any
 
 from rich.console import Console
 
-from lungseg_ray import checkpoint, predictor, report
+from lungseg_ray import predictor
 from lungseg_ray.card import model_card
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.evaluate import ShardImages, evaluate
-from lungseg_ray.loop import build_model
-from lungseg_ray.run import BEST, EVALUATION, Run
-from lungseg_ray.shards import ShardIndex
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.curves import curves
+from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.run.progress import Progress
+from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.storage import locate
+from lungseg_ray.training.model import build_model
 
 CURVES = "curves.png"
 
@@ -45,7 +48,7 @@ def leave_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     card = model_card(settings, index, _validation(progress), test=None)
     predictor.save(run.place / BEST, model, side, card)
     run.write_history(progress.history)
-    (run.place / CURVES).write_bytes(report.curves(progress.history))
+    (run.place / CURVES).write_bytes(curves(progress.history))
 
 
 def measure(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
@@ -77,5 +80,5 @@ def measure(run: Run, settings: Settings, index: ShardIndex, console: Console) -
     }
 
 
-def _validation(progress: checkpoint.Progress) -> dict[str, float]:
+def _validation(progress: Progress) -> dict[str, float]:
     return {key: progress.best[f"val_{key}"] for key in ("loss", "iou", "dice")}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

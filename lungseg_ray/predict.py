@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileType
 
-from lungseg_ray import metrics, resources
+from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import decode_image
@@ -24,9 +25,10 @@ from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import overlay
+from lungseg_ray.numerics import metrics
 from lungseg_ray.predictor import Model, Sidecar
 from lungseg_ray.progress import ticks
-from lungseg_ray.run import BEST
+from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.text import escaped, is_utf8
 
@@ -107,13 +109,13 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
         UserError: if the run or the images are not there, if none of them can be used, or if another model, or the
             same with other settings, has predicted into the folder before.
     """
-    resources.check_lasting(locate(job.out))
+    check_lasting(locate(job.out))
     names = _images(job)
-    resources.check_shared(locate(job.out))
+    check_shared(locate(job.out))
     model = Model.of(job)
     _claim(job, model)
     work = _Predict(job, model, names)
-    done = resources.map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)
+    done = map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)
     rows = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda row: row["image"])
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()

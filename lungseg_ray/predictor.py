@@ -20,8 +20,8 @@ from lungseg_ray import models
 from lungseg_ray.config import EvaluateJob, Flips, PredictJob, differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import resize_image
-from lungseg_ray.metrics import probabilities
-from lungseg_ray.run import BEST, Run
+from lungseg_ray.numerics.metrics import probabilities
+from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import Sweep, best
 

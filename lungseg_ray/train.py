@@ -7,16 +7,20 @@ from typing import Any
 
 from rich.console import Console
 
-from lungseg_ray import lease, models, resources
+from lungseg_ray import models
+from lungseg_ray.cluster.places import check_lasting, check_shared
+from lungseg_ray.cluster.planning import plan_training
+from lungseg_ray.cluster.session import available, cluster
 from lungseg_ray.config import Settings
 from lungseg_ray.display import Display
 from lungseg_ray.evaluate import SHEET
-from lungseg_ray.feed import Source
+from lungseg_ray.feed.stream import Source
 from lungseg_ray.finish import CURVES, leave_best, measure
-from lungseg_ray.fit import fit
-from lungseg_ray.run import BEST, EVALUATION, Run
-from lungseg_ray.sharding import as_made, at_hand, make
+from lungseg_ray.run import lease
+from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
 from lungseg_ray.storage import locate
+from lungseg_ray.workers.fit import fit
 
 
 def train(settings: Settings, console: Console, *, started: float) -> dict[str, Any]:
@@ -37,10 +41,10 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
     """
     root = locate(settings.shards.root)
     run = Run(locate(settings.runs.root) / settings.runs.name)
-    resources.check_lasting(run.place)
-    index = at_hand(root, settings)
+    check_lasting(run.place)
+    index = find_shards(root, settings)
     if index:
-        settings = as_made(settings, index)
+        settings = with_shard_settings(settings, index)
     models.check(
         architecture=settings.model.architecture,
         encoder=settings.model.encoder,
@@ -54,16 +58,16 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         _tell(run, finished, console)
         return finished
     with (
-        lease.held(run.place, lambda text: console.print(text, highlight=False)) as hold,
-        resources.cluster(processes=settings.train.workers),
+        lease.acquire(run.place, lambda text: console.print(text, highlight=False)) as hold,
+        cluster(processes=settings.train.workers),
     ):
         # Another driver may have had the run until now.
         going_on = run.check(settings, fingerprint=index.fingerprint if index else None)
         if finished := run.summary():
             _tell(run, finished, console)
             return finished
-        cpus, gpus = resources.available()
-        layout = resources.plan(
+        cpus, gpus = available()
+        layout = plan_training(
             cpus=cpus,
             gpus=gpus,
             workers=settings.train.workers,
@@ -71,9 +75,9 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
             device=settings.train.device,
             tasks=settings.feed.tasks,
         )
-        resources.check_shared(run.place)
+        check_shared(run.place)
         if not index:
-            index = make(settings, console)
+            index = build_missing_shards(settings, console)
             run.check(settings, fingerprint=index.fingerprint)
         source = Source.of(settings, index)
         if not going_on:

@@ -28,9 +28,9 @@ def write_pairs(root: Path, count: int, *, size: int = 64, seed: int = 0) -> Pat
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One Ray cluster with three logical CPUs for all tests that need one."""
-    from lungseg_ray import resources
+    from lungseg_ray.cluster import session
 
-    with resources.cluster(processes=2):
+    with session.cluster(processes=2):
         yield
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus import SPLITS, Record, Sample
-from lungseg_ray.shards import INDEX, SCHEMA_VERSION, Shard, ShardIndex, Side, write_file
+from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, Side, write_file
 from lungseg_ray.storage import Location
 
 ROOT = Path(__file__).resolve().parent.parent

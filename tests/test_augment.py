@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lungseg_ray.augment import PRESETS, build
 from lungseg_ray.errors import UserError
+from lungseg_ray.feed.augment import PRESETS, build_augmentation
 from lungseg_ray.imaging import resize_image
 
 Pixels = NDArray[np.uint8]
@@ -28,7 +28,7 @@ def pair() -> tuple[Pixels, Pixels]:
 @pytest.mark.parametrize("preset", PRESETS)
 class TestEveryPreset:
     def test_shapes_types_and_labels(self, preset: str, pair: tuple[Pixels, Pixels]) -> None:
-        augment = build(preset, size=96)
+        augment = build_augmentation(preset, size=96)
         for channels in (1, 3):
             for seed in range(30):
                 image, mask = augment(np.repeat(pair[0], channels, 2), pair[1], seed=seed)
@@ -40,8 +40,8 @@ class TestEveryPreset:
                 assert set(np.unique(mask)) <= {0, 2, 255}
 
     def test_seed_alone_decides(self, preset: str, pair: tuple[Pixels, Pixels]) -> None:
-        fresh = {seed: build(preset, size=64)(*pair, seed=(7, seed)) for seed in range(25)}
-        used = build(preset, size=64)
+        fresh = {seed: build_augmentation(preset, size=64)(*pair, seed=(7, seed)) for seed in range(25)}
+        used = build_augmentation(preset, size=64)
         np.random.seed(5)
         for seed in (*reversed(range(25)), *range(25)):
             for drawn, expected in zip(used(*pair, seed=(7, seed)), fresh[seed], strict=True):
@@ -51,7 +51,7 @@ class TestEveryPreset:
         image, mask = pair[0].copy(), pair[1].copy()
         image.flags.writeable = mask.flags.writeable = False
         for seed in range(20):
-            build(preset, size=64)(image, mask, seed=seed)
+            build_augmentation(preset, size=64)(image, mask, seed=seed)
         np.testing.assert_array_equal(image, pair[0])
 
     def test_image_and_mask_move_together(self, preset: str) -> None:
@@ -59,7 +59,7 @@ class TestEveryPreset:
         mask = np.zeros((320, 320), np.uint8)
         cv2.ellipse(mask, (140, 170), (60, 100), 15, 0, 360, 1, -1)
         image = (mask * 250)[:, :, None]
-        augment = build(preset, size=128)
+        augment = build_augmentation(preset, size=128)
         for seed in range(40):
             drawn, moved = augment(image, mask, seed=seed)
             shown, marked = drawn[:, :, 0] > 110, moved > 0
@@ -70,22 +70,22 @@ class TestEveryPreset:
 
 def test_seeds_differ(pair: tuple[Pixels, Pixels]) -> None:
     for preset in set(PRESETS) - {"valid"}:
-        augment = build(preset, size=64)
+        augment = build_augmentation(preset, size=64)
         assert len({augment(*pair, seed=(0, seed))[0].tobytes() for seed in range(20)}) >= 19
-    light = build("light", size=64)
+    light = build_augmentation("light", size=64)
     np.testing.assert_array_equal(light(*pair, seed=3)[0], light(*pair, seed=(3,))[0])
     light(*pair, seed=-1)
 
 
 def test_unknown_preset_lists_the_known() -> None:
     with pytest.raises(UserError, match=r"'hard'.*valid, light, medium, heavy, chest"):
-        build("hard", size=64)
+        build_augmentation("hard", size=64)
 
 
 @pytest.mark.parametrize("shape", [(300, 400, 1), (64, 64, 1), (50, 70, 3), (1024, 1024, 1)])
 def test_prediction_resizes_as_valid_does(shape: tuple[int, int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    expected, _ = build("valid", size=64)(image, np.zeros(shape[:2], np.uint8), seed=0)
+    expected, _ = build_augmentation("valid", size=64)(image, np.zeros(shape[:2], np.uint8), seed=0)
     np.testing.assert_array_equal(resize_image(image, 64), expected)
 
 
@@ -93,7 +93,7 @@ def test_prediction_resizes_as_valid_does(shape: tuple[int, int, int]) -> None:
 def test_valid_keeps_the_mask_centred(shape: tuple[int, int]) -> None:
     mask = np.zeros(shape, np.uint8)
     cv2.ellipse(mask, (shape[1] // 2 + 3, shape[0] // 2 - 5), (shape[1] // 4, shape[0] // 3), 20, 0, 360, 1, -1)
-    _, small = build("valid", size=256)(mask[:, :, None], mask, seed=0)
+    _, small = build_augmentation("valid", size=256)(mask[:, :, None], mask, seed=0)
     before, after = ((np.argwhere(each).mean(0) + 0.5) / each.shape * 256 for each in (mask, small))
     np.testing.assert_allclose(after, before, rtol=0, atol=0.05)
 
@@ -104,7 +104,7 @@ def test_moved_masks_are_centred_on_moved_images(preset: str) -> None:
     mask = np.zeros((512, 512), np.uint8)
     cv2.circle(mask, (256, 256), 40, 1, -1)
     image = (mask * 200)[:, :, None]
-    augment = build(preset, size=256)
+    augment = build_augmentation(preset, size=256)
     shifts = []
     for seed in range(300):
         drawn, moved = augment(image, mask, seed=seed)
@@ -137,7 +137,7 @@ def ramp() -> tuple[Pixels, Pixels]:
 def test_light_chooses_one_of_five_uniformly(ramp: tuple[Pixels, Pixels]) -> None:
     # Rotations by a quarter to three quarters come in four equal shares, one of them the identity.
     draws = 2000
-    augment = build("light", size=32)
+    augment = build_augmentation("light", size=32)
     counts = Counter(orientation(augment(*ramp, seed=seed)[0]) for seed in range(draws))
     # (down, right, columns steeper): identity 1/5 + 1/20; each turn by 90, 180, 270 degrees 1/20; flips, transpose 1/5.
     expected = {
@@ -157,7 +157,7 @@ def test_light_chooses_one_of_five_uniformly(ramp: tuple[Pixels, Pixels]) -> Non
 
 def test_medium_cuts_holes_in_every_second_image(ramp: tuple[Pixels, Pixels]) -> None:
     draws = 1500
-    medium = build("medium", size=128)
+    medium = build_augmentation("medium", size=128)
     holes = 0
     together: Counter[tuple[bool, bool]] = Counter()
     for seed in range(draws):
@@ -179,7 +179,7 @@ def test_heavy_moves_three_in_four() -> None:
     # A picture of 8 px squares whose edges stay on the axes unless it is turned.
     draws = 600
     squares = ((np.indices((256, 256)) // 32).sum(0) % 2).astype(np.uint8) * 200 + 20
-    heavy, mask = build("heavy", size=128), np.ones((256, 256), np.uint8)
+    heavy, mask = build_augmentation("heavy", size=128), np.ones((256, 256), np.uint8)
     turned = 0
     for seed in range(draws):
         image, moved = heavy(squares[:, :, None], mask, seed=seed)
@@ -197,7 +197,7 @@ def test_chest_keeps_the_patient_upright(ramp: tuple[Pixels, Pixels]) -> None:
     # Brightness always grows downwards; right and left are each the brighter side in half of the draws.
     rows, columns = np.indices((128, 128))
     image = (60 + rows // 2 + columns).astype(np.uint8)[:, :, None]
-    chest = build("chest", size=64)
+    chest = build_augmentation("chest", size=64)
     signs: Counter[int] = Counter()
     for seed in range(400):
         drawn = chest(image, np.ones((128, 128), np.uint8), seed=seed)[0][16:-16, 16:-16]
@@ -209,7 +209,7 @@ def test_chest_keeps_the_patient_upright(ramp: tuple[Pixels, Pixels]) -> None:
 
 def test_chest_border_is_black_background() -> None:
     image, mask = np.full((128, 128, 1), 200, np.uint8), np.ones((128, 128), np.uint8)
-    chest = build("chest", size=64)
+    chest = build_augmentation("chest", size=64)
     outside = 0
     for seed in range(50):
         drawn, moved = chest(image, mask, seed=seed)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lungseg_ray.card import model_card
-from lungseg_ray.shards import ShardIndex, Side
+from lungseg_ray.shards.format import ShardIndex, Side
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings, write_shards
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from lungseg_ray import checkpoint
-from lungseg_ray.checkpoint import Checkpoint, Progress
 from lungseg_ray.errors import UserError
-from lungseg_ray.optim import build_optimizer
+from lungseg_ray.numerics.optim import build_optimizer
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.checkpoint import Checkpoint
+from lungseg_ray.run.progress import Progress, steps_to_keep
 from lungseg_ray.storage import Location, locate
 
 
@@ -93,7 +94,7 @@ def test_without_average(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, checkpoint.snapshot(content(*model_and_optimizer(0), average=False)))
     assert not (tmp_path / checkpoint.AVERAGE).exists()
     assert checkpoint.read(tmp_path).average is None
-    assert checkpoint.damage(locate(str(tmp_path))) is None
+    assert checkpoint.find_damage(locate(str(tmp_path))) is None
 
 
 def test_read_from(written: Location) -> None:
@@ -128,7 +129,7 @@ FILES = (
 class TestDamage:
     def test_none(self, written: Location) -> None:
         assert {path.name for path in Path(written.path).iterdir()} == set(FILES)
-        assert checkpoint.damage(written) is None
+        assert checkpoint.find_damage(written) is None
 
     @pytest.mark.parametrize("file", FILES)
     @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
@@ -136,7 +137,7 @@ class TestDamage:
         path = Path(written.path) / file
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-        reason = checkpoint.damage(written)
+        reason = checkpoint.find_damage(written)
         assert reason is not None
         assert file in reason
 
@@ -147,28 +148,28 @@ class TestDamage:
         data = bytearray(path.read_bytes())
         data[int(at * len(data))] ^= 1
         path.write_bytes(data)
-        assert checkpoint.damage(written) == f"{written / file}: its checksum is another than when it was written"
+        assert checkpoint.find_damage(written) == f"{written / file}: its checksum is another than when it was written"
 
     @pytest.mark.parametrize("file", FILES)
     def test_file_gone(self, file: str, written: Location) -> None:
         (Path(written.path) / file).unlink()
-        assert checkpoint.damage(written) == f"{written}: is not complete ({file} is missing)"
+        assert checkpoint.find_damage(written) == f"{written}: is not complete ({file} is missing)"
 
     @pytest.mark.parametrize("data", [b"", b"no json", b'{"a": ', b"\xff\xfe"])
     def test_checksums_unreadable(self, data: bytes, written: Location) -> None:
         (written / checkpoint.CHECKSUMS).write_bytes(data)
-        assert checkpoint.damage(written) == f"{written / checkpoint.CHECKSUMS}: cannot be read"
+        assert checkpoint.find_damage(written) == f"{written / checkpoint.CHECKSUMS}: cannot be read"
 
     def test_another_checksum(self, written: Location) -> None:
         place = written / checkpoint.CHECKSUMS
         sums = json.loads(place.read_text())
         first = sums[checkpoint.WEIGHTS]
         place.write_text(json.dumps({**sums, checkpoint.WEIGHTS: ("1" if first[0] == "0" else "0") + first[1:]}))
-        assert checkpoint.WEIGHTS in str(checkpoint.damage(written))
+        assert checkpoint.WEIGHTS in str(checkpoint.find_damage(written))
 
     def test_directory_gone(self, written: Location) -> None:
         written.delete()
-        assert checkpoint.damage(written) == f"{written}: is not complete (checksums.json is missing)"
+        assert checkpoint.find_damage(written) == f"{written}: is not complete (checksums.json is missing)"
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -188,7 +189,7 @@ class TestNewest:
         return run
 
     def test_listed(self, run: Path) -> None:
-        found = checkpoint.listed(locate(str(run)))
+        found = checkpoint.list_checkpoints(locate(str(run)))
         assert [place.name for place in found] == [checkpoint.name(step) for step in (100, 10, 4)]
 
     def test_the_newest(self, run: Path) -> None:
@@ -235,10 +236,10 @@ class TestKept:
     def test_best_and_latest_two(self) -> None:
         # Epochs end after steps 2, 4, 6, 8; the two best are the third and the first.
         rows = history(0.4, 0.5, 0.3, 0.6)
-        assert checkpoint.kept(rows, [2, 4, 6, 8], best=2) == {2, 6, 8}
-        assert checkpoint.kept(rows, [2, 6, 8, 9, 10], best=2) == {2, 6, 9, 10}
-        assert checkpoint.kept(rows, [6, 8, 9, 10], best=1) == {6, 9, 10}
-        assert checkpoint.kept([], [1], best=1) == {1}
+        assert steps_to_keep(rows, [2, 4, 6, 8], best=2) == {2, 6, 8}
+        assert steps_to_keep(rows, [2, 6, 8, 9, 10], best=2) == {2, 6, 9, 10}
+        assert steps_to_keep(rows, [6, 8, 9, 10], best=1) == {6, 9, 10}
+        assert steps_to_keep([], [1], best=1) == {1}
 
 
 def test_a_snapshot_stays_when_training_goes_on() -> None:

@@ -18,12 +18,12 @@ from lungseg_ray import predictor
 from lungseg_ray.config import EvaluateJob, Flips, PredictJob, SweepJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import evaluate_run
-from lungseg_ray.loop import build_model
 from lungseg_ray.predict import predict
 from lungseg_ray.predictor import Model, Sidecar
-from lungseg_ray.run import BEST, Run
+from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import Sweep, Trial
+from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings, write_shards
 
 

@@ -14,7 +14,7 @@ from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus import Sample
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import ShardImages, _to_csv, measure, summarise, table
-from lungseg_ray.shards import Row, Shard
+from lungseg_ray.shards.format import Shard, ShardRow
 from lungseg_ray.storage import Location
 
 Mask = NDArray[np.uint8]
@@ -27,12 +27,12 @@ def make_row(
     spacing: tuple[float, float] | None = None,
     name: str = "a",
     groups: dict[str, str] | None = None,
-) -> Row:
+) -> ShardRow:
     """A row of mask (H, W), whose source is `times` as large."""
     height, width = truth.shape
     image = np.zeros((height, width, 1), np.uint8)
     sample = Sample(image, truth, height * times, width * times, 8, spacing, "i", "m")
-    return Row(name, f"patient of {name}", groups or {}, sample)
+    return ShardRow(name, f"patient of {name}", groups or {}, sample)
 
 
 def column(at: int, label: int = 1) -> Mask:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lungseg_ray.events import Pulse, _Mailbox
+from lungseg_ray.workers.mailbox import Pulse, _Mailbox
 
 
 def test_events_stay_until_they_have_arrived() -> None:

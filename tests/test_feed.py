@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from lungseg_ray import feed
-from lungseg_ray.batch import Batch
 from lungseg_ray.errors import UserError
-from lungseg_ray.feed import Feed, ReadAhead, Source, epoch_order, prepare
-from lungseg_ray.shards import Shard
+from lungseg_ray.feed import stream
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.order import epoch_order
+from lungseg_ray.feed.read_ahead import ReadAhead
+from lungseg_ray.feed.stream import Feed, Source, prepare
+from lungseg_ray.shards.format import Shard
 from lungseg_ray.storage import locate
 from tests.helpers import ROOT, write_shards
 
@@ -297,7 +299,7 @@ class TestReadAhead:
 
 def test_depth_is_in_batches(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[int] = []
-    monkeypatch.setattr(feed, "ReadAhead", lambda _, depth: depths.append(depth))
+    monkeypatch.setattr(stream, "ReadAhead", lambda _, depth: depths.append(depth))
     # Images to keep ready, for 2 images to a step of this rank: 8 / 2 = 4 batches, and never none.
     for ahead in (8, 9, 1):
         Feed(source, 0, 2, tasks=1, ahead=ahead).train(step=0, epochs=1)

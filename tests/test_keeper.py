@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from lungseg_ray import checkpoint, keeper
-from lungseg_ray.checkpoint import Checkpoint, Progress
 from lungseg_ray.errors import JobFailedError
-from lungseg_ray.keeper import Keeper
-from lungseg_ray.lease import Owner, Ticket
-from lungseg_ray.run import HISTORY, Run
+from lungseg_ray.run import checkpoint, checkpoint_writer
+from lungseg_ray.run.checkpoint import Checkpoint
+from lungseg_ray.run.checkpoint_writer import CheckpointWriter
+from lungseg_ray.run.folder import HISTORY, Run
+from lungseg_ray.run.lease import LeaseToken, Owner
+from lungseg_ray.run.progress import Progress
 from lungseg_ray.storage import locate
 
 
@@ -38,15 +39,17 @@ def content(step: int, *losses: float) -> Checkpoint:
     return Checkpoint({"w": torch.full((2,), float(step))}, None, {"lr": [0.1]}, progress)
 
 
-def keeper_of(run: Run, note: Callable[[str], None], *, patience: float = 0) -> Keeper:
+def keeper_of(run: Run, note: Callable[[str], None], *, patience: float = 0) -> CheckpointWriter:
     """A keeper of the best epoch, for a driver that holds the run."""
     owner = Owner.here()
     (run.place / "lease-000001.json").write_text(json.dumps(asdict(owner)))
-    return Keeper(run, best=1, patience=patience, note=note, moved=lambda: None, ticket=Ticket(run.place, owner))
+    return CheckpointWriter(
+        run, best=1, patience=patience, note=note, moved=lambda: None, ticket=LeaseToken(run.place, owner)
+    )
 
 
 def steps(run: Run) -> list[int]:
-    return [checkpoint.step_of(place) for place in checkpoint.listed(run.place)]
+    return [checkpoint.step_of(place) for place in checkpoint.list_checkpoints(run.place)]
 
 
 def test_what_is_kept(run: Run, said: list[str]) -> None:
@@ -56,7 +59,7 @@ def test_what_is_kept(run: Run, said: list[str]) -> None:
     one.flush()
     # The best epoch is the first, after step 10; the latest two are 25 and 20.
     assert steps(run) == [25, 20, 10]
-    assert [checkpoint.damage(place) for place in checkpoint.listed(run.place)] == [None] * 3
+    assert [checkpoint.find_damage(place) for place in checkpoint.list_checkpoints(run.place)] == [None] * 3
     assert one.last is not None
     assert one.last.name == checkpoint.name(25)
     assert (run.place / HISTORY).read_text().splitlines()[1:] == ["1,10,0.5", "2,20,0.7"]
@@ -93,14 +96,14 @@ def test_training_waits_for_the_one_before_alone(run: Run, said: list[str], monk
 
 def test_trouble_is_told_and_the_end_is_the_error(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     failing = [True]
-    put = keeper._put
+    put = checkpoint_writer._put
 
     def broken(*arguments: Any) -> None:
         if failing[0]:
             raise OSError(28, "No space left on device")
         put(*arguments)
 
-    monkeypatch.setattr(keeper, "_put", broken)
+    monkeypatch.setattr(checkpoint_writer, "_put", broken)
     one = keeper_of(run, said.append)
     one.save(content(5))
     one.flush()
@@ -116,7 +119,7 @@ def test_trouble_is_told_and_the_end_is_the_error(run: Run, said: list[str], mon
 
 def test_a_full_disk_passes(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
-    put = keeper._put
+    put = checkpoint_writer._put
 
     def broken(*arguments: Any) -> None:
         tries.append(1)
@@ -124,7 +127,7 @@ def test_a_full_disk_passes(run: Run, said: list[str], monkeypatch: pytest.Monke
             raise OSError(28, "No space left on device")
         put(*arguments)
 
-    monkeypatch.setattr(keeper, "_put", broken)
+    monkeypatch.setattr(checkpoint_writer, "_put", broken)
     one = keeper_of(run, said.append, patience=30)
     one.save(content(5))
     one.flush()
@@ -142,7 +145,7 @@ def test_one_of_the_same_name_is_replaced(run: Run, said: list[str]) -> None:
     one = keeper_of(run, said.append)
     one.save(content(5))
     one.flush()
-    assert checkpoint.damage(run.place / checkpoint.name(5)) is None
+    assert checkpoint.find_damage(run.place / checkpoint.name(5)) is None
 
 
 def test_one_whose_driver_has_lost_the_run_writes_nothing(run: Run, said: list[str]) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lungseg_ray import lease
 from lungseg_ray.errors import JobFailedError, UserError
-from lungseg_ray.lease import Owner, held
+from lungseg_ray.run import lease
+from lungseg_ray.run.lease import Owner, acquire
 from lungseg_ray.storage import Location, locate
 
 Note = Callable[[str], None]
@@ -48,7 +48,7 @@ def process_that_ended() -> int:
 
 
 def test_held_and_given_back(run: Location, said: list[str]) -> None:
-    with held(run, said.append) as mine:
+    with acquire(run, said.append) as mine:
         assert files(run) == ["lease-000001.json"]
         mine.beat()
         mine.check()
@@ -58,12 +58,12 @@ def test_held_and_given_back(run: Location, said: list[str]) -> None:
 
 
 def test_the_second_is_refused(run: Location, said: list[str]) -> None:
-    with held(run, said.append) as mine:
+    with acquire(run, said.append) as mine:
         with pytest.raises(UserError, match=rf"in the hands of process {os.getpid()} on .*, since") as error:
-            held(run, said.append).__enter__()
+            acquire(run, said.append).__enter__()
         assert "another runs.name" in str(error.value)
         mine.check()
-    with held(run, said.append):
+    with acquire(run, said.append):
         pass
 
 
@@ -77,7 +77,7 @@ def test_of_many_at_once_one_gets_it(run: Location, said: list[str]) -> None:
         with ExitStack() as stack:
             barrier.wait()
             try:
-                stack.enter_context(held(run, said.append))
+                stack.enter_context(acquire(run, said.append))
                 got.append(number)
             except UserError:
                 refused.append(number)
@@ -93,7 +93,7 @@ def test_of_many_at_once_one_gets_it(run: Location, said: list[str]) -> None:
 
 def test_a_dead_owner_on_this_machine_is_followed_at_once(run: Location, said: list[str]) -> None:
     leave(run, replace(Owner.here(), pid=process_that_ended(), host="here"), number=3)
-    with held(run, said.append):
+    with acquire(run, said.append):
         assert files(run) == ["lease-000004.json"]
     assert len(said) == 1
     assert "Taking the run over from process" in said[0]
@@ -101,7 +101,7 @@ def test_a_dead_owner_on_this_machine_is_followed_at_once(run: Location, said: l
 
 def test_a_later_process_of_the_same_number_is_not_the_owner(run: Location, said: list[str]) -> None:
     leave(run, replace(Owner.here(), born="1"))
-    with held(run, said.append):
+    with acquire(run, said.append):
         assert files(run) == ["lease-000002.json"]
 
 
@@ -111,7 +111,7 @@ class TestAnotherMachine:
     def test_silent(self, run: Location, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lease, "SILENCE_SECONDS", 1.5)
         leave(run, self.OWNER)
-        with held(run, said.append):
+        with acquire(run, said.append):
             assert files(run) == ["lease-000002.json"]
         assert "Listening for" in said[0]
         assert "Taking the run over from process" in said[1]
@@ -121,13 +121,13 @@ class TestAnotherMachine:
         timer = threading.Timer(0.5, lambda: place.write_text(json.dumps(asdict(replace(self.OWNER, beat=1)))))
         timer.start()
         with pytest.raises(UserError, match=r"in the hands of process .* on elsewhere"):
-            held(run, said.append).__enter__()
+            acquire(run, said.append).__enter__()
         timer.join()
         assert files(run) == ["lease-000001.json"]
 
 
 def test_an_owner_that_was_not_heard_finds_that_it_has_lost(run: Location, said: list[str]) -> None:
-    with held(run, said.append) as mine:
+    with acquire(run, said.append) as mine:
         leave(run, replace(Owner.here(), host="elsewhere"), number=2)
         mine.beat()
         with pytest.raises(JobFailedError, match=r"taken over by process .* on elsewhere"):
@@ -138,7 +138,7 @@ def test_an_owner_that_was_not_heard_finds_that_it_has_lost(run: Location, said:
 
 def test_a_number_that_comes_again_is_another_lease(run: Location, said: list[str]) -> None:
     # Another driver took the run over, gave it back, and one more has number 1 again.
-    with held(run, said.append) as mine:
+    with acquire(run, said.append) as mine:
         leave(run, replace(Owner.here(), host="elsewhere", born="2"), number=1)
         mine.beat()
         with pytest.raises(JobFailedError, match=r"taken over by process .* on elsewhere"):
@@ -148,6 +148,6 @@ def test_a_number_that_comes_again_is_another_lease(run: Location, said: list[st
 
 def test_a_lease_that_cannot_be_read_is_followed(run: Location, said: list[str]) -> None:
     (run / "lease-000007.json").write_text("{")
-    with held(run, said.append):
+    with acquire(run, said.append):
         assert files(run) == ["lease-000008.json"]
     assert "Taking the run over from a driver" in said[0]

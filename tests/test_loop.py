@@ -10,20 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from lungseg_ray import checkpoint, loop
-from lungseg_ray.batch import Batch
 from lungseg_ray.config import CheckpointSettings, Settings
-from lungseg_ray.loop import (
-    Learner,
-    NotFiniteError,
-    TrainingDivergedError,
-    Wish,
-    build_model,
-    fastest_precision,
-    train_loop,
-)
-from lungseg_ray.losses import SegmentationLoss
-from lungseg_ray.metrics import ValidationSums
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.numerics.losses import SegmentationLoss
+from lungseg_ray.numerics.metrics import ValidationSums
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.progress import Progress
+from lungseg_ray.training import loop
+from lungseg_ray.training.learner import Learner, NotFiniteError
+from lungseg_ray.training.loop import TrainingDivergedError, train_loop
+from lungseg_ray.training.model import build_model
+from lungseg_ray.training.precision import fastest_precision
+from lungseg_ray.training.runtime import Request
 from tests.helpers import make_settings
 
 STEPS = 2
@@ -79,7 +77,7 @@ class Memory:
     device = torch.device("cpu")
 
     def __init__(
-        self, folder: Path, *, stop_after: int | None = None, wishes: Mapping[int, Wish] | None = None
+        self, folder: Path, *, stop_after: int | None = None, wishes: Mapping[int, Request] | None = None
     ) -> None:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
@@ -131,8 +129,8 @@ class Memory:
     def flush(self) -> None:
         self.flushed += 1
 
-    def wish(self) -> Wish:
-        return self._wishes.get(len(self.seen), Wish.GO_ON)
+    def wish(self) -> Request:
+        return self._wishes.get(len(self.seen), Request.GO_ON)
 
     def doing(self, what: str) -> None:
         self.done.append(what)
@@ -146,7 +144,7 @@ class Memory:
         return found
 
 
-def run(settings: Settings, folder: Path) -> tuple[Memory, checkpoint.Progress]:
+def run(settings: Settings, folder: Path) -> tuple[Memory, Progress]:
     runtime = Memory(folder)
     return runtime, train_loop(settings, steps_per_epoch=STEPS, runtime=runtime)
 
@@ -334,7 +332,7 @@ class TestBetweenSteps:
     @pytest.mark.parametrize("after", [1, 5, 8])
     def test_a_wish_to_stop(self, after: int, tmp_path: Path) -> None:
         through, _ = run(self.settings(0), tmp_path / "through")
-        first = Memory(tmp_path / "cut", wishes={after: Wish.STOP})
+        first = Memory(tmp_path / "cut", wishes={after: Request.STOP})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
         # After the last step of an epoch, the epoch's own checkpoint is the one.
         assert (progress.step, first.flushed) == (after, 1)
@@ -345,7 +343,7 @@ class TestBetweenSteps:
         self.assert_same_end(through, again)
 
     def test_a_wish_to_save_goes_on(self, tmp_path: Path) -> None:
-        runtime = Memory(tmp_path, wishes={3: Wish.SAVE})
+        runtime = Memory(tmp_path, wishes={3: Request.SAVE})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=runtime)
         assert progress.epoch == 2
         assert {int(path.name[-9:]) for path in tmp_path.iterdir()} == {3, 5, 10}

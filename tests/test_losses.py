@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.losses import SegmentationLoss, validation_losses
+from lungseg_ray.numerics.labels import IGNORE_LABEL
+from lungseg_ray.numerics.losses import SegmentationLoss, validation_losses
 
 LN2 = math.log(2)
 LN3 = math.log(3)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.metrics import (
+from lungseg_ray.numerics.labels import IGNORE_LABEL
+from lungseg_ray.numerics.metrics import (
     Counts,
     ValidationSums,
     bootstrap_interval,

@@ -8,7 +8,14 @@ from timm.optim import Lookahead
 from torch import nn
 from torch.optim import Optimizer
 
-from lungseg_ray.optim import Schedule, ScheduleKind, WeightAverage, build_optimizer, build_scheduler, parameter_groups
+from lungseg_ray.numerics.optim import (
+    Schedule,
+    ScheduleKind,
+    WeightAverage,
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+)
 
 RATES: dict[str, Any] = {"lr": 5e-3, "encoder_lr": 5e-4, "weight_decay": 3e-4, "encoder_weight_decay": 3e-5}
 

@@ -15,15 +15,15 @@ from lungseg_ray import predictor
 from lungseg_ray.config import ReportJob, SweepJob, load_settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import SHEET
-from lungseg_ray.loop import build_model
 from lungseg_ray.page import charts
 from lungseg_ray.page.parts import decimals, interval
 from lungseg_ray.page.write import report, write_run_page, write_sweep_page
 from lungseg_ray.predictor import Sidecar
-from lungseg_ray.run import BEST, EVALUATION, Run
+from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import State, Sweep, Trial
 from lungseg_ray.text import duration
+from lungseg_ray.training.model import build_model
 from tests.helpers import ROOT, make_settings, write_shards
 from tests.object_store import ObjectStore
 

@@ -15,9 +15,9 @@ from torch import nn
 from lungseg_ray import predictor
 from lungseg_ray.config import Flips
 from lungseg_ray.errors import UserError
-from lungseg_ray.loop import build_model
 from lungseg_ray.predictor import Predictor, Sidecar
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
 
 

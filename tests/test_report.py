@@ -6,7 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
-from lungseg_ray.report import Panel, contact_sheet, curves
+from lungseg_ray.report import Panel, contact_sheet
+from lungseg_ray.run.curves import curves
 
 Pixels = NDArray[np.uint8]
 

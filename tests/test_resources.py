@@ -5,8 +5,9 @@ from typing import Literal
 
 import pytest
 
+from lungseg_ray.cluster.places import check_lasting
+from lungseg_ray.cluster.planning import TrainingPlan, data_tasks, plan_training, plan_trials
 from lungseg_ray.errors import UserError
-from lungseg_ray.resources import Layout, check_lasting, data_tasks, plan, plan_trials
 from lungseg_ray.storage import Location
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -19,7 +20,7 @@ def test_every_cluster_is_dealt_or_refused(device: Device) -> None:
         on_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
         fits = gpus >= workers if on_gpu else cpus >= workers + 1
         try:
-            layout = plan(cpus=cpus, gpus=gpus, workers=workers, device=device, tasks=tasks)
+            layout = plan_training(cpus=cpus, gpus=gpus, workers=workers, device=device, tasks=tasks)
         except UserError:
             assert not fits, case
             continue
@@ -42,7 +43,7 @@ def test_every_elastic_layout_leaves_a_cpu_for_the_data_of_its_fewest_workers() 
         for least in range(1, workers + 1):
             case = f"{cpus} CPUs, {least} to {workers} workers"
             try:
-                layout = plan(cpus=cpus, gpus=0, workers=workers, min_workers=least)
+                layout = plan_training(cpus=cpus, gpus=0, workers=workers, min_workers=least)
             except UserError:
                 assert cpus < least + 1, case
                 continue
@@ -62,43 +63,43 @@ def test_data_tasks_of_the_workers_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("cpus", "workers", "tasks", "expected"),
     [
-        (2, 1, 0, Layout(1, "cpu", 1, 1, 1)),
-        (4, 1, 0, Layout(1, "cpu", 1, 3, 3)),
-        (4, 2, 0, Layout(2, "cpu", 1, 2, 1)),
-        (4, 3, 4, Layout(3, "cpu", 1, 1, 1)),
-        (16, 4, 0, Layout(4, "cpu", 1, 12, 3)),
-        (16, 4, 2, Layout(4, "cpu", 1, 12, 2)),
-        (16, 15, 0, Layout(15, "cpu", 1, 1, 1)),
+        (2, 1, 0, TrainingPlan(1, "cpu", 1, 1, 1)),
+        (4, 1, 0, TrainingPlan(1, "cpu", 1, 3, 3)),
+        (4, 2, 0, TrainingPlan(2, "cpu", 1, 2, 1)),
+        (4, 3, 4, TrainingPlan(3, "cpu", 1, 1, 1)),
+        (16, 4, 0, TrainingPlan(4, "cpu", 1, 12, 3)),
+        (16, 4, 2, TrainingPlan(4, "cpu", 1, 12, 2)),
+        (16, 15, 0, TrainingPlan(15, "cpu", 1, 1, 1)),
     ],
 )
-def test_cpus(cpus: int, workers: int, tasks: int, expected: Layout) -> None:
-    assert plan(cpus=cpus, gpus=0, workers=workers, tasks=tasks) == expected
+def test_cpus(cpus: int, workers: int, tasks: int, expected: TrainingPlan) -> None:
+    assert plan_training(cpus=cpus, gpus=0, workers=workers, tasks=tasks) == expected
 
 
 @pytest.mark.parametrize(
     ("cpus", "gpus", "workers", "device", "expected"),
     [
-        (1, 1, 1, "auto", Layout(1, "cuda", 0, 1, 1)),
-        (16, 2, 2, "auto", Layout(2, "cuda", 0, 16, 8)),
-        (16, 2, 2, "cpu", Layout(2, "cpu", 1, 14, 7)),
-        (16, 2, 4, "auto", Layout(4, "cpu", 1, 12, 3)),
-        (2, 4, 4, "cuda", Layout(4, "cuda", 0, 2, 1)),
+        (1, 1, 1, "auto", TrainingPlan(1, "cuda", 0, 1, 1)),
+        (16, 2, 2, "auto", TrainingPlan(2, "cuda", 0, 16, 8)),
+        (16, 2, 2, "cpu", TrainingPlan(2, "cpu", 1, 14, 7)),
+        (16, 2, 4, "auto", TrainingPlan(4, "cpu", 1, 12, 3)),
+        (2, 4, 4, "cuda", TrainingPlan(4, "cuda", 0, 2, 1)),
     ],
 )
-def test_gpus(cpus: int, gpus: int, workers: int, device: Device, expected: Layout) -> None:
-    assert plan(cpus=cpus, gpus=gpus, workers=workers, device=device) == expected
+def test_gpus(cpus: int, gpus: int, workers: int, device: Device, expected: TrainingPlan) -> None:
+    assert plan_training(cpus=cpus, gpus=gpus, workers=workers, device=device) == expected
 
 
 def test_refusals_say_what_would_fit() -> None:
     with pytest.raises(UserError, match=r"train\.workers = 1 needs 1 of the cluster's 1 CPU\(s\).*Add CPUs"):
-        plan(cpus=1, gpus=0, workers=1)
+        plan_training(cpus=1, gpus=0, workers=1)
     with pytest.raises(UserError, match=r"Lower train\.workers to 3 or add CPUs"):
-        plan(cpus=4, gpus=0, workers=4)
-    assert plan(cpus=4, gpus=0, workers=3)
+        plan_training(cpus=4, gpus=0, workers=4)
+    assert plan_training(cpus=4, gpus=0, workers=3)
     with pytest.raises(UserError, match=r"needs a GPU for each of 4 worker\(s\); the cluster has 2\. Lower .* to 2"):
-        plan(cpus=16, gpus=2, workers=4, device="cuda")
+        plan_training(cpus=16, gpus=2, workers=4, device="cuda")
     with pytest.raises(UserError, match=r"needs 1 GPU\(s\); the cluster has none\. Use train\.device = cpu"):
-        plan(cpus=16, gpus=0, workers=1, device="cuda")
+        plan_training(cpus=16, gpus=0, workers=1, device="cuda")
 
 
 def test_places_that_a_submitted_job_would_lose() -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 
-from lungseg_ray import checkpoint
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.run import CONFIG, ENVIRONMENT, FREE, HISTORY, SUMMARY, Run
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.folder import CONFIG, ENVIRONMENT, FREE, HISTORY, SUMMARY, Run
+from lungseg_ray.run.progress import Progress
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings
 
@@ -34,7 +35,7 @@ def keep(run: Run, losses: list[float], *, at: int | None = None) -> None:
     done = at or len(rows)
     folder = Path((run.place / checkpoint.name(10 * done)).path)
     folder.mkdir(parents=True)
-    progress = checkpoint.Progress(epoch=done, step=10 * done, precision="fp32", history=rows[:done])
+    progress = Progress(epoch=done, step=10 * done, precision="fp32", history=rows[:done])
     weights = {"w": torch.full((2,), float(done))}
     checkpoint.write(folder, checkpoint.Checkpoint(weights, None, {}, progress))
 
@@ -226,7 +227,7 @@ class TestTidy:
         (run.place / f".{checkpoint.name(70)}{checkpoint.PART}" / "half").write_text("")
         (run.place / checkpoint.name(60) / checkpoint.WEIGHTS).write_bytes(b"cut")
         run.tidy(keep=2)
-        left = [place.name for place in checkpoint.listed(run.place)]
+        left = [place.name for place in checkpoint.list_checkpoints(run.place)]
         assert left == [checkpoint.name(step) for step in (50, 40, 20)]
         assert not list(Path(run.place.path).glob(".checkpoint*"))
         assert (run.place / HISTORY).exists()
@@ -235,7 +236,7 @@ class TestTidy:
         keep(run, [0.9])
         (run.place / checkpoint.name(10) / checkpoint.CHECKSUMS).delete()
         run.tidy(keep=2)
-        assert checkpoint.listed(run.place) == []
+        assert checkpoint.list_checkpoints(run.place) == []
 
     def test_where_nothing_can_be_used_nothing_is_deleted(self, run: Run) -> None:
         keep(run, [0.9])
@@ -243,4 +244,4 @@ class TestTidy:
         (run.place / checkpoint.name(10) / checkpoint.CHECKSUMS).delete()
         with pytest.raises(UserError, match="none of its 1 checkpoints can be used"):
             run.tidy(keep=2)
-        assert len(checkpoint.listed(run.place)) == 1
+        assert len(checkpoint.list_checkpoints(run.place)) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from lungseg_ray.corpus import Record, Sample
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards import (
+from lungseg_ray.shards.format import (
     INDEX,
     SCHEMA,
     SCHEMA_VERSION,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lungseg_ray.errors import JobFailedError
-from lungseg_ray.watchdog import Watchdog
+from lungseg_ray.workers.watchdog import Watchdog
 
 
 def looks(watchdog: Watchdog, start: float, end: float, moves: dict[int, int], *, every: float = 1.0) -> None:

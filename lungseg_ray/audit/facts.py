@@ -17,7 +17,7 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import Record, Sample, read_image, read_sample
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.read import redact_paths
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 HASH_SIDE = 16
 """Rows and columns of the perceptual hash, of 256 bits; see `twins`."""

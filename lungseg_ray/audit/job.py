@@ -11,11 +11,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lungseg_ray import resources
 from lungseg_ray.audit import outliers, twins
 from lungseg_ray.audit.facts import Facts, facts, read
 from lungseg_ray.audit.findings import look
 from lungseg_ray.audit.result import TABLE, Audit, to_csv
+from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
 from lungseg_ray.corpus import SPLITS, Record, SetAside, Split, assign_splits, list_corpus
 from lungseg_ray.corpus.split import prescribed
@@ -61,14 +62,14 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         UserError: if the corpus cannot be listed, or if no image of it can be read.
     """
     root = locate(settings.shards.root)
-    resources.check_lasting(root)
+    check_lasting(root)
     listing = list_corpus(settings.corpus)
     records, torn, undealt = sides(listing.records, settings.corpus.split)
     records = sorted([*records, *listing.unlabelled], key=lambda record: record.image_id)
     if not records:
         raise UserError(f"{settings.corpus.root}: there are no images in this corpus. Correct corpus.root.")
     work = _Look(records, settings.corpus, settings.shards.longer_side)
-    done = resources.map_chunks(work, -(-len(records) // _CHUNK), device="cpu")
+    done = map_chunks(work, -(-len(records) // _CHUNK), device="cpu")
     images: list[Facts] = []
     bad = list(listing.set_aside)
     for row in ticks(done, total=len(records), description="Looking"):

@@ -14,7 +14,7 @@ from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.corpus.picture import Picture, Spacing
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels, limited, resize_area
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lungseg_ray.corpus.picture import Spacing, check_bytes
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
 LEAST_SIDE = 32

@@ -8,7 +8,7 @@ from lungseg_ray import predictor
 from lungseg_ray.page import charts, pictures
 from lungseg_ray.page.parts import Chapter, Chart, Charts, Note, Part
 from lungseg_ray.page.view import View, value_of
-from lungseg_ray.run import BEST
+from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep.ledger import Trial, describe
 

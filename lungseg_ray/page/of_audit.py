@@ -16,7 +16,7 @@ from lungseg_ray.audit.twins import NEAR, Twins
 from lungseg_ray.corpus import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.page import charts
 from lungseg_ray.page.parts import (
     Cell,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lungseg_ray import checkpoint
 from lungseg_ray.config import non_default
 from lungseg_ray.evaluate import SHEET
 from lungseg_ray.page import charts
@@ -27,7 +26,8 @@ from lungseg_ray.page.parts import (
     table,
 )
 from lungseg_ray.page.pictures import embedded
-from lungseg_ray.run import EVALUATION, Run
+from lungseg_ray.run.folder import EVALUATION, Run
+from lungseg_ray.run.progress import rank_epochs
 from lungseg_ray.text import duration
 
 History = list[dict[str, float]]
@@ -78,7 +78,7 @@ def page(run: Run) -> Page:
 def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> Chapter:
     parts: list[Part] = []
     if history:
-        best = checkpoint.ranked(history)[0]
+        best = rank_epochs(history)[0]
         of = f"of {len(history)}" if summary else f"of {len(history)} so far, {epochs} asked for"
         facts = [
             Fact("Best epoch", f"{best['epoch']:.0f}", of),

@@ -28,7 +28,7 @@ from lungseg_ray.page.parts import (
     table,
 )
 from lungseg_ray.page.view import View
-from lungseg_ray.run import ENVIRONMENT
+from lungseg_ray.run.folder import ENVIRONMENT
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep import compare
 from lungseg_ray.sweep.ledger import FOLDER, Sweep, Trial

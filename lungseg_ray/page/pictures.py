@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lungseg_ray import metrics, predictor
+from lungseg_ray import predictor
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
+from lungseg_ray.numerics import metrics
 from lungseg_ray.page.parts import Key, Note, Picture, Pictures
-from lungseg_ray.shards import Row, read_index, read_rows
+from lungseg_ray.shards.format import ShardRow, read_index, read_rows
 from lungseg_ray.storage import Location
 
 IMAGES = 4
@@ -60,7 +61,7 @@ def embedded(png: bytes) -> str:
     return _uri(np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8))
 
 
-def _seen(place: Location, rows: list[Row]) -> list[Picture]:
+def _seen(place: Location, rows: list[ShardRow]) -> list[Picture]:
     use = predictor.load(place)
     pictures = []
     for row in rows:
@@ -74,7 +75,7 @@ def _seen(place: Location, rows: list[Row]) -> list[Picture]:
     return pictures
 
 
-def _plain(row: Row) -> Picture:
+def _plain(row: ShardRow) -> Picture:
     image = _reduced(row.sample.image, cv2.INTER_AREA)
     return Picture(_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
 

@@ -16,7 +16,7 @@ from lungseg_ray.config import ReportJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.page import of_audit, of_run, of_sweep
 from lungseg_ray.page.parts import NONE, Page
-from lungseg_ray.run import Run
+from lungseg_ray.run.folder import Run
 from lungseg_ray.storage import Location, locate, translate_errors
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 

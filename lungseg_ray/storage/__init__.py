@@ -1,7 +1,7 @@
 """Files and folders on a disk or in a bucket."""
 
 from lungseg_ray.storage.location import DEEPEST_LINK, REQUESTS, Location, locate, translate_errors
-from lungseg_ray.storage.retry import PATIENCE_SECONDS, StorageError, retry
+from lungseg_ray.storage.retries import PATIENCE_SECONDS, StorageError, retry
 
 __all__ = [
     "DEEPEST_LINK",

@@ -24,7 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage.retry import StorageError
+from lungseg_ray.storage.retries import StorageError
 from lungseg_ray.storage.s3 import TROUBLES, endpoint_url, region_of, s3_client, s3_filesystem
 
 SCHEMES = ("s3", "gs")

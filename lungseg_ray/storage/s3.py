@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.session import get_session
 from pyarrow import fs
 
-from lungseg_ray.storage.retry import StorageError
+from lungseg_ray.storage.retries import StorageError
 
 # Whatever is wrong is told within half a minute; longer outages are the business of `patiently`. AWS's library may wait
 # up to twice as long for an answer as it is told.

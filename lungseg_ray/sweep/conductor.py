@@ -16,19 +16,19 @@ from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from lungseg_ray import resources
+from lungseg_ray.cluster.planning import TrialsPlan
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError
-from lungseg_ray.events import Mailbox, Pulse, mailbox
-from lungseg_ray.fit import signals
-from lungseg_ray.lease import Lease
-from lungseg_ray.shards import ShardIndex
+from lungseg_ray.run.lease import Lease
+from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.storage import retry
 from lungseg_ray.sweep.ledger import Sweep
 from lungseg_ray.sweep.live import Live
 from lungseg_ray.sweep.search import Search
 from lungseg_ray.sweep.trial import MORE_MEMORY, SAID, Task, run_trial
-from lungseg_ray.watchdog import Watchdog
+from lungseg_ray.workers.mailbox import Mailbox, Pulse, mailbox
+from lungseg_ray.workers.signals import signals
+from lungseg_ray.workers.watchdog import Watchdog
 
 LOOK_SECONDS = 0.25
 STILL_SECONDS = 60.0
@@ -51,7 +51,7 @@ class Conductor:
         place: Sweep,
         index: ShardIndex,
         shared: dict[str, Any],
-        layout: resources.TrialLayout,
+        layout: TrialsPlan,
         hold: Lease,
         console: Console,
         stage: Stage,

@@ -8,20 +8,23 @@ import ray
 import torch
 from rich.console import Console
 
-from lungseg_ray import lease, resources
+from lungseg_ray.cluster.places import check_lasting, check_shared
+from lungseg_ray.cluster.planning import cores, plan_trials
+from lungseg_ray.cluster.session import available, cluster
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.finish import measure
-from lungseg_ray.loop import fastest_precision
 from lungseg_ray.page.write import write_sweep_page
-from lungseg_ray.run import CONFIG as RUN_CONFIG
-from lungseg_ray.sharding import as_made, at_hand, make
-from lungseg_ray.shards import ShardIndex, read_table
+from lungseg_ray.run import lease
+from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
+from lungseg_ray.shards.format import ShardIndex, read_table
+from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
 from lungseg_ray.storage import Location, locate, retry
 from lungseg_ray.sweep.compare import summarise
 from lungseg_ray.sweep.conductor import Conductor, Stage
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.search import Search
+from lungseg_ray.training.precision import fastest_precision
 
 SHARED_SHARE = 0.4
 """Share of the object store that shards may fill; larger corpora are read by each trial from its shards."""
@@ -46,7 +49,7 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
     """
     root = locate(job.shards.root)
     place = Sweep(locate(job.runs.root) / job.runs.name)
-    resources.check_lasting(place.place)
+    check_lasting(place.place)
     if not job.sweep.space:
         raise UserError(
             "sweep.space: nothing is searched. Name settings and their values in a file, as configs/encoders.yaml "
@@ -56,8 +59,8 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
         raise UserError(f"{place.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
     if job.train.precision == "auto" and place.is_one(place.place):
         job = _in_precision(job, place.kept().job.train.precision)
-    index = at_hand(root, job)
-    job = as_made(job, index) if index else job
+    index = find_shards(root, job)
+    job = with_shard_settings(job, index) if index else job
     if place.check(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, place):
         console.print(f"The sweep {place.place} is finished; nothing to do.", highlight=False)
         found = place.summary() or {}
@@ -65,11 +68,11 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
         _tell(found, page if page.exists() else write_sweep_page(place.place, shards=root), console)
         return found
     with (
-        lease.held(place.place, lambda text: console.print(text, highlight=False)) as hold,
-        resources.cluster(processes=_processes(job) - 1),
+        lease.acquire(place.place, lambda text: console.print(text, highlight=False)) as hold,
+        cluster(processes=_processes(job) - 1),
     ):
-        cpus, gpus = resources.available()
-        layout = resources.plan_trials(
+        cpus, gpus = available()
+        layout = plan_trials(
             cpus=cpus,
             gpus=gpus,
             workers=job.train.workers,
@@ -78,10 +81,10 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
             concurrent=job.sweep.concurrent,
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )
-        resources.check_shared(place.place)
+        check_shared(place.place)
         if not index:
-            index = make(job, console)
-            job = as_made(job, index)
+            index = build_missing_shards(job, console)
+            job = with_shard_settings(job, index)
         if job.train.precision == "auto":
             # One for all trials: each of them, timing its own, might come to another.
             probe = _probe.options(num_cpus=layout.cpus, num_gpus=layout.gpus or int(layout.training.device == "cuda"))
@@ -149,7 +152,7 @@ def _probe(job: SweepJob, device: str) -> str:
 def _processes(job: SweepJob) -> int:
     """Logical CPUs that trials want on a cluster of our own: with one core each, unless it is said otherwise."""
     workers = job.train.workers
-    together = job.sweep.concurrent or max(resources.cores() // workers, 1)
+    together = job.sweep.concurrent or max(cores() // workers, 1)
     return together * (workers + 1 if workers > 1 else 1)
 
 

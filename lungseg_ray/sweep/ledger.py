@@ -11,7 +11,7 @@ import yaml
 
 from lungseg_ray.config import Section, Settings, SweepJob, TrainJob, differences, dump, merge
 from lungseg_ray.errors import UserError
-from lungseg_ray.run import FREE, Run
+from lungseg_ray.run.folder import FREE, Run
 from lungseg_ray.storage import Location, locate
 
 CONFIG = "sweep.yaml"

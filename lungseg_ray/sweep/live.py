@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lungseg_ray.config import SweepJob
-from lungseg_ray.display import TENSORBOARD, Board
+from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
 from lungseg_ray.sweep.ledger import Sweep, Trial, ranked
 from lungseg_ray.sweep.search import epochs_to_come
 
@@ -30,7 +30,7 @@ class Live:
         self._job = job
         self._stage = stage
         self._trials: Sequence[Trial] = []
-        self._boards: dict[int, Board] = {}
+        self._boards: dict[int, TensorBoardWriter] = {}
         self._start = time.monotonic()
         self._trained = 0
         self._screen = Screen(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -63,7 +63,9 @@ class Live:
         """Shows that a trial has finished an epoch."""
         self._trained += 1
         if trial.number not in self._boards:
-            board = self._boards[trial.number] = Board(self._sweep.place / TENSORBOARD / trial.name, self.note)
+            board = self._boards[trial.number] = TensorBoardWriter(
+                self._sweep.place / TENSORBOARD / trial.name, self.note
+            )
             board.open(epoch=int(row["epoch"]) - 1)
         self._boards[trial.number].write(row)
 

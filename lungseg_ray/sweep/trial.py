@@ -19,19 +19,22 @@ import torch
 from pydantic import ValidationError
 from ray import tune
 
-from lungseg_ray import checkpoint, models, resources
+from lungseg_ray import models
+from lungseg_ray.cluster.planning import TrialsPlan, cores
+from lungseg_ray.cluster.session import quiet_data
 from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
-from lungseg_ray.events import Heart, Mailbox, Pulse
-from lungseg_ray.feed import Feed, Source
+from lungseg_ray.feed.stream import Feed, Source
 from lungseg_ray.finish import leave_best
-from lungseg_ray.fit import WorkersLostError, fit
-from lungseg_ray.lease import Lease, Ticket
-from lungseg_ray.loop import TrainingDivergedError, train_loop
-from lungseg_ray.run import Run
-from lungseg_ray.shards import ShardIndex
+from lungseg_ray.run.folder import Run
+from lungseg_ray.run.lease import Lease, LeaseToken
+from lungseg_ray.run.progress import rank_epochs
+from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.sweep.ledger import Sweep, Trial
-from lungseg_ray.worker import Worker
+from lungseg_ray.training.loop import TrainingDivergedError, train_loop
+from lungseg_ray.workers.fit import WorkersLostError, fit
+from lungseg_ray.workers.mailbox import Heartbeat, Mailbox, Pulse
+from lungseg_ray.workers.worker import Worker
 
 SAID = "said"
 MORE_MEMORY = "Lower feed.batch or sweep.concurrent, or raise train.accumulate or sweep.gpus_per_trial."
@@ -55,9 +58,9 @@ class Task:
     sweep: Sweep
     index: ShardIndex
     shared: Mapping[str, Any]
-    layout: resources.TrialLayout
+    layout: TrialsPlan
     mailbox: Mailbox
-    ticket: Ticket
+    ticket: LeaseToken
 
 
 @dataclass
@@ -90,7 +93,7 @@ class _Report:
 
 def reached(history: list[dict[str, float]]) -> dict[str, Any]:
     """What a history says of a trial, in the fields of `Trial`."""
-    bests = [checkpoint.ranked(history[:end])[0] for end in range(1, len(history) + 1)]
+    bests = [rank_epochs(history[:end])[0] for end in range(1, len(history) + 1)]
     if not bests:
         return {}
     return {
@@ -178,7 +181,7 @@ def _train(trial: Trial, until: int, dealt: float, task: Task) -> dict[str, Any]
         run.start(settings, fingerprint=task.index.fingerprint)
     report = _Report(dealt, run.history())
     source = Source.of(settings, task.index, task.shared)
-    with Heart(task.mailbox, trial.number, Pulse("its start", 0)) as heart:
+    with Heartbeat(task.mailbox, trial.number, Pulse("its start", 0)) as heart:
         if task.layout.training.workers == 1:
             _train_here(settings, run, source, heart, report, until, task)
         else:
@@ -214,11 +217,11 @@ def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
 
 
 def _train_here(
-    settings: Settings, run: Run, source: Source, heart: Heart, report: _Report, until: int, task: Task
+    settings: Settings, run: Run, source: Source, heart: Heartbeat, report: _Report, until: int, task: Task
 ) -> None:
-    torch.set_num_threads(settings.train.threads or max(resources.cores() // task.layout.together, 1))
+    torch.set_num_threads(settings.train.threads or max(cores() // task.layout.together, 1))
     cv2.setNumThreads(0)
-    resources.quiet_data()
+    quiet_data()
     training = task.layout.training
     worker = _TrialWorker(
         settings=settings,
@@ -236,7 +239,7 @@ def _train_here(
 
 
 def _train_workers(
-    settings: Settings, run: Run, source: Source, heart: Heart, report: _Report, until: int, task: Task
+    settings: Settings, run: Run, source: Source, heart: Heartbeat, report: _Report, until: int, task: Task
 ) -> None:
     def stop() -> bool:
         # Asked again and again while it goes on; that something moves is for the workers' own watchdog to see.

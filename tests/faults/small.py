@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lungseg_ray import checkpoint
+from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import Location, locate
 from tests.jobs import Job, processes, wait_until
 
@@ -51,7 +51,9 @@ def train_job(
 
 def kept_steps(run: Location) -> list[int]:
     """The steps of the run's checkpoints that are whole, the newest first."""
-    return [checkpoint.step_of(place) for place in checkpoint.listed(run) if checkpoint.damage(place) is None]
+    return [
+        checkpoint.step_of(place) for place in checkpoint.list_checkpoints(run) if checkpoint.find_damage(place) is None
+    ]
 
 
 def newest_step(run: Location) -> int:
@@ -84,7 +86,7 @@ def assert_whole(run: Location, *, epochs: int = 6) -> None:
     assert [row["epoch"] for row in history(run)] == list(range(1, epochs + 1))
     assert [row["step"] for row in history(run)] == [STEPS * epoch for epoch in range(1, epochs + 1)]
     assert (run / "summary.json").exists()
-    assert all(checkpoint.damage(place) is None for place in checkpoint.listed(run))
+    assert all(checkpoint.find_damage(place) is None for place in checkpoint.list_checkpoints(run))
 
 
 def train_workers(job: Job | None = None) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lungseg_ray import checkpoint
+from lungseg_ray.run import checkpoint
 from tests.faults.conftest import Record
 from tests.faults.small import (
     assert_whole,
@@ -113,7 +113,7 @@ class TestFullDisk:
                 assert job.wait() == 1, job.output
             assert "No space left on device" in job.output
             assert "Traceback" not in job.output
-            (good,) = [one for one in checkpoint.listed(run) if checkpoint.damage(one) is None]
+            (good,) = [one for one in checkpoint.list_checkpoints(run) if checkpoint.find_damage(one) is None]
             assert f"The last good checkpoint: {good}" in job.output
             assert history(run) == []
         record(

@@ -14,8 +14,8 @@ import pytest
 import ray
 from rich.console import Console
 
-from lungseg_ray import checkpoint
 from lungseg_ray.config import SweepJob
+from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
 from lungseg_ray.sweep.drive import sweep
 from lungseg_ray.sweep.ledger import Sweep
@@ -71,7 +71,7 @@ def test_sweep_killed(store: ObjectStore, record: Record) -> None:
                 for pid in family & processes().keys():
                     os.kill(pid, signal.SIGKILL)
                 print(f"kill {kill + 1}:\n{job.output}")
-            kept = {name: len(checkpoint.listed(cut.run(trial).place)) for name, trial in before.items()}
+            kept = {name: len(checkpoint.list_checkpoints(cut.run(trial).place)) for name, trial in before.items()}
             assert all(kept[name] for name, trial in before.items() if trial.epochs)
         with tune_job(bucket, "cut", f"{bucket}/shards", environment=store.environment) as job:
             assert job.wait(seconds=400) == 0, job.output

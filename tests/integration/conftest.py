@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from lungseg_ray.config import Settings
-from lungseg_ray.sharding import Outcome, shard
+from lungseg_ray.shards.build import Outcome, shard
 from tests.conftest import write_pairs
-from tests.object_store import object_store as object_store
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from lungseg_ray.batch import Batch
-from lungseg_ray.feed import Feed, Source
-from lungseg_ray.sharding import Outcome
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.stream import Feed, Source
+from lungseg_ray.shards.build import Outcome
 
 BATCH, EPOCHS, SEED = 4, 2, 3
 Seen = dict[int, dict[str, str]]

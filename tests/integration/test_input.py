@@ -13,9 +13,9 @@ import pytest
 from lungseg_ray.config import EvaluateJob, PredictJob
 from lungseg_ray.evaluate import evaluate_run
 from lungseg_ray.predict import predict
-from lungseg_ray.run import Run
-from lungseg_ray.sharding import describe, shard
-from lungseg_ray.shards import read_rows
+from lungseg_ray.run.folder import Run
+from lungseg_ray.shards.build import describe_outcome, shard
+from lungseg_ray.shards.format import read_rows
 from lungseg_ray.storage import locate
 from tests.conftest import write_pairs
 from tests.corpus import kinds, trees
@@ -85,7 +85,7 @@ def test_published_layouts(
     )
     outcome = shard(settings)
     assert outcome.index.layout == layout
-    assert outcome.listing.because in describe(outcome)
+    assert outcome.listing.because in describe_outcome(outcome)
     assert not outcome.set_aside
     assert sum(side.images for side in outcome.index.sides.values()) == labelled
     assert len(outcome.listing.unlabelled) == unlabelled

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from lungseg_ray import checkpoint
+from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
 from tests.jobs import Job, ray_processes, wait_until
 
@@ -29,7 +29,7 @@ def test_kill_of_the_driver_in_an_epoch(tmp_path: Path) -> None:
     )
     run = locate(str(tmp_path / "run"))
     with Job("train.py", *command) as driver:
-        assert wait_until(lambda: len(checkpoint.listed(run)) > 1, seconds=150), driver.output
+        assert wait_until(lambda: len(checkpoint.list_checkpoints(run)) > 1, seconds=150), driver.output
         driver.signal(signal.SIGKILL)
         driver.wait()
     assert not (tmp_path / "run/summary.json").exists()

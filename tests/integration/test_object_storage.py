@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from lungseg_ray import checkpoint
+from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
 from tests.conftest import write_pairs
 from tests.jobs import Job
@@ -57,7 +57,9 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(row["checkpoint_wait"]) >= 0 for row in rows)
     assert all("checkpoint wait" in line for _, line in job.lines if line.startswith("epoch"))
-    assert [checkpoint.damage(place) for place in checkpoint.listed(run)] == [None] * len(checkpoint.listed(run))
+    assert [checkpoint.find_damage(place) for place in checkpoint.list_checkpoints(run)] == [None] * len(
+        checkpoint.list_checkpoints(run)
+    )
     names = {place.name for place, _ in run.list()}
     assert {"config.yaml", "environment.json", "history.csv", "summary.json", "curves.png", "best"} <= names
     assert not any(name.startswith("lease") for name in names)
@@ -82,7 +84,7 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
     assert (locate(f"{bucket}/masks") / "masks/a.png.png").exists()
 
     # A checkpoint damaged in the bucket is passed over.
-    newest = checkpoint.listed(run)[0]
+    newest = checkpoint.list_checkpoints(run)[0]
     data = bytearray((newest / checkpoint.WEIGHTS).read_bytes())
     data[len(data) // 2] ^= 1
     (newest / checkpoint.WEIGHTS).write_bytes(bytes(data))

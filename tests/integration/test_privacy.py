@@ -11,7 +11,6 @@ import pytest
 import ray
 from rich.console import Console
 
-from lungseg_ray import sharding
 from lungseg_ray.audit.job import audit, summary
 from lungseg_ray.config import EvaluateJob, PredictJob
 from lungseg_ray.corpus.layouts.dicom import find_path
@@ -19,8 +18,8 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import evaluate_run, table
 from lungseg_ray.predict import describe, predict
-from lungseg_ray.sharding import Outcome, shard
-from lungseg_ray.shards import read_facts
+from lungseg_ray.shards.build import Outcome, describe_outcome, shard
+from lungseg_ray.shards.format import read_facts
 from lungseg_ray.train import train
 from tests.corpus.dicoms import IDENTITY, chest, write_tree
 from tests.helpers import make_settings
@@ -55,7 +54,7 @@ def ran(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         patch.setenv("LUNGSEG_SALT", SALT)
         console.print(summary(*audit(settings)))
         outcome = shard(settings)
-        console.print(sharding.describe(outcome))
+        console.print(describe_outcome(outcome))
         train(settings, console, started=0.0)
         place = str(folder / "runs/run")
         for measured in (EvaluateJob(run=place), EvaluateJob(run=place, corpus=settings.corpus)):

@@ -15,13 +15,13 @@ import pytest
 import segmentation_models_pytorch as smp
 from rich.console import Console
 
-from lungseg_ray.checkpoint import damage, listed
 from lungseg_ray.config import EvaluateJob, PredictJob, Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluate import evaluate_run
 from lungseg_ray.predict import predict
-from lungseg_ray.run import Run
-from lungseg_ray.sharding import Outcome
+from lungseg_ray.run.checkpoint import find_damage, list_checkpoints
+from lungseg_ray.run.folder import Run
+from lungseg_ray.shards.build import Outcome
 from lungseg_ray.storage import locate
 from lungseg_ray.train import train
 from tests.integration.conftest import settings_for
@@ -76,9 +76,9 @@ class TestRun:
             *("README.md", "config.json", "model.safetensors", "preprocessing.json")
         }
         assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
-        kept = listed(locate(str(finished.folder)))
+        kept = list_checkpoints(locate(str(finished.folder)))
         assert 1 <= len(kept) <= finished.settings.checkpoint.keep + 1
-        assert [damage(place) for place in kept] == [None] * len(kept)
+        assert [find_damage(place) for place in kept] == [None] * len(kept)
 
     def test_every_validation_image_counted_once_on_two_workers(self, finished: Finished, sharded: Outcome) -> None:
         history = rows(finished.folder / "history.csv")

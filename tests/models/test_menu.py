@@ -9,9 +9,9 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from lungseg_ray.batch import Batch
-from lungseg_ray.loop import Learner
+from lungseg_ray.feed.batch import Batch
 from lungseg_ray.models import MENU, build, memory_format
+from lungseg_ray.training.learner import Learner
 from tests.helpers import ROOT, make_settings
 
 SIZE = 64

@@ -176,7 +176,7 @@ _BUILDERS: dict[str, Callable[[int], list[Any]]] = {
 PRESETS: tuple[str, ...] = tuple(_BUILDERS)
 
 
-def build(preset: str, *, size: int) -> Augment:
+def build_augmentation(preset: str, *, size: int) -> Augment:
     """Builds a preset by its name.
 
     valid, light, medium, heavy: the published recipe's. chest: flips left and right, and otherwise moves, turns,

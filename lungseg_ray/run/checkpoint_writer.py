@@ -9,14 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from lungseg_ray import checkpoint
 from lungseg_ray.errors import JobFailedError
-from lungseg_ray.lease import Ticket
-from lungseg_ray.run import Run
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.folder import Run
+from lungseg_ray.run.lease import LeaseToken
+from lungseg_ray.run.progress import Progress, steps_to_keep
 from lungseg_ray.storage import Location, retry
 
 
-class Keeper:
+class CheckpointWriter:
     """Keeps a run's checkpoints, one at a time, in a thread of its own.
 
     Args:
@@ -41,7 +42,7 @@ class Keeper:
         patience: float,
         note: Callable[[str], None],
         moved: Callable[[], None],
-        ticket: Ticket,
+        ticket: LeaseToken,
         last: Location | None = None,
     ) -> None:
         self.waited = 0.0
@@ -107,13 +108,13 @@ class Keeper:
         self._ticket.check()
         _put(target, content)
 
-    def _tidy(self, progress: checkpoint.Progress) -> None:
+    def _tidy(self, progress: Progress) -> None:
         self._moved()
         self._run.write_history(progress.history)
-        there = checkpoint.listed(self._run.place)
+        there = checkpoint.list_checkpoints(self._run.place)
         # Later ones are damaged and were passed over when the run went on from an earlier one.
         steps = [step for step in map(checkpoint.step_of, there) if step <= progress.step]
-        stay = checkpoint.kept(progress.history, steps, best=self._best)
+        stay = steps_to_keep(progress.history, steps, best=self._best)
         for place in there:
             if checkpoint.step_of(place) not in stay:
                 place.delete()

@@ -8,8 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.run.progress import Progress
 from lungseg_ray.storage import Location
 
 WEIGHTS = "weights.safetensors"
@@ -27,47 +27,6 @@ CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"checkpoint_\d{9}")
 PART = ".part"
 """Suffix of the hidden folder that becomes a checkpoint when it is complete."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        epoch: epochs finished.
-        step: steps of the optimiser made.
-        precision: that the run computes in.
-        history: one row for each finished epoch.
-        partial: sums over the steps of an epoch that has begun; empty between epochs.
-        skipped: steps left out because their loss or gradient was not a number.
-        workers: that made the last step.
-        threads: of each of them on the CPU.
-    """
-
-    epoch: int
-    step: int
-    precision: str
-    history: list[dict[str, float]] = field(default_factory=list)
-    partial: dict[str, float] = field(default_factory=dict)
-    skipped: int = 0
-    workers: int = 0
-    threads: int = 0
-
-    @property
-    def best(self) -> dict[str, float]:
-        """The row of the epoch with the lowest validation loss; the last of equal ones."""
-        return ranked(self.history)[0]
-
-    def is_complete(self, *, epochs: int, early_stop: int) -> bool:
-        """Whether the last epoch, or the one of early stopping, is finished."""
-        return self.epoch >= epochs or self.stops_early(early_stop)
-
-    def stops_early(self, patience: int) -> bool:
-        """Whether `patience` epochs have passed without a better validation loss; never if it is 0."""
-        if not patience or not self.history:
-            return False
-        first = min(self.history, key=lambda row: row["val_loss"])
-        return self.epoch - first["epoch"] >= patience
 
 
 @dataclass(frozen=True)
@@ -87,12 +46,7 @@ class Checkpoint:
     progress: Progress
 
 
-def ranked(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The rows of a history from the best to the worst."""
-    return sorted(history, key=lambda row: (row["val_loss"], -row["epoch"]))
-
-
-def is_one(place: Location) -> bool:
+def is_checkpoint(place: Location) -> bool:
     """Whether a place is named as a checkpoint is."""
     return _NAME.fullmatch(place.name) is not None
 
@@ -164,7 +118,7 @@ def read_from(place: Location) -> Checkpoint:
         return read(Path(folder))
 
 
-def damage(place: Location) -> str | None:
+def find_damage(place: Location) -> str | None:
     """What is wrong with the checkpoint that lies there, in words; None if every file is as it was written."""
     try:
         sums = json.loads((place / CHECKSUMS).read_text())
@@ -180,20 +134,9 @@ def damage(place: Location) -> str | None:
     return None
 
 
-def listed(run: Location) -> list[Location]:
+def list_checkpoints(run: Location) -> list[Location]:
     """The checkpoints of a run, the newest first, whole or not."""
-    return [place for place, _ in reversed(run.list()) if is_one(place)]
-
-
-def kept(history: list[dict[str, float]], steps: Iterable[int], *, best: int) -> set[int]:
-    """Of the steps that have a checkpoint, those whose checkpoint stays: the best epochs', and the latest two.
-
-    Args:
-        history: a row for each finished epoch.
-        steps: that have a checkpoint.
-        best: how many epochs' to keep.
-    """
-    return {int(row["step"]) for row in ranked(history)[:best]} | set(sorted(steps)[-2:])
+    return [place for place, _ in reversed(run.list()) if is_checkpoint(place)]
 
 
 def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[str]]:
@@ -209,8 +152,8 @@ def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[
         UserError: if it has, and none passes.
     """
     wrong: list[str] = []
-    for place in listed(run):
-        reason = damage(place)
+    for place in list_checkpoints(run):
+        reason = find_damage(place)
         if reason is None:
             return place, wrong
         wrong.append(reason)

@@ -7,8 +7,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,16 +20,18 @@ import torch.distributed
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from lungseg_ray import resources
+from lungseg_ray.cluster.planning import TrainingPlan, cores, data_tasks
+from lungseg_ray.cluster.session import available, quiet_data
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
-from lungseg_ray.events import Heart, Mailbox, Pulse, mailbox
-from lungseg_ray.feed import Feed, Source
-from lungseg_ray.lease import Lease
-from lungseg_ray.loop import train_loop
-from lungseg_ray.run import Run
-from lungseg_ray.watchdog import Watchdog
-from lungseg_ray.worker import Worker
+from lungseg_ray.feed.stream import Feed, Source
+from lungseg_ray.run.folder import Run
+from lungseg_ray.run.lease import Lease
+from lungseg_ray.training.loop import train_loop
+from lungseg_ray.workers.mailbox import Heartbeat, Mailbox, Pulse, mailbox
+from lungseg_ray.workers.signals import signals
+from lungseg_ray.workers.watchdog import Watchdog
+from lungseg_ray.workers.worker import Worker
 
 LOOK_SECONDS = 0.25
 LAST_WORD_SECONDS = 20.0
@@ -84,20 +85,20 @@ class _TrainWorker(Worker):
 def _work(task: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     settings: Settings = task["settings"]
-    layout: resources.Layout = task["layout"]
+    layout: TrainingPlan = task["layout"]
     context = ray.train.get_context()
     # Ray sets OMP_NUM_THREADS from the worker's logical CPUs; the cores of the node are what counts.
-    threads = settings.train.threads or max(resources.cores() // context.get_local_world_size(), 1)
+    threads = settings.train.threads or max(cores() // context.get_local_world_size(), 1)
     torch.set_num_threads(threads)
     cv2.setNumThreads(0)
-    resources.quiet_data()
+    quiet_data()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     source: Source = task["source"]
-    cpus, _ = resources.available()
+    cpus, _ = available()
     # After a node is lost there may be fewer CPUs than the layout was made for.
-    tasks = min(layout.data_tasks, resources.data_tasks(cpus, world_size, layout.cpus_per_worker))
+    tasks = min(layout.data_tasks, data_tasks(cpus, world_size, layout.cpus_per_worker))
     patience = settings.storage.patience_seconds
-    with Heart(task["mailbox"], rank, Pulse("the worker's start", 0)) as heart:
+    with Heartbeat(task["mailbox"], rank, Pulse("the worker's start", 0)) as heart:
         worker = _TrainWorker(
             settings=settings,
             run=task["run"],
@@ -153,7 +154,7 @@ def fit(
     *,
     run: Run,
     source: Source,
-    layout: resources.Layout,
+    layout: TrainingPlan,
     watch: Callable[[dict[str, Any]], None],
     lease: Lease,
     until: int | None = None,
@@ -290,24 +291,3 @@ def _waiting_for(pulses: dict[int, Pulse]) -> str:
             f"{free.get('CPU', 0):g} CPU(s), {free.get('GPU', 0):g} GPU(s) (`ray status` says who has the others)"
         )
     return "; ".join(f"rank {rank}: {pulse.doing}" for rank, pulse in sorted(pulses.items()))
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """The signals that ask for a stop, as they come in; a second SIGINT raises KeyboardInterrupt."""
-    asked: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        asked.append(number)
-        if asked.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,8 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.labels import IGNORE_LABEL
-from lungseg_ray.losses import validation_losses
+from lungseg_ray.numerics.labels import IGNORE_LABEL
+from lungseg_ray.numerics.losses import validation_losses
 
 
 class Counts(NamedTuple):

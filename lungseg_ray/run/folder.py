@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from lungseg_ray import checkpoint
 from lungseg_ray.config import Section, Settings, differences, dump
 from lungseg_ray.errors import UserError
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.progress import Progress, steps_to_keep
 from lungseg_ray.storage import Location
 
 CONFIG = "config.yaml"
@@ -81,10 +82,10 @@ class Run:
         """
         place = self.place / CONFIG
         if not place.exists():
-            if checkpoint.listed(self.place):
+            if checkpoint.list_checkpoints(self.place):
                 raise UserError(f"{place}: is missing beside the checkpoints. Restore it, or use another runs.name.")
             return False
-        if not checkpoint.listed(self.place) and not (self.place / HISTORY).exists():
+        if not checkpoint.list_checkpoints(self.place) and not (self.place / HISTORY).exists():
             return False
         kept = self.kept()
         changed = list(_binding(differences(kept.settings.model_dump(mode="json"), settings.model_dump(mode="json"))))
@@ -169,7 +170,7 @@ class Run:
         place, _ = self.newest_checkpoint()
         return self._progress(place).history if place else []
 
-    def progress(self) -> checkpoint.Progress:
+    def progress(self) -> Progress:
         """How far the run has come.
 
         Raises:
@@ -191,11 +192,11 @@ class Run:
         """
         place, _ = self.newest_checkpoint()
         history = self._progress(place).history if place else []
-        there = [checkpoint.step_of(other) for other in checkpoint.listed(self.place)]
+        there = [checkpoint.step_of(other) for other in checkpoint.list_checkpoints(self.place)]
         usable = [step for step in there if place and step <= checkpoint.step_of(place)]
-        stay = checkpoint.kept(history, usable, best=keep)
+        stay = steps_to_keep(history, usable, best=keep)
         for other, _ in self.place.list():
-            if checkpoint.is_part(other) or (checkpoint.is_one(other) and checkpoint.step_of(other) not in stay):
+            if checkpoint.is_part(other) or (checkpoint.is_checkpoint(other) and checkpoint.step_of(other) not in stay):
                 other.delete()
 
     def is_trained(self, settings: Settings) -> bool:
@@ -206,7 +207,7 @@ class Run:
         train = settings.train
         return self._progress(place).is_complete(epochs=train.epochs, early_stop=train.early_stop)
 
-    def best_checkpoint(self) -> tuple[Location, checkpoint.Progress]:
+    def best_checkpoint(self) -> tuple[Location, Progress]:
         """The checkpoint with the lowest validation loss, and how far the run has come.
 
         Raises:
@@ -214,13 +215,13 @@ class Run:
         """
         progress = self.progress()
         best = self.place / checkpoint.name(int(progress.best["step"]))
-        reason = checkpoint.damage(best)
+        reason = checkpoint.find_damage(best)
         if reason:
             raise UserError(f"{reason}. It is the run's best; restore it, or train again under another runs.name.")
         return best, progress
 
-    def _progress(self, place: Location) -> checkpoint.Progress:
-        return checkpoint.Progress(**json.loads((place / checkpoint.PROGRESS).read_text()))
+    def _progress(self, place: Location) -> Progress:
+        return Progress(**json.loads((place / checkpoint.PROGRESS).read_text()))
 
 
 def _binding(lines: Iterator[str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import Record, Split
 from lungseg_ray.errors import UserError
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, translate_errors
 
 SCHEMA_VERSION = 2
@@ -138,7 +138,7 @@ class ShardIndex(BaseModel):
 
 
 @dataclass(frozen=True)
-class Row:
+class ShardRow:
     """An unpacked row: a sample, and whose it is."""
 
     image_id: str
@@ -252,7 +252,7 @@ def _open(uri: str) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
     return file, np.cumsum([0, *groups])
 
 
-def read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
+def read_rows(shard: Location, rows: Sequence[int]) -> list[ShardRow]:
     """Unpacks rows of one shard, in the order asked for; each row group is read once.
 
     Args:
@@ -263,9 +263,9 @@ def read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
         return _read_rows(shard, rows)
 
 
-def _read_rows(shard: Location, rows: Sequence[int]) -> list[Row]:
+def _read_rows(shard: Location, rows: Sequence[int]) -> list[ShardRow]:
     file, starts = _open(shard.uri)
-    unpacked: dict[int, Row] = {}
+    unpacked: dict[int, ShardRow] = {}
     groups = np.searchsorted(starts, np.asarray(rows), side="right") - 1
     for group in np.unique(groups):
         table = file.read_row_group(int(group), use_threads=False)
@@ -280,16 +280,16 @@ def read_table(shard: Location) -> pa.Table:
         return pq.read_table(shard.path, filesystem=shard.filesystem).combine_chunks()
 
 
-def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[Row]:
+def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[ShardRow]:
     """Rows of a whole shard in memory, in the order asked for; pixels are not copied."""
     return [_unpack(table.slice(row, 1)) for row in rows]
 
 
-def _unpack(table: pa.Table) -> Row:
+def _unpack(table: pa.Table) -> ShardRow:
     pixels = {name: np.frombuffer(table.column(name)[0].as_buffer(), np.uint8) for name in PIXELS}
     row = table.drop_columns(list(PIXELS)).to_pylist(maps_as_pydicts="strict")[0]
     height, width = row["height"], row["width"]
-    return Row(
+    return ShardRow(
         image_id=row["image_id"],
         patient_id=row["patient_id"],
         groups=row["groups"],

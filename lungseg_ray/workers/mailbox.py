@@ -128,7 +128,7 @@ def mailbox() -> Iterator[Mailbox]:
         ray.kill(actor)
 
 
-class Heart:
+class Heartbeat:
     """Sends a worker's pulse in a thread, for the time of a block.
 
     Attributes:
@@ -144,7 +144,7 @@ class Heart:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="heart", daemon=True)
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 

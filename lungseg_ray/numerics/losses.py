@@ -7,7 +7,7 @@ from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lungseg_ray.labels import IGNORE_LABEL
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 _DENOMINATOR_FLOOR = 1e-7
 

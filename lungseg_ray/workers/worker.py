@@ -12,17 +12,18 @@ import torch
 import torch.distributed
 from torch import nn
 
-from lungseg_ray import checkpoint
-from lungseg_ray.batch import Batch
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError, UserError
-from lungseg_ray.events import Heart, Pulse
-from lungseg_ray.feed import Feed, ReadAhead, Source
-from lungseg_ray.keeper import Keeper
-from lungseg_ray.lease import Ticket
-from lungseg_ray.loop import Wish
-from lungseg_ray.run import Run
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.read_ahead import ReadAhead
+from lungseg_ray.feed.stream import Feed, Source
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.checkpoint_writer import CheckpointWriter
+from lungseg_ray.run.folder import Run
+from lungseg_ray.run.lease import LeaseToken
 from lungseg_ray.storage import Location, retry
+from lungseg_ray.training.runtime import Request
+from lungseg_ray.workers.mailbox import Heartbeat, Pulse
 
 T = TypeVar("T")
 CACHED_VALIDATION_BYTES = 1 << 30
@@ -55,9 +56,9 @@ class Worker(ABC):
     device: torch.device
     rank: int
     world_size: int
-    heart: Heart
-    ticket: Ticket
-    keeper: Keeper | None = None
+    heart: Heartbeat
+    ticket: LeaseToken
+    keeper: CheckpointWriter | None = None
 
     def begin(self, step: int) -> None:  # noqa: B027 - where nobody counts losses, there is nothing to do
         """Called by rank 0 before training starts after a step.
@@ -149,7 +150,7 @@ class Worker(ABC):
         self.begin(checkpoint.step_of(found) if found else 0)
         patience = self.settings.storage.patience_seconds
         best = self.settings.checkpoint.keep
-        self.keeper = Keeper(
+        self.keeper = CheckpointWriter(
             self.run,
             best=best,
             patience=patience,
@@ -179,11 +180,11 @@ class Worker(ABC):
             self.keeper.flush()
         self.wish()
 
-    def wish(self) -> Wish:
+    def wish(self) -> Request:
         asked = 0
         if self.keeper:
             self.keeper.poll()
-            asked |= _FAILED if self.keeper.error else Wish.STOP if self.heart.stop else 0
+            asked |= _FAILED if self.keeper.error else Request.STOP if self.heart.stop else 0
         told = [int(one) for one in self.sum(torch.tensor([asked, int(self.due())], dtype=torch.float64))]
         if told[0] & _FAILED:
             error = self.keeper.error if self.keeper else "rank 0 says why"
@@ -194,8 +195,8 @@ class Worker(ABC):
                 f"(storage.patience_seconds): {error}"
             )
         if told[1] and self.notice() and not told[0]:
-            return Wish.SAVE
-        return Wish(told[0])
+            return Request.SAVE
+        return Request(told[0])
 
     def doing(self, what: str) -> None:
         self.heart.pulse = Pulse(what, self.heart.pulse.moves + 1)

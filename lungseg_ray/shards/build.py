@@ -12,21 +12,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import ray
-from rich.console import Console
 
-from lungseg_ray import resources
-from lungseg_ray.config import CorpusSettings, Settings, differences, merge, non_default
+from lungseg_ray.cluster.places import check_lasting, check_shared
+from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
-from lungseg_ray.shards import (
+from lungseg_ray.shards.format import (
     INDEX,
     SCHEMA_VERSION,
     Shard,
@@ -40,13 +39,10 @@ from lungseg_ray.shards import (
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, retry
 
 SET_ASIDE = "set_aside.csv"
-AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
 """Files that are ours to delete: shards of another corpus or other settings, and what a killed writer left."""
-
-
-_WORDS = ("about", "licence")
-"""Settings of the corpus that are for people; the shards do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +108,8 @@ def shard(settings: Settings) -> Outcome:
         OSError: if a shard cannot be written.
     """
     root = locate(settings.shards.root)
-    resources.check_lasting(root)
-    resources.check_shared(root)
+    check_lasting(root)
+    check_shared(root)
     listing = list_corpus(settings.corpus)
     source = _fingerprint(
         [asdict(record) for record in listing.records],
@@ -137,7 +133,9 @@ def shard(settings: Settings) -> Outcome:
     _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
     if not index.count("train"):
         bare = f" {len(listing.unlabelled)} images have no mask." if listing.unlabelled else ""
-        raise UserError(f"{settings.corpus.root}: no usable image is left for training.{bare}\n{table(set_aside)}")
+        raise UserError(
+            f"{settings.corpus.root}: no usable image is left for training.{bare}\n{set_aside_table(set_aside)}"
+        )
     (root / SET_ASIDE).write_text(_to_csv(set_aside))
     (root / INDEX).write_text(index.model_dump_json(indent=2))
     keep = {shard.file for shard in index.shards}
@@ -152,7 +150,7 @@ def read_set_aside(root: Location) -> list[SetAside]:
     return [SetAside(**row) for row in csv.DictReader(io.StringIO((root / SET_ASIDE).read_text()))]
 
 
-def describe(outcome: Outcome) -> str:
+def describe_outcome(outcome: Outcome) -> str:
     """What lies in a folder of shards, for a person."""
     index, listing = outcome.index, outcome.listing
     lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {listing.recognised}"]
@@ -167,11 +165,11 @@ def describe(outcome: Outcome) -> str:
     if listing.ignored:
         lines.append(f"  {listing.ignored} other files among images and masks were not read")
     if outcome.set_aside:
-        lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", table(outcome.set_aside)]
+        lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", set_aside_table(outcome.set_aside)]
     return "\n".join(lines)
 
 
-def table(set_aside: list[SetAside], most: int = 10) -> str:
+def set_aside_table(set_aside: list[SetAside], most: int = 10) -> str:
     """Files set aside, as text: the count of each reason, then the first files."""
     counts = Counter(one.reason for one in set_aside)
     lines = [f"  {count:6d}  {reason}: {REASONS.get(reason, '')}" for reason, count in counts.most_common()]
@@ -300,7 +298,7 @@ def _refuse_too_many(set_aside: list[SetAside], total: int, settings: Settings) 
         raise UserError(
             f"{settings.corpus.root}: {len(set_aside)} of {total} files ({share:.1%}) cannot be used; at most "
             f"{settings.shards.max_set_aside:.1%} may be (shards.max_set_aside). Mend them or raise the limit.\n"
-            f"{table(set_aside)}"
+            f"{set_aside_table(set_aside)}"
         )
 
 
@@ -310,49 +308,3 @@ def _to_csv(set_aside: list[SetAside]) -> str:
     writer.writeheader()
     writer.writerows(asdict(one) for one in set_aside)
     return text.getvalue()
-
-
-def at_hand(root: Location, settings: Settings) -> ShardIndex | None:
-    """The index of the shards that are there; None if they must be made.
-
-    Raises:
-        UserError: if they were made otherwise than the command asks for.
-    """
-    if not (root / INDEX).exists():
-        return None
-    index = read_index(root)
-    made = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
-    asked = {"corpus": non_default(settings.corpus), "shards": non_default(settings.shards)}
-    asked["shards"] = {key: value for key, value in asked["shards"].items() if key == "longer_side"}
-    for word in _WORDS:
-        asked["corpus"].pop(word, None)
-    other = list(differences(made, merge(made, asked)))
-    if other:
-        raise UserError(
-            f"{root}: these shards were made otherwise than asked for:\n  " + "\n  ".join(other) + "\n"
-            "Make others with jobs/shard.py and another --shards.root, or leave these settings out."
-        )
-    return index
-
-
-def make(settings: Settings, console: Console) -> ShardIndex:
-    """Makes the shards that a job finds missing, and tells of it. Needs a running Ray cluster.
-
-    Raises:
-        UserError: as `shard`.
-    """
-    console.print(f"No shards in {settings.shards.root} yet: making them from {settings.corpus.root}", highlight=False)
-    outcome = shard(settings)
-    console.print(describe(outcome), highlight=False)
-    return outcome.index
-
-
-def as_made(settings: AnySettings, index: ShardIndex) -> AnySettings:
-    """The settings with what the shards were made with; words for people are the command's, where it has some."""
-    words = {word: value for word in _WORDS if (value := getattr(settings.corpus, word))}
-    return settings.model_copy(
-        update={
-            "corpus": index.corpus.model_copy(update=words),
-            "shards": settings.shards.model_copy(update={"longer_side": index.longer_side}),
-        }
-    )

@@ -10,8 +10,6 @@ yields twice, so none can hold a CPU while another rank waits for it.
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,12 +21,14 @@ import numpy.typing as npt
 import ray
 import torch
 
-from lungseg_ray import augment
-from lungseg_ray.batch import Batch
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards import Row, Shard, ShardIndex, read_rows, unpack_rows
+from lungseg_ray.feed import augment
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.order import epoch_order
+from lungseg_ray.feed.read_ahead import ReadAhead
+from lungseg_ray.shards.format import ShardIndex, ShardRow, read_rows, unpack_rows
 from lungseg_ray.storage import Location, locate, retry
 
 CHUNK_IMAGES = 128
@@ -84,7 +84,7 @@ class Source:
         )
 
     def __post_init__(self) -> None:
-        augment.build(self.preset, size=self.size)
+        augment.build_augmentation(self.preset, size=self.size)
         if self.steps_per_epoch < 1:
             raise UserError(
                 f"{self.root}: {self.index.count('train')} training images do not fill one batch of {self.batch}. "
@@ -101,26 +101,11 @@ class Source:
         """Whole global batches in an epoch; the last incomplete one is dropped."""
         return self.index.count("train") // self.batch
 
-    def rows(self, file: str, rows: Sequence[int]) -> list[Row]:
+    def rows(self, file: str, rows: Sequence[int]) -> list[ShardRow]:
         """Rows of one shard, from the object store where it lies there."""
         if file in self.shared:
             return unpack_rows(ray.get(self.shared[file]), rows)
         return read_rows(self.root / file, rows)
-
-
-def epoch_order(shards: list[Shard], *, seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
-    """The order of an epoch: shards permuted, then the rows of each `window` shards shuffled together.
-
-    Returns:
-        (n, 2): at each place of the epoch, a number in `shards` and a row of that shard.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    numbers = generator.permutation(len(shards))
-    parts = []
-    for start in range(0, len(numbers), window):
-        rows = [(number, row) for number in numbers[start : start + window] for row in shards[number].usable]
-        parts.append(generator.permutation(np.asarray(rows, np.int64).reshape(-1, 2)))
-    return np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
 
 
 _ORDERS: dict[tuple[str, int, int, int], npt.NDArray[np.int64]] = {}
@@ -143,7 +128,7 @@ def _validation_places(source: Source) -> npt.NDArray[np.int64]:
 @lru_cache(maxsize=4)
 def _cached_augment(preset: str, size: int) -> augment.Augment:
     cv2.setNumThreads(0)
-    return augment.build(preset, size=size)
+    return augment.build_augmentation(preset, size=size)
 
 
 def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
@@ -295,53 +280,3 @@ class Feed:
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False
         yield from blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-
-
-class ReadAhead:
-    """Runs an iterator of batches in a thread that keeps some of them ready, from the moment it is made.
-
-    Args:
-        batches: what to run.
-        depth: how many batches to keep ready.
-    """
-
-    def __init__(self, batches: Iterator[Batch], *, depth: int) -> None:
-        self._batches = batches
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
-        self._last: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._last is None and not self._stop.is_set():
-            item = self._ready.get()
-            if isinstance(item, Batch):
-                return item
-            self._last = item
-        raise self._last or StopIteration
-
-    def close(self) -> None:
-        """Ends the thread; nothing more can be taken."""
-        self._stop.set()
-        self._thread.join(timeout=30)
-
-    def _work(self) -> None:
-        try:
-            for batch in self._batches:
-                self._put(batch)
-                if self._stop.is_set():
-                    return
-            self._put(StopIteration())
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue

@@ -58,7 +58,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Ticket:
+class LeaseToken:
     """What shows, in any process, that a driver holds a run.
 
     Attributes:
@@ -92,7 +92,7 @@ class Lease:
         ticket: for those who write in the driver's name.
     """
 
-    def __init__(self, ticket: Ticket, place: Location) -> None:
+    def __init__(self, ticket: LeaseToken, place: Location) -> None:
         self.ticket = ticket
         self._place = place
         self._beats = 0
@@ -127,7 +127,7 @@ class Lease:
 
 
 @contextmanager
-def held(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
+def acquire(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
     """The lease of a run, for the time of the block.
 
     Args:
@@ -141,7 +141,7 @@ def held(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
     if not run.honours_create():
         note(f"{run}: the storage does not honour conditional writes; two drivers that start at once go unnoticed.")
     place = _acquire(run, owner, note)
-    lease = Lease(Ticket(run, owner), place)
+    lease = Lease(LeaseToken(run, owner), place)
     end = threading.Event()
 
     def work() -> None:

@@ -1,0 +1,1 @@
+"""The Ray cluster: which one, how its CPUs and GPUs are shared, and work done on it in chunks."""

@@ -1,0 +1,91 @@
+"""Work in chunks on the tasks of Ray Data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import cv2
+import pyarrow as pa
+import ray
+import torch
+
+from lungseg_ray.cluster.planning import cores
+from lungseg_ray.cluster.session import available
+from lungseg_ray.errors import UserError
+from lungseg_ray.storage import PATIENCE_SECONDS, retry
+
+
+def map_chunks(
+    work: Callable[[int, str], list[dict[str, Any]]],
+    count: int,
+    *,
+    workers: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Iterator[dict[str, Any]]:
+    """Does work in data tasks, each of which makes one chunk; processes, and what they cache, serve many.
+
+    Args:
+        work: takes a chunk's number and the device to compute on; returns JSON-able rows.
+        count: of chunks.
+        workers: tasks at a time; 0 for as many as fit.
+        device: `auto` takes GPUs where there are any, one for each task.
+
+    Yields:
+        The rows, in the order in which they are done.
+
+    Raises:
+        OSError: if a place cannot be read or written; a bucket is tried again for some minutes first.
+    """
+    cpus, gpus = available()
+    if device == "cuda" and not gpus:
+        raise UserError("device = cuda needs a GPU; the cluster has none. Use device = cpu.")
+    on_gpu = device != "cpu" and gpus > 0
+    if cpus < 1:
+        raise UserError(
+            "The cluster has no CPU for this work at the moment. Add a node, or ask an autoscaled cluster for one with "
+            "ray.autoscaler.sdk.request_resources."
+        )
+    fit = gpus if on_gpu else max(min(cpus, cores()), 1)
+    done = ray.data.range(count, override_num_blocks=count).map_batches(
+        # Put once: what the work holds, such as the records of a corpus, would else be unpacked for each chunk.
+        _ChunkTask(ray.put(work), "cuda" if on_gpu else "cpu"),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=min(workers or fit, cpus, count)),
+        num_gpus=1 if on_gpu else None,
+        max_calls=0,
+    )
+    for row in done.iter_rows():
+        if row["trouble"]:
+            # An exception would lose its kind on the way through Ray.
+            raise OSError(row["trouble"])
+        yield json.loads(row["row"])
+
+
+@dataclass(frozen=True)
+class _ChunkTask:
+    work: ray.ObjectRef
+    device: str
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        cv2.setNumThreads(0)
+        if self.device == "cpu":
+            # One thread each, so that the order of a sum does not depend on the number of processes.
+            torch.set_num_threads(1)
+        try:
+            rows = [row for number in batch.column("id").to_pylist() for row in self._patiently(number)]
+        except OSError as error:
+            return pa.table({"row": [""], "trouble": [str(error)]})
+        return pa.table({"row": [json.dumps(row) for row in rows], "trouble": [""] * len(rows)})
+
+    def _patiently(self, number: int) -> list[dict[str, Any]]:
+        return retry(lambda: _unpacked(self.work)(number, self.device), seconds=PATIENCE_SECONDS)
+
+
+@lru_cache(maxsize=1)
+def _unpacked(work: ray.ObjectRef) -> Callable[[int, str], list[dict[str, Any]]]:
+    return ray.get(work)

@@ -1,0 +1,1 @@
+"""Losses, metrics and optimisers: plain PyTorch and NumPy."""
