@@ -16,7 +16,7 @@ from typing import Any
 
 from lungseg_ray.config import SweepJob, load_settings
 from lungseg_ray.storage import locate
-from lungseg_ray.sweep.ledger import Sweep, ranked
+from lungseg_ray.sweep.ledger import Sweep, rank_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,7 +34,7 @@ def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
 def compare(whole: Sweep, halved: Sweep) -> dict[str, Any]:
     """What the halved search spent and found, measured by the whole one."""
     scores = {trial.label: trial.score for trial in whole.trials() if trial.counts}
-    best, chosen = ranked(whole.trials())[0], ranked(halved.trials())[0]
+    best, chosen = rank_trials(whole.trials())[0], rank_trials(halved.trials())[0]
     epochs = {name: sum(trial.epochs for trial in sweep.trials()) for name, sweep in (("w", whole), ("h", halved))}
     seconds = {name: sweep.seconds()["stage 1"] for name, sweep in (("w", whole), ("h", halved))}
     # The same seed makes the same run, so that both searches saw the same curves as far as they went.

@@ -2,18 +2,7 @@
 
 import sys
 
-from rich.console import Console
-
-from lungseg_ray import cli
-from lungseg_ray.config import ReportJob
-
-
-def main(job: ReportJob, console: Console) -> None:
-    """Writes the page, and says where."""
-    from lungseg_ray.page.write import report
-
-    console.print(f"Page: {report(job)}", highlight=False)
-
+from lungseg_ray.jobs import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.run(ReportJob, main))
+    sys.exit(cli.main("report"))

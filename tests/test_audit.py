@@ -13,22 +13,23 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lungseg_ray.audit import outliers, twins
-from lungseg_ray.audit.facts import Facts, Marked, facts, intensity, marked, perceptual_hash
-from lungseg_ray.audit.findings import Finding, look, usual_parts
-from lungseg_ray.audit.job import audit, sides, summary
+from lungseg_ray.audit import outliers
+from lungseg_ray.audit.duplicates import NEAR, find_duplicates, near_pairs
+from lungseg_ray.audit.facts import ImageFacts, LabelFacts, image_facts, intensity, measure_label, perceptual_hash
+from lungseg_ray.audit.findings import Finding, list_findings, usual_parts
 from lungseg_ray.audit.result import Audit, to_csv
 from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings, load_settings
 from lungseg_ray.corpus import Record, Sample, SetAside, Split
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
+from lungseg_ray.jobs.audit import audit, audit_summary, sides
 from tests.conftest import write_pairs
 
 DATA = Path(__file__).parents[1] / "../shared/data"
-LUNG = Marked(share=0.3, parts=2, specks=0, ratio=0.9, touches=(), left=0.5, row=0.5, column=0.5)
+LUNG = LabelFacts(share=0.3, parts=2, specks=0, ratio=0.9, touches=(), left=0.5, row=0.5, column=0.5)
 
 
-def make_facts(name: str, **change: Any) -> Facts:
+def make_facts(name: str, **change: Any) -> ImageFacts:
     """An image that nothing is wrong with; its hash is far from that of any other name."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     plain: dict[str, Any] = {
@@ -54,10 +55,10 @@ def make_facts(name: str, **change: Any) -> Facts:
         "labels": {"lung": LUNG},
         "split": "train",
     }
-    return Facts(**{**plain, **change})
+    return ImageFacts(**{**plain, **change})
 
 
-def make_audit(images: list[Facts], **change: Any) -> Audit:
+def make_audit(images: list[ImageFacts], **change: Any) -> Audit:
     plain: dict[str, Any] = {
         "corpus": CorpusSettings(root="somewhere"),
         "longer_side": 64,
@@ -68,13 +69,13 @@ def make_audit(images: list[Facts], **change: Any) -> Audit:
         "ignored": 0,
         "torn": {},
         "undealt": "",
-        "twins": twins.find(images),
-        "outliers": outliers.find(images, ["lung"]),
+        "twins": find_duplicates(images),
+        "outliers": outliers.find_outliers(images, ["lung"]),
     }
     return Audit(**{**plain, **change})
 
 
-def three_sides(count: int = 4, **change: Any) -> list[Facts]:
+def three_sides(count: int = 4, **change: Any) -> list[ImageFacts]:
     return [
         make_facts(f"{side}-{number}", split=side, **change)
         for side in ("train", "val", "test")
@@ -92,7 +93,7 @@ class TestMarked:
         mask[10:30, 5:25] = 1  # 400 pixels, all left of column 30
         mask[10:30, 35:45] = 1  # 200
         mask[35, 50] = 1  # 1 of 601, less than 1 %
-        found = marked(mask, 1)
+        found = measure_label(mask, 1)
         assert found.share == pytest.approx(601 / 2400)
         assert (found.parts, found.specks, found.ratio, found.touches) == (2, 1, 0.5, ())
         assert found.left == pytest.approx(400 / 601)
@@ -104,24 +105,24 @@ class TestMarked:
         mask = np.zeros((20, 20), np.uint8)
         mask[0:5, 8:12] = 1
         mask[10:20, 15:20] = 2
-        assert marked(mask, 1).touches == ("top",)
-        assert marked(mask, 2).touches == ("right", "bottom")
+        assert measure_label(mask, 1).touches == ("top",)
+        assert measure_label(mask, 2).touches == ("right", "bottom")
 
     def test_middle_column_counts_half(self) -> None:
         # Of 5 columns the middle one is half left: (1 + 1 + 0.5) / 5.
-        assert marked(np.ones((3, 5), np.uint8), 1).left == pytest.approx(0.5)
+        assert measure_label(np.ones((3, 5), np.uint8), 1).left == pytest.approx(0.5)
 
     def test_ignored_pixels_do_not_count(self) -> None:
         mask = np.zeros((10, 10), np.uint8)
         mask[:5] = 255
         mask[9, 1:3] = 1
-        assert marked(mask, 1).share == pytest.approx(2 / 50)
+        assert measure_label(mask, 1).share == pytest.approx(2 / 50)
 
     def test_diagonal_neighbours_are_one_part(self) -> None:
-        assert marked(np.eye(9, dtype=np.uint8), 1).parts == 1
+        assert measure_label(np.eye(9, dtype=np.uint8), 1).parts == 1
 
     def test_nothing(self) -> None:
-        assert marked(np.zeros((9, 9), np.uint8), 1) == Marked(0.0, 0, 0, None, (), None, None, None)
+        assert measure_label(np.zeros((9, 9), np.uint8), 1) == LabelFacts(0.0, 0, 0, None, (), None, None, None)
 
 
 class TestIntensity:
@@ -150,17 +151,17 @@ class TestFacts:
 
     def test_of_the_file(self) -> None:
         record = Record("x1", "/data/x1.PNG", ("/m.png",), "p1", groups={"sex": "f"})
-        found = facts(record, self.sample(), ["lung"])
+        found = image_facts(record, self.sample(), ["lung"])
         assert (found.format, found.place, found.bits, found.spacing) == ("png", "/data/x1.PNG", 12, (0.2, 0.2))
         assert (found.height, found.patient_id, dict(found.groups)) == (640, "p1", {"sex": "f"})
         assert found.labels["lung"].parts == 2
 
     def test_without_a_mask(self) -> None:
-        assert facts(Record("x", "/x.png", (), "x"), self.sample(mask_sha256=""), ["lung"]).labels == {}
+        assert image_facts(Record("x", "/x.png", (), "x"), self.sample(mask_sha256=""), ["lung"]).labels == {}
 
     def test_private_places_are_not_told(self) -> None:
         record = Record("a1", "/data/Doe^Jane/1.2.3.dcm", ("/m.png",), "b2", groups={"sex": "F"}, private=True)
-        found = facts(record, self.sample(), ["lung"])
+        found = image_facts(record, self.sample(), ["lung"])
         assert (found.place, found.format, found.groups) == ("a1", "dicom", {"sex": "F"})
         assert "Doe" not in to_csv(make_audit([found]))
 
@@ -195,8 +196,8 @@ class TestTwins:
             bits[number + 1] = bits[number]
             bits[number + 1, rng.choice(256, rng.integers(1, 45), replace=False)] ^= True
         apart = (bits[:, None] != bits[None]).sum(axis=2)
-        wanted = {(a, b, apart[a, b]) for a in range(count) for b in range(a + 1, count) if apart[a, b] <= twins.NEAR}
-        found = twins.near_pairs(np.packbits(bits, axis=1))
+        wanted = {(a, b, apart[a, b]) for a in range(count) for b in range(a + 1, count) if apart[a, b] <= NEAR}
+        found = near_pairs(np.packbits(bits, axis=1))
         assert set(found) == wanted
         assert [bits for *_, bits in found] == sorted(bits for *_, bits in wanted)
         assert len(wanted) > 20 or count < 300
@@ -205,9 +206,9 @@ class TestTwins:
         hashes = np.zeros((2, 32), np.uint8)
         # One bit in each of 30 of the places that are compared.
         hashes[1, :30] = 1
-        assert twins.near_pairs(hashes) == [(0, 1, 30)]
+        assert near_pairs(hashes) == [(0, 1, 30)]
         hashes[1, 30] = 1
-        assert twins.near_pairs(hashes) == []
+        assert near_pairs(hashes) == []
 
     def test_many_that_look_the_same_end_the_search(self) -> None:
         # Each of 3000 differs from one image in 8 bits, so that all 4.5 million pairs are near.
@@ -215,13 +216,13 @@ class TestTwins:
         bits = np.tile(rng.random(256) < 0.5, (3000, 1))
         for row in bits:
             row[rng.choice(256, 8, replace=False)] ^= True
-        found = twins.near_pairs(np.unique(np.packbits(bits, axis=1), axis=0), most=1000)
+        found = near_pairs(np.unique(np.packbits(bits, axis=1), axis=0), most=1000)
         assert len(found) == 1000
 
     def test_no_more_than_asked_for(self) -> None:
         hashes = np.zeros((20, 32), np.uint8)
         hashes[:, 0] = np.arange(20)
-        assert len(twins.near_pairs(hashes, most=5)) == 5
+        assert len(near_pairs(hashes, most=5)) == 5
 
     def test_groups_stand_beside_their_first(self) -> None:
         images = [make_facts(name) for name in "abcdef"]
@@ -229,24 +230,24 @@ class TestTwins:
         images[4] = make_facts("e", phash=images[1].phash)
         code = f"{int(images[2].phash, 16) ^ 0b111:064x}"
         images[5] = make_facts("f", phash=code, split="test")
-        found = [(one.first.image_id, one.second.image_id, one.bits, one.torn) for one in twins.find(images)]
+        found = [(one.first.image_id, one.second.image_id, one.bits, one.torn) for one in find_duplicates(images)]
         assert found == [("a", "d", None, True), ("b", "e", 0, False), ("c", "f", 3, True)]
 
     @pytest.mark.parametrize(("how", "found"), [("jpeg", True), ("half", True), ("gamma", True), ("mirrored", False)])
     def test_copies_of_a_chest(self, how: str, found: bool) -> None:
         image, _ = draw(3, seed=0, size=256)
-        assert (bits_between(image, altered(image, how)) <= twins.NEAR) == found
+        assert (bits_between(image, altered(image, how)) <= NEAR) == found
 
     def test_other_chests_are_far(self) -> None:
         chests = [draw(number, seed=0, size=128)[0] for number in range(0, 60, 6)]
-        assert min(bits_between(one, other) for at, one in enumerate(chests) for other in chests[:at]) > twins.NEAR + 20
+        assert min(bits_between(one, other) for at, one in enumerate(chests) for other in chests[:at]) > NEAR + 20
 
     @pytest.mark.skipif(not (DATA / "cxr-lungs").exists(), reason="the X-rays are not here")
     def test_real_x_rays(self) -> None:
         files = sorted((DATA / "cxr-lungs/images").iterdir())[::6]
         images = [opened(file) for file in files]
         assert max(bits_between(image, altered(image, "jpeg")) for image in images) <= 6
-        assert max(bits_between(image, altered(image, "gamma")) for image in images) <= twins.NEAR
+        assert max(bits_between(image, altered(image, "gamma")) for image in images) <= NEAR
         assert min(bits_between(one, other) for at, one in enumerate(images) for other in images[:at]) >= 64
 
 
@@ -264,26 +265,26 @@ class TestOutliers:
 
     def test_says_why(self) -> None:
         images = [make_facts(f"x{number}", mean=0.5 + number / 100) for number in range(9)]
-        images[4] = make_facts("odd", labels={"lung": Marked(0.62, 2, 0, 0.9, (), 0.5, 0.5, 0.5)}, mean=0.54)
-        first = outliers.find(images, ["lung"])[0]
+        images[4] = make_facts("odd", labels={"lung": LabelFacts(0.62, 2, 0, 0.9, (), 0.5, 0.5, 0.5)}, mean=0.54)
+        first = outliers.find_outliers(images, ["lung"])[0]
         assert first.image.image_id == "odd"
         assert str(first.reasons[0]).startswith("share of lung 0.62, median 0.3 (z +")
 
     def test_a_few_for_each_reason(self) -> None:
         images = [make_facts(f"x{number}", width=120 + 40 * (number > 30)) for number in range(40)]
         images[0] = make_facts("bright", mean=0.9)
-        found = outliers.find(images, ["lung"])
+        found = outliers.find_outliers(images, ["lung"])
         assert [one.reasons[0].name for one in found].count("width / height") == 4
         assert "bright" in [one.image.image_id for one in found]
 
     def test_images_without_masks_take_part(self) -> None:
         images = [make_facts(f"x{number}", labels={}, mean=number / 10) for number in range(5)]
-        assert outliers.find(images, ["lung"])[0].image.image_id in ("x0", "x4")
+        assert outliers.find_outliers(images, ["lung"])[0].image.image_id in ("x0", "x4")
 
 
 class TestFindings:
     def test_nothing_stands_out(self) -> None:
-        assert look(make_audit(three_sides())) == []
+        assert list_findings(make_audit(three_sides())) == []
 
     def test_duplicates_by_weight(self) -> None:
         images = three_sides()
@@ -292,7 +293,7 @@ class TestFindings:
         same = make_facts(
             "same", image_sha256=images[2].image_sha256, phash=images[2].phash, mask_sha256=images[2].mask_sha256
         )
-        found = texts(look(make_audit([*images, copy, near, same])))
+        found = texts(list_findings(make_audit([*images, copy, near, same])))
         assert found == [
             "mend: 1 pair of images with the same bytes stands across sides of the split (train-0 = copy): the shards "
             "keep the first of each alone.",
@@ -304,21 +305,23 @@ class TestFindings:
         ]
 
     def test_torn_patients(self) -> None:
-        found = texts(look(make_audit(three_sides(), torn={f"p{number}": ["train", "val"] for number in range(5)})))
+        found = texts(
+            list_findings(make_audit(three_sides(), torn={f"p{number}": ["train", "val"] for number in range(5)}))
+        )
         assert found[0] == "mend: Patient p0 stands in train and val: correct the column split."
         assert found[3] == "mend: 2 more patients stand on several sides of the split."
 
     def test_masks(self) -> None:
-        def lung(**change: Any) -> dict[str, Marked]:
-            plain = {key: getattr(LUNG, key) for key in Marked.__slots__}
-            return {"lung": Marked(**{**plain, **change})}
+        def lung(**change: Any) -> dict[str, LabelFacts]:
+            plain = {key: getattr(LUNG, key) for key in LabelFacts.__slots__}
+            return {"lung": LabelFacts(**{**plain, **change})}
 
         images = three_sides(8)
         images += [make_facts(f"one-{number}", labels=lung(parts=1)) for number in range(5)]
         images += [make_facts("speck", labels=lung(specks=7)), make_facts("cut", labels=lung(touches=("top", "left")))]
         images += [make_facts("empty", labels=lung(parts=0, share=0.0))]
         assert usual_parts(images, "lung") == 2
-        assert texts(look(make_audit(images))) == [
+        assert texts(list_findings(make_audit(images))) == [
             "look: 1 mask of 32 has no lung.",
             "look: 5 masks have 1 part of lung where most have 2 (one-0, one-1, one-2, ...).",
             "look: 1 mask has specks of lung, 7 in all (speck).",
@@ -327,7 +330,7 @@ class TestFindings:
 
     def test_no_usual_number_of_parts(self) -> None:
         images = [
-            make_facts(f"x{number}", labels={"lung": Marked(0.3, 1 + number % 3, 0, None, (), 0.5, 0.5, 0.5)})
+            make_facts(f"x{number}", labels={"lung": LabelFacts(0.3, 1 + number % 3, 0, None, (), 0.5, 0.5, 0.5)})
             for number in range(9)
         ]
         assert usual_parts(images, "lung") is None
@@ -335,16 +338,16 @@ class TestFindings:
     def test_twelve_bits_in_sixteen(self) -> None:
         # 4095 of 65535 is 15.93 of 255.
         images = three_sides(bits=16, brightest=16 / 255, high=0.6)
-        assert texts(look(make_audit(images))) == [
+        assert texts(list_findings(make_audit(images))) == [
             "mend: 12 16-bit files use only values below 4096, and so are almost black: set corpus.white to 4095."
         ]
         images[0] = make_facts("bright", bits=16, brightest=17 / 255)
-        assert look(make_audit(images)) == []
+        assert list_findings(make_audit(images)) == []
 
     def test_what_is_set_aside_and_left(self) -> None:
         images = [*three_sides(), make_facts("bare", labels={}, mask_sha256="", split=None)]
         bad = [SetAside("a", "/a.png", "unreadable", "truncated")]
-        assert texts(look(make_audit(images, set_aside=bad, ignored=2))) == [
+        assert texts(list_findings(make_audit(images, set_aside=bad, ignored=2))) == [
             "mend: 1 file cannot be used (unreadable): the file cannot be read or decoded.",
             "know: 1 image has no mask and no use in training.",
             "know: 2 files of other kinds lie in the corpus.",
@@ -355,7 +358,7 @@ class TestFindings:
             make_facts(f"x{at}", split="train" if at < 6 else "val", groups={"sex": "fm"[at % 6 == 0 and at < 6]})
             for at in range(9)
         ]
-        assert texts(look(make_audit(images))) == [
+        assert texts(list_findings(make_audit(images))) == [
             "look: No image stands in test.",
             "know: 1 image has sex m, none of them in val.",
         ]
@@ -364,7 +367,7 @@ class TestFindings:
         images = three_sides()
         images[0] = make_facts("black", black=0.5, bits=16, spacing=(0.1, 0.1))
         images[1] = make_facts("flat", low=0.4, high=0.5, format="jpeg")
-        assert texts(look(make_audit(images))) == [
+        assert texts(list_findings(make_audit(images))) == [
             "look: 1 image has more than 20 % black pixels (black).",
             "look: 1 image has little contrast: 98 % of the pixels within 0.15 of the range (flat).",
             "know: The corpus mixes bits per value (8: 11, 16: 1).",
@@ -395,7 +398,7 @@ class TestSides:
 class TestTable:
     def test_several_labels_and_groups(self) -> None:
         corpus = CorpusSettings(root="x", classes=3, class_names=["cytoplasm", "nucleus"])
-        labels = {"cytoplasm": LUNG, "nucleus": Marked(0.1, 1, 0, None, ("top", "left"), 0.4, 0.5, 0.5)}
+        labels = {"cytoplasm": LUNG, "nucleus": LabelFacts(0.1, 1, 0, None, ("top", "left"), 0.4, 0.5, 0.5)}
         one = make_facts("x1", labels=labels, groups={"bits": "many", "sex": "f"}, spacing=(0.1, 0.2))
         bad = SetAside("x2", "/x2.png", "unreadable", "truncated, and more")
         text = to_csv(make_audit([one], corpus=corpus, set_aside=[bad], outliers=[]))
@@ -424,7 +427,7 @@ def audited(root: Path, out: Path, **corpus: Any) -> Audit:
     found, page = audit(settings)
     assert page.uri == f"{out}/audit.html"
     text = io.StringIO()
-    Console(file=text, width=200).print(summary(found, page))
+    Console(file=text, width=200).print(audit_summary(found, page))
     assert f"Page: {out}/audit.html" in text.getvalue()
     return found
 

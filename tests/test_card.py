@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lungseg_ray.card import model_card
+from lungseg_ray.inference.card import model_card
 from lungseg_ray.shards.format import ShardIndex, Side
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings, write_shards

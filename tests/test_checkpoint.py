@@ -53,9 +53,9 @@ def written(tmp_path: Path) -> Location:
     """A checkpoint after an uneven number of steps for Lookahead's k = 2."""
     model, optimizer = model_and_optimizer(0)
     take_steps(model, optimizer, range(3))
-    folder = tmp_path / "run" / checkpoint.name(4)
+    folder = tmp_path / "run" / checkpoint.folder_name(4)
     folder.mkdir(parents=True)
-    checkpoint.write(folder, checkpoint.snapshot(content(model, optimizer)))
+    checkpoint.write_folder(folder, checkpoint.copy_to_cpu(content(model, optimizer)))
     return locate(str(folder))
 
 
@@ -73,8 +73,8 @@ def test_round_trip_with_lookahead(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer(0)
     take_steps(model, optimizer, range(3))
     made = content(model, optimizer)
-    checkpoint.write(tmp_path, checkpoint.snapshot(made))
-    read = checkpoint.read(tmp_path)
+    checkpoint.write_folder(tmp_path, checkpoint.copy_to_cpu(made))
+    read = checkpoint.read_folder(tmp_path)
     assert read.progress == made.progress
     assert read.average is not None
     assert same(read.weights, made.weights)
@@ -91,14 +91,14 @@ def test_round_trip_with_lookahead(tmp_path: Path) -> None:
 
 
 def test_without_average(tmp_path: Path) -> None:
-    checkpoint.write(tmp_path, checkpoint.snapshot(content(*model_and_optimizer(0), average=False)))
+    checkpoint.write_folder(tmp_path, checkpoint.copy_to_cpu(content(*model_and_optimizer(0), average=False)))
     assert not (tmp_path / checkpoint.AVERAGE).exists()
-    assert checkpoint.read(tmp_path).average is None
+    assert checkpoint.read_folder(tmp_path).average is None
     assert checkpoint.find_damage(locate(str(tmp_path))) is None
 
 
 def test_read_from(written: Location) -> None:
-    assert checkpoint.read_from(written).progress.step == 4
+    assert checkpoint.read_checkpoint(written).progress.step == 4
 
 
 def test_nothing_is_executed(written: Location) -> None:
@@ -108,13 +108,13 @@ def test_nothing_is_executed(written: Location) -> None:
 
     torch.save({"optimizer": Trap()}, Path(written.path) / checkpoint.TRAINING)
     with pytest.raises(Exception, match="weights_only"):
-        checkpoint.read(Path(written.path))
+        checkpoint.read_folder(Path(written.path))
 
 
 def test_names_sort_as_steps_do() -> None:
-    assert checkpoint.name(30) == "checkpoint_000000030"
+    assert checkpoint.folder_name(30) == "checkpoint_000000030"
     steps = [2, 10, 100, 9, 123456789]
-    assert sorted(map(checkpoint.name, steps)) == [checkpoint.name(step) for step in sorted(steps)]
+    assert sorted(map(checkpoint.folder_name, steps)) == [checkpoint.folder_name(step) for step in sorted(steps)]
 
 
 FILES = (
@@ -182,7 +182,7 @@ class TestNewest:
         """A run with checkpoints after 4, 10 and 100 steps, and things that are none."""
         run = Path(written.path).parent
         for step in (10, 100):
-            shutil.copytree(written.path, run / checkpoint.name(step))
+            shutil.copytree(written.path, run / checkpoint.folder_name(step))
         (run / "checkpoint_tmp").mkdir()
         (run / "best").mkdir()
         (run / "config.yaml").write_text("")
@@ -190,43 +190,43 @@ class TestNewest:
 
     def test_listed(self, run: Path) -> None:
         found = checkpoint.list_checkpoints(locate(str(run)))
-        assert [place.name for place in found] == [checkpoint.name(step) for step in (100, 10, 4)]
+        assert [place.name for place in found] == [checkpoint.folder_name(step) for step in (100, 10, 4)]
 
     def test_the_newest(self, run: Path) -> None:
-        place, wrong = checkpoint.newest(locate(str(run)), any_finished=True)
+        place, wrong = checkpoint.find_newest(locate(str(run)), any_finished=True)
         assert place is not None
-        assert (place.name, wrong) == (checkpoint.name(100), [])
+        assert (place.name, wrong) == (checkpoint.folder_name(100), [])
 
     def test_damaged_ones_are_passed_over(self, run: Path) -> None:
-        (run / checkpoint.name(100) / checkpoint.CHECKSUMS).unlink()
-        (run / checkpoint.name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
+        (run / checkpoint.folder_name(100) / checkpoint.CHECKSUMS).unlink()
+        (run / checkpoint.folder_name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
         before = tree(run)
-        place, wrong = checkpoint.newest(locate(str(run)), any_finished=True)
+        place, wrong = checkpoint.find_newest(locate(str(run)), any_finished=True)
         assert place is not None
-        assert place.name == checkpoint.name(4)
-        assert [checkpoint.name(100) in wrong[0], checkpoint.name(10) in wrong[1]] == [True, True]
+        assert place.name == checkpoint.folder_name(4)
+        assert [checkpoint.folder_name(100) in wrong[0], checkpoint.folder_name(10) in wrong[1]] == [True, True]
         assert len(wrong) == 2
         assert tree(run) == before
 
     def test_all_damaged(self, run: Path) -> None:
         for step in (4, 10, 100):
-            (run / checkpoint.name(step) / checkpoint.PROGRESS).write_text("{}")
+            (run / checkpoint.folder_name(step) / checkpoint.PROGRESS).write_text("{}")
         before = tree(run)
         with pytest.raises(UserError, match="none of its 3 checkpoints can be used") as error:
-            checkpoint.newest(locate(str(run)), any_finished=True)
-        assert all(f"{checkpoint.name(step)}/progress.json" in str(error.value) for step in (4, 10, 100))
+            checkpoint.find_newest(locate(str(run)), any_finished=True)
+        assert all(f"{checkpoint.folder_name(step)}/progress.json" in str(error.value) for step in (4, 10, 100))
         assert "Nothing was changed" in str(error.value)
         assert tree(run) == before
 
     def test_none(self, tmp_path: Path) -> None:
-        assert checkpoint.newest(locate(str(tmp_path / "nowhere")), any_finished=False) == (None, [])
+        assert checkpoint.find_newest(locate(str(tmp_path / "nowhere")), any_finished=False) == (None, [])
 
     def test_a_part_of_the_first_checkpoint_is_no_loss(self, run: Path) -> None:
         for step in (10, 100):
-            shutil.rmtree(run / checkpoint.name(step))
-        first = run / checkpoint.name(4)
+            shutil.rmtree(run / checkpoint.folder_name(step))
+        first = run / checkpoint.folder_name(4)
         (first / checkpoint.CHECKSUMS).unlink()
-        place, wrong = checkpoint.newest(locate(str(run)), any_finished=False)
+        place, wrong = checkpoint.find_newest(locate(str(run)), any_finished=False)
         assert place is None
         assert len(wrong) == 1
         assert str(first) in wrong[0]
@@ -245,7 +245,7 @@ class TestKept:
 def test_a_snapshot_stays_when_training_goes_on() -> None:
     model, optimizer = model_and_optimizer(0)
     take_steps(model, optimizer, range(3))
-    made = checkpoint.snapshot(content(model, optimizer))
+    made = checkpoint.copy_to_cpu(content(model, optimizer))
     before = {key: value.clone() for key, value in made.weights.items()}
     moments = made.training["optimizer"]["state"][0]["exp_avg"].clone()
     take_steps(model, optimizer, range(3, 6))

@@ -8,27 +8,25 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lungseg_ray import cli
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
+from lungseg_ray.jobs import cli
 from tests.helpers import ROOT
 
 JOBS = ("shard", "train", "evaluate", "predict")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-
+def run(error: BaseException | None, *arguments: str) -> int:
     def job(settings: Settings, console: Console) -> None:
         console.print(f"epochs {settings.train.epochs}")
         if error:
             raise error
 
-    return cli.run(Settings, job)
+    return cli.run_job(Settings, job, arguments)
 
 
-def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, None, "--train.epochs", "7") == 0
+def test_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(None, "--train.epochs", "7") == 0
     assert capsys.readouterr() == ("epochs 7\n", "")
 
 
@@ -41,25 +39,23 @@ def test_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ],
 )
 def test_failures_are_told_without_a_traceback(
-    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, error) == code
+    assert run(error) == code
     captured = capsys.readouterr()
     assert captured.err == message
     assert "Traceback" not in captured.out
 
 
-def test_our_own_failure_shows_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, ZeroDivisionError("by us")) == 1
+def test_our_own_failure_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ZeroDivisionError("by us")) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert "ZeroDivisionError: by us" in err
 
 
-def test_mistake_in_the_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, None, "--train.epoch", "3") == 2
+def test_mistake_in_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(None, "--train.epoch", "3") == 2
     captured = capsys.readouterr()
     assert captured.err == "Error: --train.epoch: there is no such setting. Did you mean train.epochs?\n"
     assert captured.out == ""

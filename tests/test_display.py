@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lungseg_ray.display import Display
+from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import locate
 
@@ -44,7 +44,7 @@ def console() -> Console:
 
 
 def shown(console: Console, place: Path, events: list[dict[str, Any]], *, epochs: int = 36) -> list[str]:
-    with Display(console, locate(str(place)), epochs) as display:
+    with TrainingDisplay(console, locate(str(place)), epochs) as display:
         for event in events:
             display(event)
     return console.export_text().splitlines()
@@ -84,7 +84,7 @@ def test_note_and_start_from_the_beginning(console: Console, tmp_path: Path) -> 
 
 def test_first_step_is_the_first(console: Console, tmp_path: Path) -> None:
     step = {"event": "step", "epoch": 1, "steps": 5, "loss": 0.5}
-    with Display(console, locate(str(tmp_path)), 2) as display:
+    with TrainingDisplay(console, locate(str(tmp_path)), 2) as display:
         assert display.first_step is None
         display({**step, "number": 1, "time": 100.0})
         display({**step, "number": 2, "time": 200.0})

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from lungseg_ray import predictor
 from lungseg_ray.config import EvaluateJob, Flips, PredictJob, SweepJob
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluate import evaluate_run
-from lungseg_ray.predict import predict
-from lungseg_ray.predictor import Model, Sidecar
+from lungseg_ray.inference import predictor
+from lungseg_ray.inference.predictor import Model, Sidecar
+from lungseg_ray.jobs.evaluate import evaluate_run
+from lungseg_ray.jobs.members import model_of
+from lungseg_ray.jobs.predict import predict
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import Sweep, Trial
@@ -36,7 +37,7 @@ def save(place: Location, *, seed: int, size: int) -> Location:
         model.train()(images)
         model.segmentation_head[0].bias -= model.eval()(images).mean()
     side = Sidecar(size=size, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
-    predictor.save(place, model, side, "# A card\n")
+    predictor.save_model(place, model, side, "# A card\n")
     return place
 
 
@@ -86,24 +87,24 @@ class TestLoad:
         return [save(folder / f"{size}", seed=size, size=size) for size in (32, 64)]
 
     def test_the_mean_of_two(self, places: list[Location]) -> None:
-        first, second = (predictor.load(place)([noise(50, 70)])[0] for place in places)
+        first, second = (predictor.load_predictor(place)([noise(50, 70)])[0] for place in places)
         assert np.abs(first - second).max() > 0.01
-        use = predictor.load(*places)
+        use = predictor.load_predictor(*places)
         np.testing.assert_allclose(use([noise(50, 70)])[0], (first + second) / 2, atol=1e-6)
-        assert predictor.load(*places) is use
+        assert predictor.load_predictor(*places) is use
 
     def test_the_mean_of_an_image_and_its_mirror_image(self, places: list[Location]) -> None:
-        plain = predictor.load(places[0])
+        plain = predictor.load_predictor(places[0])
         straight, mirrored = plain([noise(64, 64)])[0], plain([np.flip(noise(64, 64), 1)])[0]
         assert np.abs(straight - np.flip(mirrored, 1)).max() > 1e-3
-        found = predictor.load(places[0], flips="horizontal")([noise(64, 64)])[0]
+        found = predictor.load_predictor(places[0], flips="horizontal")([noise(64, 64)])[0]
         np.testing.assert_allclose(found, (straight + np.flip(mirrored, 1)) / 2, atol=1e-6)
 
     @pytest.mark.parametrize(("flips", "axes"), [("horizontal", (1,)), ("all", (1,)), ("all", (0,)), ("all", (0, 1))])
     def test_a_mirrored_image_has_the_mirrored_result(
         self, flips: Flips, axes: tuple[int, ...], places: list[Location]
     ) -> None:
-        use = predictor.load(places[0], flips=flips)
+        use = predictor.load_predictor(places[0], flips=flips)
         straight, mirrored = use([noise(64, 64)])[0], use([np.flip(noise(64, 64), axes)])[0]
         np.testing.assert_allclose(mirrored, np.flip(straight, axes), atol=1e-6)
 
@@ -123,7 +124,7 @@ class TestLoad:
         side = json.loads((other / predictor.SIDECAR).read_text())
         (other / predictor.SIDECAR).write_text(json.dumps(side | changed))
         with pytest.raises(UserError, match=said) as caught:
-            predictor.load(places[0], other)
+            predictor.load_predictor(places[0], other)
         assert str(caught.value).startswith(f"{other}: this model cannot be averaged with {places[0]}")
 
 
@@ -131,17 +132,17 @@ class TestModel:
     def test_of_a_sweep(self, swept: Swept) -> None:
         first, _, third = swept.runs
         job = {"run": str(swept.sweep.place)}
-        assert Model.of(EvaluateJob.model_validate(job)) == Model((third,))
-        two = Model.of(EvaluateJob.model_validate({**job, "top": 2, "flips": "all"}))
+        assert model_of(EvaluateJob.model_validate(job)) == Model((third,))
+        two = model_of(EvaluateJob.model_validate({**job, "top": 2, "flips": "all"}))
         assert two == Model((third, first), "all")
         with pytest.raises(UserError, match=r"2 trial\(s\) of stage 1 went to full length; 3 are asked for \(--top\)"):
-            Model.of(EvaluateJob.model_validate({**job, "top": 3}))
+            model_of(EvaluateJob.model_validate({**job, "top": 3}))
 
     def test_of_a_run(self, swept: Swept) -> None:
         job = {"run": str(swept.runs[0].place), "flips": "horizontal"}
-        assert Model.of(EvaluateJob.model_validate(job)) == Model((swept.runs[0],), "horizontal")
+        assert model_of(EvaluateJob.model_validate(job)) == Model((swept.runs[0],), "horizontal")
         with pytest.raises(UserError, match="--top 2 averages the best trials of a sweep, but no sweep lies there"):
-            Model.of(EvaluateJob.model_validate({**job, "top": 2}))
+            model_of(EvaluateJob.model_validate({**job, "top": 2}))
 
     def test_each_kind_has_a_folder_of_its_own(self, swept: Swept) -> None:
         one, two = tuple(swept.runs[:1]), tuple(swept.runs[:2])
@@ -182,7 +183,7 @@ class TestPredict:
         tree |= {"device": "cpu"}
         predict(PredictJob.model_validate({**tree, "top": 2}))
         mask: Any = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
-        maps = [predictor.load(swept.runs[number].place / BEST)([pixels])[0] for number in (2, 0)]
+        maps = [predictor.load_predictor(swept.runs[number].place / BEST)([pixels])[0] for number in (2, 0)]
         expected = (maps[0] + maps[1])[:, :, 0] / 2 > 0.5
         assert 0.1 < expected.mean() < 0.9
         assert ((mask > 0) != expected).sum() <= 2

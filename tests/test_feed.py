@@ -91,8 +91,8 @@ class TestOrder:
     def test_the_same_in_another_process(self) -> None:
         code = (
             "import sys, json\n"
-            "from lungseg_ray.feed import epoch_order\n"
-            "from lungseg_ray.shards import Shard\n"
+            "from lungseg_ray.feed.order import epoch_order\n"
+            "from lungseg_ray.shards.format import Shard\n"
             "shards = [Shard.model_validate(one) for one in json.loads(sys.argv[1])]\n"
             "print(json.dumps([epoch_order(shards, seed=5, epoch=e, window=2).tolist() for e in range(3)]))\n"
         )

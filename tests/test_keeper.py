@@ -61,10 +61,10 @@ def test_what_is_kept(run: Run, said: list[str]) -> None:
     assert steps(run) == [25, 20, 10]
     assert [checkpoint.find_damage(place) for place in checkpoint.list_checkpoints(run.place)] == [None] * 3
     assert one.last is not None
-    assert one.last.name == checkpoint.name(25)
+    assert one.last.name == checkpoint.folder_name(25)
     assert (run.place / HISTORY).read_text().splitlines()[1:] == ["1,10,0.5", "2,20,0.7"]
     assert {path.name for path in Path(run.place.path).iterdir()} == {
-        *(checkpoint.name(step) for step in (10, 20, 25)),
+        *(checkpoint.folder_name(step) for step in (10, 20, 25)),
         *(HISTORY, "lease-000001.json"),
     }
     assert said == []
@@ -72,13 +72,13 @@ def test_what_is_kept(run: Run, said: list[str]) -> None:
 
 def test_training_waits_for_the_one_before_alone(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    write = checkpoint.write
+    write = checkpoint.write_folder
 
     def slow(directory: Path, made: Checkpoint) -> None:
         assert gate.wait(10)
         write(directory, made)
 
-    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(checkpoint, "write_folder", slow)
     one = keeper_of(run, said.append)
     made = content(5)
     one.save(made)
@@ -91,7 +91,7 @@ def test_training_waits_for_the_one_before_alone(run: Run, said: list[str], monk
     one.flush()
     assert steps(run) == [10, 5]
     # What was changed after the call is not in it.
-    assert checkpoint.read_from(run.place / checkpoint.name(5)).weights["w"].tolist() == [5.0, 5.0]
+    assert checkpoint.read_checkpoint(run.place / checkpoint.folder_name(5)).weights["w"].tolist() == [5.0, 5.0]
 
 
 def test_trouble_is_told_and_the_end_is_the_error(run: Run, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +139,13 @@ def test_a_full_disk_passes(run: Run, said: list[str], monkeypatch: pytest.Monke
 
 
 def test_one_of_the_same_name_is_replaced(run: Run, said: list[str]) -> None:
-    damaged = Path(run.place.path) / checkpoint.name(5)
+    damaged = Path(run.place.path) / checkpoint.folder_name(5)
     damaged.mkdir(parents=True)
     (damaged / checkpoint.WEIGHTS).write_bytes(b"cut")
     one = keeper_of(run, said.append)
     one.save(content(5))
     one.flush()
-    assert checkpoint.find_damage(run.place / checkpoint.name(5)) is None
+    assert checkpoint.find_damage(run.place / checkpoint.folder_name(5)) is None
 
 
 def test_one_whose_driver_has_lost_the_run_writes_nothing(run: Run, said: list[str]) -> None:
@@ -166,7 +166,7 @@ def test_newer_ones_that_were_passed_over_do_not_count_as_the_latest(run: Run, s
     one.save(content(50))
     one.flush()
     for step in (57, 58):
-        (Path(run.place.path) / checkpoint.name(step)).mkdir()
+        (Path(run.place.path) / checkpoint.folder_name(step)).mkdir()
     one.save(content(53))
     one.flush()
     assert steps(run) == [53, 50]

@@ -111,12 +111,12 @@ class Memory:
 
     def restore(self) -> checkpoint.Checkpoint | None:
         found = sorted(self.folder.glob("checkpoint_*"))
-        return checkpoint.read(found[-1]) if found else None
+        return checkpoint.read_folder(found[-1]) if found else None
 
     def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
-        folder = self.folder / checkpoint.name(content.progress.step)
+        folder = self.folder / checkpoint.folder_name(content.progress.step)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(folder, checkpoint.snapshot(content))
+        checkpoint.write_folder(folder, checkpoint.copy_to_cpu(content))
         if content.progress.step == self._stop_after:
             raise KeyboardInterrupt
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import cv2
 import pytest
 
-from lungseg_ray.audit.facts import Facts, Marked
+from lungseg_ray.audit.facts import ImageFacts, LabelFacts
 from lungseg_ray.audit.result import Audit
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import Record, SetAside
 from lungseg_ray.corpus.phantom import draw
-from lungseg_ray.page.write import write_audit_page
+from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.storage import locate
 from tests.test_audit import make_audit, make_facts, three_sides
 from tests.test_page import IMAGE, SCRIPT, body, flat
@@ -23,7 +23,7 @@ def written(audit: Audit, folder: Path) -> str:
     return body(page)
 
 
-def files(folder: Path, images: list[Facts]) -> dict[str, Record]:
+def files(folder: Path, images: list[ImageFacts]) -> dict[str, Record]:
     """A drawn chest behind each of some images."""
     records = {}
     for number, one in enumerate(images):
@@ -108,7 +108,7 @@ def test_nothing_stands_out(tmp_path: Path) -> None:
 
 def test_several_labels(tmp_path: Path) -> None:
     corpus = CorpusSettings(root="x", channels=3, classes=3, class_names=["cytoplasm", "nucleus"])
-    marked = Marked(0.1, 1, 0, None, ("top",), 0.4, 0.5, 0.5)
+    marked = LabelFacts(0.1, 1, 0, None, ("top",), 0.4, 0.5, 0.5)
     images = three_sides(labels={"cytoplasm": marked, "nucleus": marked})
     page = written(make_audit(images, corpus=corpus, outliers=[]), tmp_path)
     assert re.findall(r"<h3>(cytoplasm|nucleus)</h3>", page) == ["cytoplasm", "nucleus"]

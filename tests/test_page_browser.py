@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from lungseg_ray.page.write import write_run_page, write_sweep_page
+from lungseg_ray.page.render import write_run_page, write_sweep_page
 from lungseg_ray.sweep.ledger import Sweep
 from tests.test_page import IMAGE, make_run, make_sweep
 

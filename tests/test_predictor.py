@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from lungseg_ray import predictor
 from lungseg_ray.config import Flips
 from lungseg_ray.errors import UserError
-from lungseg_ray.predictor import Predictor, Sidecar
+from lungseg_ray.inference import predictor
+from lungseg_ray.inference.predictor import Predictor, Sidecar
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
@@ -157,7 +157,7 @@ def saved(tmp_path: Path) -> tuple[Location, nn.Module]:
     with torch.no_grad():
         model.train()(torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
     place = locate(str(tmp_path / "best"))
-    predictor.save(place, model, sidecar(), "# A card\n")
+    predictor.save_model(place, model, sidecar(), "# A card\n")
     return place, model.eval()
 
 
@@ -197,40 +197,40 @@ def test_saved_folder_opens_without_this_project(saved: tuple[Location, nn.Modul
 
 def test_load(saved: tuple[Location, nn.Module]) -> None:
     place, model = saved
-    use = predictor.load(place)
+    use = predictor.load_predictor(place)
     assert use.sidecar == sidecar()
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 1), np.uint8)
     expected = Predictor([(model, sidecar())])([noise])[0]
     np.testing.assert_allclose(use([noise])[0], expected, atol=1e-5)
-    assert predictor.load(place) is use
+    assert predictor.load_predictor(place) is use
 
 
 class TestLoadErrors:
     @pytest.fixture(autouse=True)
     def _forget(self) -> None:
-        predictor.load.cache_clear()
+        predictor.load_predictor.cache_clear()
 
     def test_no_model(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"no trained model here \(preprocessing\.json is missing\)"):
-            predictor.load(locate(str(tmp_path)))
+            predictor.load_predictor(locate(str(tmp_path)))
 
     @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"size": "large"}'])
     def test_sidecar_unreadable(self, text: str, saved: tuple[Location, nn.Module]) -> None:
         place, _ = saved
         (place / predictor.SIDECAR).write_text(text)
         with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
-            predictor.load(place)
+            predictor.load_predictor(place)
 
     @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
     def test_file_missing(self, file: str, saved: tuple[Location, nn.Module]) -> None:
         place, _ = saved
         (place / file).delete()
         with pytest.raises(UserError, match=f"found no {file}"):
-            predictor.load(place)
+            predictor.load_predictor(place)
 
     def test_weights_of_another_model(self, saved: tuple[Location, nn.Module]) -> None:
         place, _ = saved
         config = json.loads((place / "config.json").read_text())
         (place / "config.json").write_text(json.dumps({**config, "classes": 2}))
         with pytest.raises(UserError, match="do not fit together"):
-            predictor.load(place)
+            predictor.load_predictor(place)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
 from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
-from lungseg_ray.report import Panel, contact_sheet
 from lungseg_ray.run.curves import curves
 
 Pixels = NDArray[np.uint8]

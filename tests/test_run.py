@@ -33,11 +33,11 @@ def keep(run: Run, losses: list[float], *, at: int | None = None) -> None:
         {"epoch": epoch, "step": 10 * epoch, "val_loss": loss} for epoch, loss in enumerate(losses, start=1)
     ]
     done = at or len(rows)
-    folder = Path((run.place / checkpoint.name(10 * done)).path)
+    folder = Path((run.place / checkpoint.folder_name(10 * done)).path)
     folder.mkdir(parents=True)
     progress = Progress(epoch=done, step=10 * done, precision="fp32", history=rows[:done])
     weights = {"w": torch.full((2,), float(done))}
-    checkpoint.write(folder, checkpoint.Checkpoint(weights, None, {}, progress))
+    checkpoint.write_folder(folder, checkpoint.Checkpoint(weights, None, {}, progress))
 
 
 def open_run(run: Run, settings: Settings, *, fingerprint: str) -> bool:
@@ -203,7 +203,7 @@ class TestBest:
         for at in (1, 2, 3):
             keep(run, [0.5, 0.3, 0.4], at=at)
         place, progress = run.best_checkpoint()
-        assert place.name == checkpoint.name(20)
+        assert place.name == checkpoint.folder_name(20)
         assert progress.epoch == 3
 
     def test_none_yet(self, run: Run) -> None:
@@ -213,7 +213,7 @@ class TestBest:
     def test_damaged(self, run: Run) -> None:
         for at in (1, 2):
             keep(run, [0.3, 0.4], at=at)
-        (run.place / checkpoint.name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
+        (run.place / checkpoint.folder_name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
         with pytest.raises(UserError, match=r"checkpoint_000000010/weights\.safetensors.*It is the run's best"):
             run.best_checkpoint()
 
@@ -224,24 +224,24 @@ class TestTidy:
         for at in range(1, 7):
             keep(run, losses, at=at)
         (run.place / HISTORY).write_text("epoch\n")
-        (run.place / f".{checkpoint.name(70)}{checkpoint.PART}" / "half").write_text("")
-        (run.place / checkpoint.name(60) / checkpoint.WEIGHTS).write_bytes(b"cut")
+        (run.place / f".{checkpoint.folder_name(70)}{checkpoint.PART}" / "half").write_text("")
+        (run.place / checkpoint.folder_name(60) / checkpoint.WEIGHTS).write_bytes(b"cut")
         run.tidy(keep=2)
         left = [place.name for place in checkpoint.list_checkpoints(run.place)]
-        assert left == [checkpoint.name(step) for step in (50, 40, 20)]
+        assert left == [checkpoint.folder_name(step) for step in (50, 40, 20)]
         assert not list(Path(run.place.path).glob(".checkpoint*"))
         assert (run.place / HISTORY).exists()
 
     def test_a_part_of_the_first_checkpoint_goes(self, run: Run) -> None:
         keep(run, [0.9])
-        (run.place / checkpoint.name(10) / checkpoint.CHECKSUMS).delete()
+        (run.place / checkpoint.folder_name(10) / checkpoint.CHECKSUMS).delete()
         run.tidy(keep=2)
         assert checkpoint.list_checkpoints(run.place) == []
 
     def test_where_nothing_can_be_used_nothing_is_deleted(self, run: Run) -> None:
         keep(run, [0.9])
         (run.place / HISTORY).write_text("epoch\n")
-        (run.place / checkpoint.name(10) / checkpoint.CHECKSUMS).delete()
+        (run.place / checkpoint.folder_name(10) / checkpoint.CHECKSUMS).delete()
         with pytest.raises(UserError, match="none of its 1 checkpoints can be used"):
             run.tidy(keep=2)
         assert len(checkpoint.list_checkpoints(run.place)) == 1

@@ -29,7 +29,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class LabelFacts:
     """What a mask marks with one label.
 
     Attributes:
@@ -54,7 +54,7 @@ class Marked:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ImageFacts:
     """An image that can be read. Intensities are those of the decoded pixels, in grey, 0 (black) to 1 (white).
 
     Attributes:
@@ -100,18 +100,18 @@ class Facts:
     phash: str
     image_sha256: str
     mask_sha256: str
-    labels: Mapping[str, Marked] = field(default_factory=dict)
+    labels: Mapping[str, LabelFacts] = field(default_factory=dict)
     split: str | None = None
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Facts:
+    def from_json(cls, row: Mapping[str, Any]) -> ImageFacts:
         """The facts that travelled as JSON by way of `asdict`."""
         spacing = tuple(row["spacing"]) if row["spacing"] else None
-        labels = {name: Marked(**marked) for name, marked in row["labels"].items()}
+        labels = {name: LabelFacts(**measure_label) for name, measure_label in row["labels"].items()}
         return cls(**{**row, "spacing": spacing, "labels": labels})
 
 
-def read(record: Record, corpus: CorpusSettings, *, longer_side: int) -> Sample:
+def read_for_audit(record: Record, corpus: CorpusSettings, *, longer_side: int) -> Sample:
     """An image with its mask; with an empty one, and no checksum of it, where it is unlabelled.
 
     Raises:
@@ -126,7 +126,7 @@ def read(record: Record, corpus: CorpusSettings, *, longer_side: int) -> Sample:
     return Sample(found.pixels, mask, found.height, found.width, found.bits, found.spacing, digest, "")
 
 
-def facts(record: Record, sample: Sample, class_names: Sequence[str]) -> Facts:
+def image_facts(record: Record, sample: Sample, class_names: Sequence[str]) -> ImageFacts:
     """What there is to know of an image and its mask.
 
     Args:
@@ -135,7 +135,7 @@ def facts(record: Record, sample: Sample, class_names: Sequence[str]) -> Facts:
         class_names: of the labels from 1 on.
     """
     labelled = bool(sample.mask_sha256)
-    return Facts(
+    return ImageFacts(
         image_id=record.image_id,
         patient_id=record.patient_id,
         place=record.shown,
@@ -149,7 +149,7 @@ def facts(record: Record, sample: Sample, class_names: Sequence[str]) -> Facts:
         phash=perceptual_hash(sample.image),
         image_sha256=sample.image_sha256,
         mask_sha256=sample.mask_sha256,
-        labels={name: marked(sample.mask, label) for label, name in enumerate(class_names, start=1)}
+        labels={name: measure_label(sample.mask, label) for label, name in enumerate(class_names, start=1)}
         if labelled
         else {},
         split=record.split,
@@ -187,7 +187,7 @@ def perceptual_hash(image: Pixels) -> str:
     return str(imagehash.phash(Image.fromarray(grey(image)), hash_size=HASH_SIDE))
 
 
-def marked(mask: Pixels, label: int) -> Marked:
+def measure_label(mask: Pixels, label: int) -> LabelFacts:
     """What a mask marks with a label.
 
     Args:
@@ -201,13 +201,13 @@ def marked(mask: Pixels, label: int) -> Marked:
     pixels = int(areas.sum())
     share = pixels / max(int((mask != IGNORE_LABEL).sum()), 1)
     if not pixels:
-        return Marked(share, 0, 0, None, (), None, None, None)
+        return LabelFacts(share, 0, 0, None, (), None, None, None)
     parts = int((areas > _SPECK * pixels).sum())
     edges = (chosen[0], chosen[:, -1], chosen[-1], chosen[:, 0])
     rows, columns = ((chosen > 0).sum(axis=axis) / pixels for axis in (1, 0))
     # The middle column of an odd number counts half to the left.
     left = columns[: width // 2].sum() + (columns[width // 2] / 2 if width % 2 else 0)
-    return Marked(
+    return LabelFacts(
         share=share,
         parts=parts,
         specks=len(areas) - parts,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lungseg_ray.audit.facts import Facts
+from lungseg_ray.audit.duplicates import MOST, DuplicatePair
+from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.audit.result import Audit
-from lungseg_ray.audit.twins import MOST, Twins
 from lungseg_ray.corpus import REASONS, SPLITS, STUDY_KEY
 from lungseg_ray.text import counted
 
@@ -34,7 +34,7 @@ class Finding:
     text: str
 
 
-def look(audit: Audit) -> list[Finding]:
+def list_findings(audit: Audit) -> list[Finding]:
     """All that is worth knowing, the weightiest first."""
     found = [
         *_patients(audit),
@@ -48,14 +48,14 @@ def look(audit: Audit) -> list[Finding]:
     return sorted(found, key=lambda one: WEIGHTS.index(one.weight))
 
 
-def usual_parts(images: Iterable[Facts], name: str) -> int | None:
+def usual_parts(images: Iterable[ImageFacts], name: str) -> int | None:
     """How many parts most masks have of a label; None where they do not agree."""
     counts = Counter(one.labels[name].parts for one in images if one.labels[name].parts)
     number, masks = counts.most_common(1)[0] if counts else (0, 0)
     return number if masks and masks >= _USUAL * counts.total() else None
 
 
-def column_counts(images: Sequence[Facts]) -> dict[str, dict[str, Counter[str]]]:
+def column_counts(images: Sequence[ImageFacts]) -> dict[str, dict[str, Counter[str]]]:
     """Images by column of the corpus, value and side of the split; columns with 2 to 12 values."""
     counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for one in images:
@@ -74,7 +74,7 @@ def _patients(audit: Audit) -> Iterator[Finding]:
         yield Finding("mend", audit.undealt)
 
 
-def _duplicates(twins: Sequence[Twins]) -> Iterator[Finding]:
+def _duplicates(twins: Sequence[DuplicatePair]) -> Iterator[Finding]:
     same = [one for one in twins if one.bits is None]
     near = [one for one in twins if one.bits is not None]
     apart, within = ([one for one in same if one.torn is torn] for torn in (True, False))
@@ -124,7 +124,7 @@ def _unusable(audit: Audit) -> Iterator[Finding]:
         yield Finding("know", f"{counted(audit.ignored, 'file')} of other kinds {_lie(audit.ignored)} in the corpus.")
 
 
-def _dark(images: Sequence[Facts]) -> Iterator[Finding]:
+def _dark(images: Sequence[ImageFacts]) -> Iterator[Finding]:
     deep = [one for one in images if one.bits == 16 and one.format != "dicom"]
     if deep and max(one.brightest for one in deep) <= _TWELVE_BITS:
         yield Finding(
@@ -169,8 +169,8 @@ def _masks(audit: Audit) -> Iterator[Finding]:
         yield Finding("look", f"{copies} different images share their mask, byte for byte, with another.")
 
 
-def _exposure(images: Sequence[Facts]) -> Iterator[Finding]:
-    tests: tuple[tuple[str, Callable[[Facts], bool]], ...] = (
+def _exposure(images: Sequence[ImageFacts]) -> Iterator[Finding]:
+    tests: tuple[tuple[str, Callable[[ImageFacts], bool]], ...] = (
         (f"more than {_CLIPPED * 100:.0f} % black pixels", lambda one: one.black > _CLIPPED),
         (f"more than {_CLIPPED * 100:.0f} % white pixels", lambda one: one.white > _CLIPPED),
         (f"little contrast: 98 % of the pixels within {_FLAT} of the range", lambda one: one.high - one.low < _FLAT),
@@ -217,11 +217,11 @@ def _lie(number: int) -> str:
     return "lies" if number == 1 else "lie"
 
 
-def _names(found: Sequence[Facts]) -> str:
+def _names(found: Sequence[ImageFacts]) -> str:
     return _listed([one.image_id for one in found])
 
 
-def _pairs(found: Sequence[Twins]) -> str:
+def _pairs(found: Sequence[DuplicatePair]) -> str:
     return _listed([f"{one.first.image_id} {'=' if one.bits is None else '~'} {one.second.image_id}" for one in found])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lungseg_ray.audit.facts import Facts
+from lungseg_ray.audit.facts import ImageFacts
 
 FAR = 3.5
 """Modified z-score from which a value is an outlier (Iglewicz and Hoaglin, 1993)."""
@@ -18,7 +18,7 @@ MOST = 15
 _ALIKE = 4
 """Images that are shown at most for the same reason."""
 
-Figure = Callable[[Facts], float | None]
+Figure = Callable[[ImageFacts], float | None]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Reason:
 class Outlier:
     """An image, the figure in which it is farthest from the rest, and others in which it is an outlier."""
 
-    image: Facts
+    image: ImageFacts
     reasons: Sequence[Reason]
 
 
-def find(images: Sequence[Facts], names: Sequence[str], *, most: int = MOST) -> list[Outlier]:
+def find_outliers(images: Sequence[ImageFacts], names: Sequence[str], *, most: int = MOST) -> list[Outlier]:
     """The images that are farthest from the rest, the farthest first; a few for each reason.
 
     Args:
@@ -108,7 +108,7 @@ def _figures(names: Sequence[str]) -> Iterator[tuple[str, Figure]]:
 
 
 def _of_label(name: str, key: str) -> Figure:
-    def value(one: Facts) -> float | None:
+    def value(one: ImageFacts) -> float | None:
         return getattr(one.labels[name], key) if name in one.labels else None
 
     return value

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lungseg_ray.audit.facts import Facts
+from lungseg_ray.audit.duplicates import DuplicatePair
+from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.audit.outliers import Outlier
-from lungseg_ray.audit.twins import Twins
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import Record, SetAside
 
@@ -45,16 +45,16 @@ class Audit:
     longer_side: int
     layout: str
     records: Mapping[str, Record]
-    images: Sequence[Facts]
+    images: Sequence[ImageFacts]
     set_aside: Sequence[SetAside]
     ignored: int
     torn: Mapping[str, Sequence[str]]
     undealt: str
-    twins: Sequence[Twins]
+    twins: Sequence[DuplicatePair]
     outliers: Sequence[Outlier]
 
     @cached_property
-    def labelled(self) -> list[Facts]:
+    def labelled(self) -> list[ImageFacts]:
         """The images with a mask."""
         return [one for one in self.images if one.labels]
 

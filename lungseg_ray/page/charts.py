@@ -12,7 +12,7 @@ from bokeh.embed import json_item
 from bokeh.models import BasicTicker, BasicTickFormatter, DataRange1d, FixedTicker, HoverTool, PrintfTickFormatter
 from bokeh.plotting import ColumnDataSource, figure
 
-from lungseg_ray.page.parts import Key
+from lungseg_ray.page.elements import Key
 from lungseg_ray.text import counted
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lungseg_ray import predictor
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
+from lungseg_ray.inference import predictor
 from lungseg_ray.numerics import metrics
-from lungseg_ray.page.parts import Key, Note, Picture, Pictures
+from lungseg_ray.page.elements import Image, ImageGrid, Key, Note
 from lungseg_ray.shards.format import ShardRow, read_index, read_rows
 from lungseg_ray.storage import Location
 
@@ -26,7 +26,7 @@ _QUALITY = 85
 Pixels = npt.NDArray[np.uint8]
 
 
-def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: str) -> Pictures | Note:
+def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: str) -> ImageGrid | Note:
     """The same few validation images as several models see them; a sentence where they cannot be shown.
 
     Args:
@@ -48,7 +48,7 @@ def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: s
     predicted = [
         Key(f"predicted {name}", _css(PREDICTED[label % len(PREDICTED)]), "▬") for label, name in enumerate(names)
     ]
-    return Pictures(
+    return ImageGrid(
         ["X-ray", *models],
         [list(row) for row in zip(*columns, strict=True)],
         _SIDE,
@@ -61,8 +61,8 @@ def embedded(png: bytes) -> str:
     return _uri(np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8))
 
 
-def _seen(place: Location, rows: list[ShardRow]) -> list[Picture]:
-    use = predictor.load(place)
+def _seen(place: Location, rows: list[ShardRow]) -> list[Image]:
+    use = predictor.load_predictor(place)
     pictures = []
     for row in rows:
         labels = use.labels(use([row.sample.image])[0])
@@ -71,13 +71,13 @@ def _seen(place: Location, rows: list[ShardRow]) -> list[Picture]:
         )
         masks = (_reduced(mask, cv2.INTER_NEAREST_EXACT) for mask in (labels, row.sample.mask))
         drawn = overlay(_reduced(row.sample.image, cv2.INTER_AREA), *masks)
-        pictures.append(Picture(_uri(drawn), f"Dice {float(metrics.dice(counts).mean()):.3f}"))
+        pictures.append(Image(_uri(drawn), f"Dice {float(metrics.dice(counts).mean()):.3f}"))
     return pictures
 
 
-def _plain(row: ShardRow) -> Picture:
+def _plain(row: ShardRow) -> Image:
     image = _reduced(row.sample.image, cv2.INTER_AREA)
-    return Picture(_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
+    return Image(_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
 
 
 def _reduced(pixels: Pixels, interpolation: int) -> Pixels:

@@ -51,7 +51,7 @@ def is_checkpoint(place: Location) -> bool:
     return _NAME.fullmatch(place.name) is not None
 
 
-def is_part(place: Location) -> bool:
+def is_unfinished(place: Location) -> bool:
     """Whether a place is named as a checkpoint is that was never finished."""
     return place.name.startswith(".checkpoint_") and place.name.endswith(PART)
 
@@ -61,12 +61,12 @@ def step_of(place: Location) -> int:
     return int(place.name.rsplit("_", 1)[1])
 
 
-def name(step: int) -> str:
+def folder_name(step: int) -> str:
     """The folder's name of the checkpoint after `step` steps; names sort as steps do."""
     return f"checkpoint_{step:09d}"
 
 
-def snapshot(content: Checkpoint) -> Checkpoint:
+def copy_to_cpu(content: Checkpoint) -> Checkpoint:
     """A copy on the CPU that training does not change any more; tensors in the plain layout that safetensors asks."""
     return Checkpoint(
         weights=_copied(content.weights),
@@ -76,7 +76,7 @@ def snapshot(content: Checkpoint) -> Checkpoint:
     )
 
 
-def write(directory: Path, content: Checkpoint) -> None:
+def write_folder(directory: Path, content: Checkpoint) -> None:
     """Writes the files of a `snapshot` into an empty folder, the checksums last.
 
     Raises:
@@ -98,7 +98,7 @@ def write(directory: Path, content: Checkpoint) -> None:
             os.fsync(stream.fileno())
 
 
-def read(directory: Path) -> Checkpoint:
+def read_folder(directory: Path) -> Checkpoint:
     """Reads a checkpoint's files, to the CPU; nothing in them is executed."""
     average = directory / AVERAGE
     return Checkpoint(
@@ -109,13 +109,13 @@ def read(directory: Path) -> Checkpoint:
     )
 
 
-def read_from(place: Location) -> Checkpoint:
+def read_checkpoint(place: Location) -> Checkpoint:
     """Reads a checkpoint wherever it lies."""
     if place.is_local:
-        return read(Path(place.path))
+        return read_folder(Path(place.path))
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
         place.download(Path(folder))
-        return read(Path(folder))
+        return read_folder(Path(folder))
 
 
 def find_damage(place: Location) -> str | None:
@@ -139,7 +139,7 @@ def list_checkpoints(run: Location) -> list[Location]:
     return [place for place, _ in reversed(run.list()) if is_checkpoint(place)]
 
 
-def newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[str]]:
+def find_newest(run: Location, *, any_finished: bool) -> tuple[Location | None, list[str]]:
     """The newest checkpoint of a run that passes its checksums, and what is wrong with the newer ones.
 
     A run that has finished none yet may have left a part of its first in a bucket; that is no loss.

@@ -69,7 +69,7 @@ class CheckpointWriter:
             return
         self._settle()
         if not self.error:
-            self._pending = self._pool.submit(self._keep, checkpoint.snapshot(content))
+            self._pending = self._pool.submit(self._keep, checkpoint.copy_to_cpu(content))
         self.waited += time.perf_counter() - start
 
     def flush(self) -> None:
@@ -92,7 +92,7 @@ class CheckpointWriter:
                 self.error = error
 
     def _keep(self, content: checkpoint.Checkpoint) -> None:
-        target = self._run.place / checkpoint.name(content.progress.step)
+        target = self._run.place / checkpoint.folder_name(content.progress.step)
 
         def note(text: str) -> None:
             self._note(f"Checkpoint of step {content.progress.step}: {text}")
@@ -131,13 +131,13 @@ def _put(target: Location, content: checkpoint.Checkpoint) -> None:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            checkpoint.write(part, content)
+            checkpoint.write_folder(part, content)
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
-        checkpoint.write(Path(folder), content)
+        checkpoint.write_folder(Path(folder), content)
         target.delete()
         target.upload(Path(folder), last=[checkpoint.CHECKSUMS])

@@ -159,7 +159,7 @@ class Run:
         Raises:
             UserError: if the run has finished a checkpoint, but none can be used.
         """
-        return checkpoint.newest(self.place, any_finished=(self.place / HISTORY).exists())
+        return checkpoint.find_newest(self.place, any_finished=(self.place / HISTORY).exists())
 
     def history(self) -> list[dict[str, float]]:
         """A row of figures for each finished epoch, as the newest checkpoint has them; none before the first.
@@ -196,7 +196,9 @@ class Run:
         usable = [step for step in there if place and step <= checkpoint.step_of(place)]
         stay = steps_to_keep(history, usable, best=keep)
         for other, _ in self.place.list():
-            if checkpoint.is_part(other) or (checkpoint.is_checkpoint(other) and checkpoint.step_of(other) not in stay):
+            if checkpoint.is_unfinished(other) or (
+                checkpoint.is_checkpoint(other) and checkpoint.step_of(other) not in stay
+            ):
                 other.delete()
 
     def is_trained(self, settings: Settings) -> bool:
@@ -214,7 +216,7 @@ class Run:
             UserError: if no checkpoint can be used.
         """
         progress = self.progress()
-        best = self.place / checkpoint.name(int(progress.best["step"]))
+        best = self.place / checkpoint.folder_name(int(progress.best["step"]))
         reason = checkpoint.find_damage(best)
         if reason:
             raise UserError(f"{reason}. It is the run's best; restore it, or train again under another runs.name.")

@@ -11,14 +11,14 @@ import numpy as np
 from scipy import stats
 
 from lungseg_ray.config import SweepJob
-from lungseg_ray.sweep.ledger import Trial, describe, key_of, ranked
+from lungseg_ray.sweep.ledger import Trial, describe_params, key_of, rank_trials
 from lungseg_ray.sweep.search import count
 
 MOST_VALUES = 4
 """A setting with more values than this is ranked, and not compared value by value."""
 
 
-def summarise(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float]) -> dict[str, Any]:
+def summarise_sweep(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float]) -> dict[str, Any]:
     """What is known so far; of a sweep that goes on, too.
 
     Args:
@@ -32,7 +32,7 @@ def summarise(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float])
         trials in each state; `spent`: epochs trained, those of the whole grid at full length, and seconds.
     """
     search = [trial for trial in trials if trial.stage == 1]
-    ranking = ranked(search)
+    ranking = rank_trials(search)
     final = finalists(trials)
     winner: dict[str, Any] | None = None
     if final:
@@ -114,7 +114,7 @@ def pairs(job: SweepJob, trials: Sequence[Trial]) -> list[dict[str, Any]]:
                 if of in group and over in group:
                     epochs = min(group[of].epochs, group[over].epochs)
                     scores = {"of": group[of].scores[epochs - 1], "over": group[over].scores[epochs - 1]}
-                    rows.append({"label": describe(json.loads(rest_key)), "epochs": epochs, **scores})
+                    rows.append({"label": describe_params(json.loads(rest_key)), "epochs": epochs, **scores})
             if rows:
                 differences = [row["of"] - row["over"] for row in rows]
                 wins = sum(difference > 0 for difference in differences)

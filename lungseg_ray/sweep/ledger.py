@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import yaml
 
-from lungseg_ray.config import Section, Settings, SweepJob, TrainJob, differences, dump, merge
+from lungseg_ray.config import Section, Settings, SweepJob, differences, dump
 from lungseg_ray.errors import UserError
 from lungseg_ray.run.folder import FREE, Run
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import Location
 
 CONFIG = "sweep.yaml"
 TRIALS = "trials.json"
@@ -96,7 +96,7 @@ class Trial(Section):
     @property
     def label(self) -> str:
         """The values, for a person: `timm-regnety_004, Unet, lr 0.003`."""
-        return describe(self.params)
+        return describe_params(self.params)
 
 
 def key_of(params: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def key_of(params: dict[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)
 
 
-def describe(params: dict[str, Any]) -> str:
+def describe_params(params: dict[str, Any]) -> str:
     """Values of searched settings, for a person; names of networks speak for themselves."""
     words = []
     for key, value in params.items():
@@ -240,43 +240,7 @@ def _is_free(key: str) -> bool:
     return any(bare == free or bare.startswith(f"{free}.") for free in FREE_OF_SWEEP)
 
 
-def ranked(trials: Iterable[Trial]) -> list[Trial]:
+def rank_trials(trials: Iterable[Trial]) -> list[Trial]:
     """Trials with a score, from the best to the worst: those that came farther first, then by score, then by number."""
     scored = [trial for trial in trials if trial.counts]
     return sorted(scored, key=lambda trial: (-trial.epochs, -(trial.score or 0.0), trial.number))
-
-
-def winner_of(job: TrainJob) -> Settings:
-    """The settings of a training job; where it names a sweep, its winner's are below those that the command gives.
-
-    Raises:
-        UserError: if there is no such sweep, or if it is not finished.
-    """
-    given = job.model_dump(exclude={"from_sweep"}, exclude_unset=True)
-    if job.from_sweep is None:
-        return Settings.model_validate(given)
-    sweep = Sweep(locate(job.from_sweep))
-    sweep.kept()
-    try:
-        tree = yaml.safe_load((sweep.place / WINNER).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{sweep.place}: the sweep has no winner yet; run jobs/tune.py until it is finished.") from None
-    beside = {"runs": {"root": sweep.place.uri.rsplit("/", 1)[0], "name": f"{sweep.place.name}-winner"}}
-    return Settings.model_validate(merge(merge(tree, beside), given))
-
-
-def best(sweep: Sweep, top: int) -> list[Run]:
-    """The runs of a sweep's best trials that went to full length: of the finalists, or else of the search.
-
-    Raises:
-        UserError: if there are not so many.
-    """
-    trials = [trial for trial in sweep.trials() if trial.state == "done"]
-    stage = max((trial.stage for trial in trials), default=1)
-    # Several seeds of one set of values are different models; each may be a member.
-    found = ranked(trial for trial in trials if trial.stage == stage)
-    if len(found) < top:
-        raise UserError(
-            f"{sweep.place}: {len(found)} trial(s) of stage {stage} went to full length; {top} are asked for (--top)."
-        )
-    return [sweep.run(trial) for trial in found[:top]]

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 
 from lungseg_ray.config import Dimension, SweepJob
-from lungseg_ray.sweep.ledger import State, Trial, key_of, ranked
+from lungseg_ray.sweep.ledger import State, Trial, key_of, rank_trials
 
 FIRST_DRAWS = 8
 """Draws at random before TPE has anything to learn from."""
@@ -163,7 +163,7 @@ class Search:
         first = self._job.train.seed
         seeds = range(first + 1, first + 1 + self._job.sweep.seeds)
         known = {(trial.key, trial.seed) for trial in self._own()}
-        best = ranked(trial for trial in self.trials if trial.stage == 1)[: self._job.sweep.finalists]
+        best = rank_trials(trial for trial in self.trials if trial.stage == 1)[: self._job.sweep.finalists]
         # Seed by seed, so that whenever it is cut, as many pairs as possible are complete.
         for seed in seeds:
             for trial in best:

@@ -25,7 +25,7 @@ from lungseg_ray.cluster.session import quiet_data
 from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.feed.stream import Feed, Source
-from lungseg_ray.finish import leave_best
+from lungseg_ray.inference.export import export_best
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import Lease, LeaseToken
 from lungseg_ray.run.progress import rank_epochs
@@ -191,7 +191,7 @@ def _train(trial: Trial, until: int, dealt: float, task: Task) -> dict[str, Any]
     if until < settings.train.epochs:
         return reached(report.history)
     task.ticket.check()
-    leave_best(run, settings, task.index)
+    export_best(run, settings, task.index)
     return {**reached(report.history), "state": "done"}
 
 

@@ -136,7 +136,7 @@ class Worker(ABC):
             raise choice[0]
         if choice[0] is None:
             return None
-        content = self._patiently(lambda: checkpoint.read_from(choice[0]))
+        content = self._patiently(lambda: checkpoint.read_checkpoint(choice[0]))
         before = content.progress
         if not self.settings.train.threads and before.threads and before.workers == self.world_size:
             # Sums of floats depend on the number of threads; with the former one, the figures stay equal.

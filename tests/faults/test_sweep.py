@@ -15,9 +15,9 @@ import ray
 from rich.console import Console
 
 from lungseg_ray.config import SweepJob
+from lungseg_ray.jobs.tune import tune
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
-from lungseg_ray.sweep.drive import sweep
 from lungseg_ray.sweep.ledger import Sweep
 from tests.faults.conftest import Record
 from tests.faults.small import SIZE, now, shard_job
@@ -135,7 +135,7 @@ def test_sweep_that_has_hardly_room(cpus: int, concurrent: int, workers: int, sh
     }
     ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        sweep(SweepJob.model_validate(tree), Console())
+        tune(SweepJob.model_validate(tree), Console())
     finally:
         ray.shutdown()
     place = Sweep(locate(str(tmp_path / "sweep")))

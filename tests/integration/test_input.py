@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lungseg_ray.config import EvaluateJob, PredictJob
-from lungseg_ray.evaluate import evaluate_run
-from lungseg_ray.predict import predict
+from lungseg_ray.jobs.evaluate import evaluate_run
+from lungseg_ray.jobs.predict import predict
 from lungseg_ray.run.folder import Run
 from lungseg_ray.shards.build import describe_outcome, shard
 from lungseg_ray.shards.format import read_rows

@@ -88,7 +88,7 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
     data = bytearray((newest / checkpoint.WEIGHTS).read_bytes())
     data[len(data) // 2] ^= 1
     (newest / checkpoint.WEIGHTS).write_bytes(bytes(data))
-    usable, wrong = checkpoint.newest(run, any_finished=True)
+    usable, wrong = checkpoint.find_newest(run, any_finished=True)
     assert usable is not None
     assert usable.name < newest.name
     assert len(wrong) == 1

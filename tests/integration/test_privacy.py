@@ -11,16 +11,17 @@ import pytest
 import ray
 from rich.console import Console
 
-from lungseg_ray.audit.job import audit, summary
 from lungseg_ray.config import EvaluateJob, PredictJob
 from lungseg_ray.corpus.layouts.dicom import find_path
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluate import evaluate_run, table
-from lungseg_ray.predict import describe, predict
+from lungseg_ray.evaluation.summary import figures_table
+from lungseg_ray.jobs.audit import audit, audit_summary
+from lungseg_ray.jobs.evaluate import evaluate_run
+from lungseg_ray.jobs.predict import describe_predictions, predict
+from lungseg_ray.jobs.train import train
 from lungseg_ray.shards.build import Outcome, describe_outcome, shard
 from lungseg_ray.shards.format import read_facts
-from lungseg_ray.train import train
 from tests.corpus.dicoms import IDENTITY, chest, write_tree
 from tests.helpers import make_settings
 
@@ -52,14 +53,14 @@ def ran(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     console = Console(file=io.StringIO(), width=200)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LUNGSEG_SALT", SALT)
-        console.print(summary(*audit(settings)))
+        console.print(audit_summary(*audit(settings)))
         outcome = shard(settings)
         console.print(describe_outcome(outcome))
         train(settings, console, started=0.0)
         place = str(folder / "runs/run")
         for measured in (EvaluateJob(run=place), EvaluateJob(run=place, corpus=settings.corpus)):
             result, out = evaluate_run(measured)
-            console.print(table(result), str(out))
+            console.print(figures_table(result), str(out))
         # Prediction names masks after the images, so that their names are neutral here.
         new = folder.parent / "new"
         new.mkdir(exist_ok=True)
@@ -67,7 +68,7 @@ def ran(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         (new / "a.dcm").write_bytes(chest(image))
         (new / "b.dcm").write_bytes(chest(image)[:-100])
         job = PredictJob(run=place, images=str(new), out=str(folder / "predictions"), overlay=True)
-        console.print(describe(predict(job), job))
+        console.print(describe_predictions(predict(job), job))
     return Ran(corpus, folder, outcome, console.file.getvalue())  # type: ignore[attr-defined]
 
 

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from lungseg_ray.config import EvaluateJob, SweepJob, TrainJob
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluate import evaluate_run
+from lungseg_ray.jobs.evaluate import evaluate_run
+from lungseg_ray.jobs.train import winner_of
+from lungseg_ray.jobs.tune import tune
 from lungseg_ray.storage import locate
-from lungseg_ray.sweep.drive import sweep
-from lungseg_ray.sweep.ledger import Sweep, Trial, winner_of
+from lungseg_ray.sweep.ledger import Sweep, Trial
 from tests.helpers import make_settings, write_shards
 
 pytestmark = [pytest.mark.own_cluster, pytest.mark.timeout(280)]
@@ -55,7 +56,7 @@ class Finished:
 
 def go(job: SweepJob) -> tuple[dict[str, Any], str]:
     console = Console(file=io.StringIO(), width=200)
-    found = sweep(job, console)
+    found = tune(job, console)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
 
 

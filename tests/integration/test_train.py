@@ -17,13 +17,13 @@ from rich.console import Console
 
 from lungseg_ray.config import EvaluateJob, PredictJob, Settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluate import evaluate_run
-from lungseg_ray.predict import predict
+from lungseg_ray.jobs.evaluate import evaluate_run
+from lungseg_ray.jobs.predict import predict
+from lungseg_ray.jobs.train import train
 from lungseg_ray.run.checkpoint import find_damage, list_checkpoints
 from lungseg_ray.run.folder import Run
 from lungseg_ray.shards.build import Outcome
 from lungseg_ray.storage import locate
-from lungseg_ray.train import train
 from tests.integration.conftest import settings_for
 
 

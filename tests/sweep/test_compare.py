@@ -1,7 +1,7 @@
 import pytest
 
 from lungseg_ray.config import SweepJob
-from lungseg_ray.sweep.compare import finalists, pairs, spread, summarise
+from lungseg_ray.sweep.compare import finalists, pairs, spread, summarise_sweep
 from lungseg_ray.sweep.ledger import State, Trial
 
 JOB = SweepJob.model_validate(
@@ -90,7 +90,7 @@ class TestFinalists:
 
 class TestSummarise:
     def test_before_any_score(self) -> None:
-        found = summarise(JOB, [trial(1, "a", "Unet", [], state="running")], {})
+        found = summarise_sweep(JOB, [trial(1, "a", "Unet", [], state="running")], {})
         assert found["winner"] is None
         assert found["ranking"] == []
 
@@ -100,7 +100,7 @@ class TestSummarise:
             trial(2, "b", "Unet", [0.9], state="paused"),
             trial(3, "c", "Unet", [], state="refused"),
         ]
-        found = summarise(JOB, search, {"stage 1": 60.0})
+        found = summarise_sweep(JOB, search, {"stage 1": 60.0})
         # Of ten combinations of four epochs one is refused. The other's score after one epoch does not compare.
         assert found["ranking"] == [1, 2]
         assert found["winner"]["label"] == "a, Unet"
@@ -114,7 +114,7 @@ class TestSummarise:
             "trial_seconds": 50.0,
         }
         final = [trial(4, "b", "Unet", [0.1, 0.1, 0.1, 0.7], stage=2, seed=1)]
-        assert summarise(JOB, [*search, *final], {})["winner"] == {
+        assert summarise_sweep(JOB, [*search, *final], {})["winner"] == {
             "params": final[0].params,
             "label": "b, Unet",
             "by": "finalists",

@@ -6,8 +6,10 @@ import yaml
 
 from lungseg_ray.config import SweepJob, TrainJob
 from lungseg_ray.errors import UserError
+from lungseg_ray.jobs.members import best_runs
+from lungseg_ray.jobs.train import winner_of
 from lungseg_ray.storage import locate
-from lungseg_ray.sweep.ledger import Sweep, Trial, best, describe, ranked, winner_of
+from lungseg_ray.sweep.ledger import Sweep, Trial, describe_params, rank_trials
 
 
 def make_job(**sections: Any) -> SweepJob:
@@ -77,19 +79,19 @@ class TestRanked:
             make_trial(5, []),
             make_trial(6, [0.9, 0.9, 0.9], state="failed"),
         ]
-        assert [trial.number for trial in ranked(trials)] == [3, 4, 2, 1]
+        assert [trial.number for trial in rank_trials(trials)] == [3, 4, 2, 1]
 
 
 class TestBest:
     def test_finalists_come_before_the_search(self, sweep: Sweep) -> None:
         search = [make_trial(1, [0.9], state="done"), make_trial(2, [0.95], state="paused")]
         sweep.write_trials(search, {})
-        assert [run.place.name for run in best(sweep, 1)] == ["t1"]
+        assert [run.place.name for run in best_runs(sweep, 1)] == ["t1"]
         final = [make_trial(number, [score], stage=2, state="done") for number, score in ((3, 0.5), (4, 0.6), (5, 0.4))]
         sweep.write_trials([*search, *final], {})
-        assert [run.place.name for run in best(sweep, 2)] == ["t4", "t3"]
+        assert [run.place.name for run in best_runs(sweep, 2)] == ["t4", "t3"]
         with pytest.raises(UserError, match=r"3 trial\(s\) of stage 2 went to full length; 4 are asked for"):
-            best(sweep, 4)
+            best_runs(sweep, 4)
 
 
 class TestWinner:
@@ -111,4 +113,4 @@ class TestWinner:
 
 def test_values_are_described_in_few_words() -> None:
     params = {"model.encoder": "vgg11", "optim.lr": 0.0031622, "feed.batch": 8}
-    assert describe(params) == "vgg11, lr 0.00316, batch 8"
+    assert describe_params(params) == "vgg11, lr 0.00316, batch 8"

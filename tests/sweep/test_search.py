@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lungseg_ray.config import SweepJob
-from lungseg_ray.sweep.ledger import Trial, ranked
+from lungseg_ray.sweep.ledger import Trial, rank_trials
 from lungseg_ray.sweep.search import Move, Search, count, draw, epochs_to_come
 
 ENCODERS = [f"encoder{number}" for number in range(8)]
@@ -66,7 +66,7 @@ class TestHalving:
         assert sorted(trial.epochs for trial in search.trials) == [1] * 11 + [4] * 4 + [12]
         assert sum(trial.epochs for trial in search.trials) == 39
         best = max(search.trials, key=quality)
-        assert ranked(search.trials)[0] == best
+        assert rank_trials(search.trials)[0] == best
         assert best.state == "done"
         assert {trial.state for trial in search.trials if trial != best} == {"paused"}
 
@@ -74,7 +74,7 @@ class TestHalving:
     @pytest.mark.parametrize("budget", [{}, {"minutes": 60}])
     def test_the_best_wins_however_many_at_a_time(self, concurrent: int, budget: dict[str, float]) -> None:
         search = play(make_job(budget=budget), concurrent=concurrent)
-        assert ranked(search.trials)[0] == max(search.trials, key=quality)
+        assert rank_trials(search.trials)[0] == max(search.trials, key=quality)
         assert len({trial.label for trial in search.trials}) == 16
 
     def test_with_an_end_of_time_promotions_come_first(self) -> None:
@@ -168,7 +168,7 @@ class TestFinalists:
     def test_the_best_with_seeds_that_are_not_theirs(self) -> None:
         job = make_job(finalists=2, seeds=3)
         search = play(job)
-        best = ranked(search.trials)[:2]
+        best = rank_trials(search.trials)[:2]
         final = Search(job, search.trials, 2)
         moves = []
         while move := final.next():

@@ -31,7 +31,7 @@ TableRow = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Table:
+class UserTable:
     """What a table holds.
 
     Attributes:
@@ -50,7 +50,7 @@ def is_table(place: Location) -> bool:
     return place.name.lower().endswith(TABLES)
 
 
-def read_table(place: Location) -> Table:
+def read_table(place: Location) -> UserTable:
     """Reads a CSV file in UTF-8 or a Parquet file of plain columns.
 
     Raises:
@@ -64,7 +64,7 @@ def read_table(place: Location) -> Table:
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise UserError(f"{place}: expected each column once, found {named(twice)} more than once. Rename one of them.")
-    return Table(place, columns, rows)
+    return UserTable(place, columns, rows)
 
 
 def first(row: TableRow, columns: Iterable[str]) -> str:

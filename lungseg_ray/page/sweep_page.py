@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from lungseg_ray.config import Dimension
-from lungseg_ray.page import charts, drawn
-from lungseg_ray.page.parts import (
+from lungseg_ray.page import charts
+from lungseg_ray.page.elements import (
     Cell,
     Chapter,
     Chart,
     Charts,
     Column,
-    Fact,
-    Facts,
+    KeyFigure,
+    KeyFigures,
     Note,
     Page,
     Part,
-    Tree,
-    cell,
+    SettingsTree,
     decimals,
     interval,
-    table,
+    make_cell,
+    make_table,
 )
-from lungseg_ray.page.view import View
-from lungseg_ray.run.folder import ENVIRONMENT
+from lungseg_ray.page.run_page import environment
+from lungseg_ray.page.sweep_charts import SCORE, curves, overlays, quality, rates
+from lungseg_ray.page.sweep_view import SweepView
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep import compare
 from lungseg_ray.sweep.ledger import FOLDER, Sweep, Trial
@@ -39,7 +39,7 @@ Show = Callable[[Any], Cell | float | str | None]
 _TEST = {"dice": ("Dice", 4), "iou": ("IoU", 4), "hd95": ("HD95, px", 1)}
 
 
-def page(sweep: Sweep, *, shards: Location | None, base: str) -> Page:
+def sweep_page(sweep: Sweep, *, shards: Location | None, base: str) -> Page:
     """The page of a sweep, finished or not.
 
     Args:
@@ -51,25 +51,25 @@ def page(sweep: Sweep, *, shards: Location | None, base: str) -> Page:
         UserError: if there is no sweep, or if it cannot be read.
     """
     kept, trials = sweep.kept(), sweep.trials()
-    found = compare.summarise(kept.job, trials, sweep.seconds())
-    view = View(sweep, kept.job, trials, found, sweep.summary() is not None, base)
+    found = compare.summarise_sweep(kept.job, trials, sweep.seconds())
+    view = SweepView(sweep, kept.job, trials, found, sweep.summary() is not None, base)
     root = shards or Location(kept.job.shards.root)
     chapters = [
         _headline(view),
         _finalists(view),
         _pairs(view),
         _trials(view),
-        *drawn.curves(view),
-        *drawn.quality(view),
-        *drawn.rates(view),
-        drawn.overlays(view, root, kept.shards),
+        *curves(view),
+        *quality(view),
+        *rates(view),
+        overlays(view, root, kept.shards),
         _configuration(view),
     ]
     warning = "" if view.finished else "This sweep is not finished: the page shows what is known so far."
     return Page(f"Sweep {kept.job.runs.name}", warning, chapters)
 
 
-def _headline(view: View) -> Chapter:
+def _headline(view: SweepView) -> Chapter:
     winner, spent = view.found["winner"], view.found["spent"]
     facts = []
     if winner:
@@ -87,37 +87,37 @@ def _headline(view: View) -> Chapter:
             how = "the best of the search, by one seed: a small lead may be chance"
             best = next(view.order())
             score, of = f"{best.score:.4f}", f"trial {best.number}, after {counted(best.epochs, 'epoch')}"
-        facts = [Fact(name, winner["label"], how), Fact("Its validation IoU", score, of)]
+        facts = [KeyFigure(name, winner["label"], how), KeyFigure("Its validation IoU", score, of)]
     done, whole = spent["epochs_search"], spent["epochs_full_search"]
     share = f" of {whole} ({100 * done / whole:.0f} %)" if whole else ""
     facts += [
-        Fact(
+        KeyFigure(
             "Trials",
             str(len(view.trials)),
             ", ".join(f"{number} {state}" for state, number in view.found["states"].items()),
         ),
-        Fact(
+        KeyFigure(
             "Epochs of the search",
             f"{done}{share}",
             f"of what all its trials would take at full length; the finalists took {spent['epochs_finalists']} more",
         ),
-        Fact(
+        KeyFigure(
             "Time",
             duration(sum(spent["seconds"].values())),
             ", ".join(f"{stage}: {duration(seconds)}" for stage, seconds in spent["seconds"].items()),
         ),
-        Fact("Time of all trials", duration(spent["trial_seconds"]), "training and validation, added up"),
+        KeyFigure("Time of all trials", duration(spent["trial_seconds"]), "training and validation, added up"),
     ]
     notes: list[Part] = [] if winner else [Note("No trial has a score yet.")]
     return Chapter(
         "Result",
         "The score is the IoU of the validation images (0 to 1, higher is better) at the epoch with the lowest "
         "validation loss.",
-        [*notes, Facts(facts)],
+        [*notes, KeyFigures(facts)],
     )
 
 
-def _finalists(view: View) -> Chapter:
+def _finalists(view: SweepView) -> Chapter:
     rows = view.found["finalists"]
     by_number = {trial.number: trial for trial in view.trials}
     tests = {
@@ -133,14 +133,14 @@ def _finalists(view: View) -> Chapter:
         Column("behind the first (95 % interval)"): lambda row: _figure(row["behind"], 4),
         Column("what that says"): lambda row: _verdict(row["behind"]),
     }
-    parts: list[Part] = [table(rows, columns)] if rows else [Note("No finalist has been trained to its end.")]
+    parts: list[Part] = [make_table(rows, columns)] if rows else [Note("No finalist has been trained to its end.")]
     measured = [(row["label"], number, test) for row in rows for number in row["trials"] if (test := tests[number])]
     if measured:
         columns = {Column("values"): lambda one: one[0], Column("trial"): lambda one: one[1]}
         columns |= {Column(title): _test(key, digits) for key, (title, digits) in _TEST.items()}
         parts += [
             Note("A row for each seed, with 95 % bootstrap intervals over patients.", "On the test images"),
-            table(measured, columns),
+            make_table(measured, columns),
         ]
     return Chapter(
         "Finalists",
@@ -156,7 +156,7 @@ def _test(key: str, digits: int) -> Show:
 
 def _figure(found: dict[str, Any] | None, digits: int) -> Cell:
     """A mean with its interval, sorted by the mean."""
-    return cell(None) if not found or found["mean"] is None else Cell(interval(found, digits), found["mean"])
+    return make_cell(None) if not found or found["mean"] is None else Cell(interval(found, digits), found["mean"])
 
 
 def _verdict(behind: dict[str, Any] | None) -> str:
@@ -167,12 +167,12 @@ def _verdict(behind: dict[str, Any] | None) -> str:
     return "behind" if behind["low"] > 0 else "may be chance"
 
 
-def _pairs(view: View) -> Chapter:
+def _pairs(view: SweepView) -> Chapter:
     parts: list[Part] = []
     for pair in view.found["pairs"]:
         looks = view.styles(pair["setting"])
         of, over = looks[pair["of"]], looks[pair["over"]]
-        chart = Chart("", charts.dumbbells(pair["pairs"], of, over, drawn.SCORE))
+        chart = Chart("", charts.dumbbells(pair["pairs"], of, over, SCORE))
         parts += [Note(_said(pair), f"{pair['of']} minus {pair['over']}"), Charts([chart], [of.key, over.key])]
     return Chapter(
         "Value against value",
@@ -195,7 +195,7 @@ def _said(pair: dict[str, Any]) -> str:
     return f"{text}The interval does not contain zero: {of if pair['mean'] > 0 else over} is better here."
 
 
-def _trials(view: View) -> Chapter:
+def _trials(view: SweepView) -> Chapter:
     space = view.job.sweep.space
     names = Counter(name.rsplit(".", 1)[1] for name in space)
     titles = {name: last if names[last := name.rsplit(".", 1)[1]] == 1 else name for name in space}
@@ -223,7 +223,7 @@ def _trials(view: View) -> Chapter:
         "All trials",
         "A click on a column's title sorts; the sign beside it chooses among its values; IoU, Dice and loss are of the "
         "validation images; paused trials left off early because others were better.",
-        [table(view.trials, columns, sortable=True)] if view.trials else [Note("There is no trial yet.")],
+        [make_table(view.trials, columns, sortable=True)] if view.trials else [Note("There is no trial yet.")],
     )
 
 
@@ -236,7 +236,7 @@ def _value(name: str) -> Show:
     return show
 
 
-def _configuration(view: View) -> Chapter:
+def _configuration(view: SweepView) -> Chapter:
     space = view.job.sweep.space
     shared = view.job.model_dump(mode="json", exclude={"sweep"})
     for name, dimension in space.items():
@@ -248,10 +248,10 @@ def _configuration(view: View) -> Chapter:
         Column("values"): lambda item: (", " if item[1].values else " to ").join(map(str, *_way(item[1]).values())),
         Column("set to the same"): lambda item: ", ".join(item[1].also) or None,
     }
-    parts: list[Part] = [table(list(space.items()), columns)] if space else [Note("No setting is searched.")]
+    parts: list[Part] = [make_table(list(space.items()), columns)] if space else [Note("No setting is searched.")]
     parts += [
-        Tree("How it was searched", view.job.sweep.model_dump(mode="json", exclude={"space"})),
-        Tree("What all trials share", shared),
+        SettingsTree("How it was searched", view.job.sweep.model_dump(mode="json", exclude={"space"})),
+        SettingsTree("What all trials share", shared),
         *environment(view.sweep.run(trial).place for trial in view.trials),
     ]
     return Chapter("Configuration", "What differs between trials, what they share, and where they were trained.", parts)
@@ -267,14 +267,3 @@ def _drop(tree: dict[str, Any], key: str) -> None:
     for section in sections:
         tree = tree[section]
     del tree[leaf]
-
-
-def environment(runs: Iterator[Location]) -> Iterator[Part]:
-    """The environment of the first run that has one."""
-    for place in runs:
-        try:
-            text = (place / ENVIRONMENT).read_text()
-        except FileNotFoundError:
-            continue
-        yield Tree(f"Environment, as {place.name} found it", json.loads(text))
-        return

@@ -8,32 +8,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import cv2
 import numpy as np
 
-from lungseg_ray.audit.facts import SIDES, Facts, read
-from lungseg_ray.audit.findings import column_counts, look
+from lungseg_ray.audit.duplicates import NEAR, DuplicatePair
+from lungseg_ray.audit.facts import SIDES, ImageFacts, read_for_audit
+from lungseg_ray.audit.findings import column_counts, list_findings
 from lungseg_ray.audit.outliers import FAR
 from lungseg_ray.audit.result import TABLE, Audit
-from lungseg_ray.audit.twins import NEAR, Twins
 from lungseg_ray.corpus import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.page import charts
-from lungseg_ray.page.parts import (
+from lungseg_ray.page.elements import (
     Cell,
     Chapter,
     Chart,
     Charts,
     Column,
-    Fact,
+    Image,
+    ImageGrid,
     Key,
+    KeyFigure,
     Note,
     Page,
     Part,
-    Picture,
-    Pictures,
-    table,
+    make_table,
 )
-from lungseg_ray.page.parts import Facts as Headline
+from lungseg_ray.page.elements import KeyFigures as Headline
 from lungseg_ray.page.pictures import embedded
 from lungseg_ray.text import counted
 
@@ -48,10 +48,10 @@ _POINTS = 2000
 """Of a chart."""
 _NO_SIDE = "no side"
 
-Figure = Callable[[Facts], float | None]
+Figure = Callable[[ImageFacts], float | None]
 
 
-def page(audit: Audit) -> Page:
+def audit_page(audit: Audit) -> Page:
     """The page of an audit; its few pictures are read again."""
     chapters = [
         _headline(audit),
@@ -73,12 +73,12 @@ def _headline(audit: Audit) -> Chapter:
         side: len({one.patient_id for one in audit.labelled if (one.split or _NO_SIDE) == side}) for side in sides
     }
     facts = [
-        Fact("Images", str(len(audit.images)), f"that can be read; layout {audit.layout}"),
-        Fact("With a mask", str(len(audit.labelled)), f"{unlabelled} without"),
-        Fact("Set aside", str(len(audit.set_aside)), "files that cannot be used"),
-        Fact("Patients", str(audit.patients), "an image without a patient counts as one of its own"),
+        KeyFigure("Images", str(len(audit.images)), f"that can be read; layout {audit.layout}"),
+        KeyFigure("With a mask", str(len(audit.labelled)), f"{unlabelled} without"),
+        KeyFigure("Set aside", str(len(audit.set_aside)), "files that cannot be used"),
+        KeyFigure("Patients", str(audit.patients), "an image without a patient counts as one of its own"),
         *(
-            Fact(
+            KeyFigure(
                 f"In {side}" if side in SPLITS else "On no side",
                 counted(sides[side], "image"),
                 f"of {counted(patients[side], 'patient')}",
@@ -87,10 +87,10 @@ def _headline(audit: Audit) -> Chapter:
             if sides[side]
         ),
     ]
-    found = look(audit)
+    found = list_findings(audit)
     columns = {Column("weight"): lambda one: one.weight, Column("what"): lambda one: one.text}
     parts: list[Part] = [Headline(facts), Note("", "What to look at")]
-    parts.append(table(found, columns) if found else Note("Nothing stands out."))
+    parts.append(make_table(found, columns) if found else Note("Nothing stands out."))
     return Chapter(
         "Result",
         "What there is, and what is worth a look before one trains on it: mend what spoils figures or leaves images "
@@ -119,12 +119,12 @@ def _files(audit: Audit) -> Chapter:
         ("pixel spacing", _told(Counter("known" if one.spacing else "unknown" for one in audit.images))),
     ]
     columns = {Column(""): lambda row: row[0], Column("images"): lambda row: row[1]}
-    parts: list[Part] = [Charts(made, [style.key for style in looks.values()]), table(rows, columns)]
+    parts: list[Part] = [Charts(made, [style.key for style in looks.values()]), make_table(rows, columns)]
     parts.append(Note("", "Set aside"))
     if audit.set_aside:
         reasons = Counter(one.reason for one in audit.set_aside)
         parts.append(
-            table(
+            make_table(
                 reasons.most_common(),
                 {
                     Column("reason"): lambda one: one[0],
@@ -134,7 +134,7 @@ def _files(audit: Audit) -> Chapter:
             )
         )
         parts.append(
-            table(
+            make_table(
                 audit.set_aside[:_ROWS],
                 {
                     Column("reason", filtered=True): lambda one: one.reason,
@@ -176,7 +176,7 @@ def _groups(audit: Audit) -> Iterator[Chapter]:
         "Groups",
         "Images by the columns of the corpus that have 2 to 12 values, over the sides of the split; a value that is "
         "missing on a side is not learnt, or not measured.",
-        [table(rows, columns)],
+        [make_table(rows, columns)],
     )
 
 
@@ -229,7 +229,7 @@ def _masks(audit: Audit) -> Iterator[Chapter]:
     }
     parts += [
         Note("Images whose mask reaches the border: the structure is cut off there.", "Borders"),
-        table(audit.names, columns),
+        make_table(audit.names, columns),
     ]
     yield Chapter(
         "Masks",
@@ -250,7 +250,7 @@ def _touches(touched: Mapping[str, Counter[str]], side: str) -> Callable[[str], 
 def _twins(audit: Audit) -> Chapter:
     parts: list[Part] = []
     if audit.twins:
-        columns: dict[Column, Callable[[Twins], Cell | float | str | None]] = {
+        columns: dict[Column, Callable[[DuplicatePair], Cell | float | str | None]] = {
             Column("first"): lambda pair: pair.first.image_id,
             Column("second"): lambda pair: pair.second.image_id,
             Column("what is the same", filtered=True): _sameness,
@@ -261,12 +261,12 @@ def _twins(audit: Audit) -> Chapter:
             ),
             Column("masks", filtered=True): _masks_of,
         }
-        parts.append(table(audit.twins[:_ROWS], columns, sortable=True))
+        parts.append(make_table(audit.twins[:_ROWS], columns, sortable=True))
         parts += _cut(len(audit.twins))
         # Those that spoil figures first.
         shown = sorted(audit.twins, key=lambda pair: not pair.torn)[:_PAIRS]
         rows = [[_picture(audit, one, _whose(one)) for one in (pair.first, pair.second)] for pair in shown]
-        parts.append(Pictures(["first", "second"], rows, _SIDE, _outlines(audit)))
+        parts.append(ImageGrid(["first", "second"], rows, _SIDE, _outlines(audit)))
     else:
         parts.append(Note("No image stands in the corpus more than once."))
     return Chapter(
@@ -278,16 +278,16 @@ def _twins(audit: Audit) -> Chapter:
     )
 
 
-def _whose(one: Facts) -> str:
+def _whose(one: ImageFacts) -> str:
     patient = f", patient {one.patient_id}" if one.patient_id != one.image_id else ""
     return f"{one.image_id} ({_side(one)}{patient})"
 
 
-def _sameness(pair: Twins) -> str:
+def _sameness(pair: DuplicatePair) -> str:
     return "bytes" if pair.bits is None else "looks"
 
 
-def _masks_of(pair: Twins) -> str:
+def _masks_of(pair: DuplicatePair) -> str:
     if not (pair.first.mask_sha256 and pair.second.mask_sha256):
         return "not both have one"
     return "the same" if pair.first.mask_sha256 == pair.second.mask_sha256 else "different"
@@ -307,13 +307,13 @@ def _patients(audit: Audit) -> Chapter:
         parts.append(Charts([chart], _keys(audit.images)))
         columns = {Column("patient"): lambda one: one[0], Column("images"): lambda one: one[1]}
         many = [one for one in counts.most_common(10) if one[1] > 1]
-        parts += [Note("", "Patients with the most images"), table(many, columns)]
+        parts += [Note("", "Patients with the most images"), make_table(many, columns)]
     else:
         parts.append(Note("Each image is a patient of its own; if that is not so, say it in the column patient_id."))
     parts.append(Note("", "Patients on several sides of the split"))
     if audit.torn:
         columns = {Column("patient"): lambda one: one[0], Column("sides"): lambda one: ", ".join(one[1])}
-        parts.append(table(list(audit.torn.items())[:_ROWS], columns))
+        parts.append(make_table(list(audit.torn.items())[:_ROWS], columns))
         parts += _cut(len(audit.torn))
     else:
         parts.append(Note("There is none."))
@@ -331,7 +331,7 @@ def _outliers(audit: Audit) -> Chapter:
         for one in audit.outliers
     ]
     rows = [pictures[at : at + _ACROSS] for at in range(0, len(pictures), _ACROSS)]
-    parts: list[Part] = [Pictures([""] * _ACROSS, rows, _SIDE, _outlines(audit))] if rows else []
+    parts: list[Part] = [ImageGrid([""] * _ACROSS, rows, _SIDE, _outlines(audit))] if rows else []
     return Chapter(
         "Unlike the rest",
         "The images that are farthest from the median of all in some figure, a few for each; z counts in robust "
@@ -340,7 +340,9 @@ def _outliers(audit: Audit) -> Chapter:
     )
 
 
-def _histogram(images: Sequence[Facts], title: str, x_title: str, figure: Figure, whole: bool = False) -> Chart | None:
+def _histogram(
+    images: Sequence[ImageFacts], title: str, x_title: str, figure: Figure, whole: bool = False
+) -> Chart | None:
     values = {
         style: of
         for side, style in _looks(images).items()
@@ -349,7 +351,7 @@ def _histogram(images: Sequence[Facts], title: str, x_title: str, figure: Figure
     return Chart(title, charts.histogram(values, x_title, "images", whole=whole)) if values else None
 
 
-def _centroids(images: Sequence[Facts], name: str) -> Chart | None:
+def _centroids(images: Sequence[ImageFacts], name: str) -> Chart | None:
     marked = [one for one in images if one.labels[name].parts]
     marked = marked[:: -(-len(marked) // _POINTS) or 1]
     series = []
@@ -366,11 +368,11 @@ def _centroids(images: Sequence[Facts], name: str) -> Chart | None:
     )
 
 
-def _side(one: Facts) -> str:
+def _side(one: ImageFacts) -> str:
     return one.split or _NO_SIDE
 
 
-def _looks(images: Sequence[Facts]) -> dict[str, charts.Style]:
+def _looks(images: Sequence[ImageFacts]) -> dict[str, charts.Style]:
     """A look for each side of the split on which some images stand; the same on all charts."""
     there = {_side(one) for one in images}
     looks = {
@@ -380,7 +382,7 @@ def _looks(images: Sequence[Facts]) -> dict[str, charts.Style]:
     return {side: look for side, look in looks.items() if side in there}
 
 
-def _keys(images: Sequence[Facts]) -> list[Key]:
+def _keys(images: Sequence[ImageFacts]) -> list[Key]:
     return [style.key for style in _looks(images).values()]
 
 
@@ -401,17 +403,17 @@ def _outlines(audit: Audit) -> list[Key]:
     ]
 
 
-def _picture(audit: Audit, one: Facts, text: str) -> Picture:
+def _picture(audit: Audit, one: ImageFacts, text: str) -> Image:
     """A small picture of an image with the outlines of its labels."""
     try:
-        sample = read(audit.records[one.image_id], audit.corpus, longer_side=_SIDE)
+        sample = read_for_audit(audit.records[one.image_id], audit.corpus, longer_side=_SIDE)
     except (BadFileError, OSError) as error:
-        return Picture("", f"{text}. The picture cannot be read again: {error}")
+        return Image("", f"{text}. The picture cannot be read again: {error}")
     labels = np.where(sample.mask == IGNORE_LABEL, 0, sample.mask).astype(np.uint8)
     nothing = np.zeros_like(labels)
     drawn = overlay(sample.image, nothing, labels) if len(audit.names) == 1 else overlay(sample.image, labels)
     _, png = cv2.imencode(".png", np.ascontiguousarray(drawn[:, :, ::-1]))
-    return Picture(embedded(png.tobytes()), text)
+    return Image(embedded(png.tobytes()), text)
 
 
 def _css(colour: tuple[int, int, int]) -> str:

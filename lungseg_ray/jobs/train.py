@@ -5,22 +5,32 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from lungseg_ray import models
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.planning import plan_training
 from lungseg_ray.cluster.session import available, cluster
-from lungseg_ray.config import Settings
-from lungseg_ray.display import Display
-from lungseg_ray.evaluate import SHEET
+from lungseg_ray.config import Settings, TrainJob, merge
+from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.evaluate import SHEET
+from lungseg_ray.evaluation.finished_run import evaluate_test_split
 from lungseg_ray.feed.stream import Source
-from lungseg_ray.finish import CURVES, leave_best, measure
+from lungseg_ray.inference.export import CURVES, export_best
+from lungseg_ray.jobs.cli import STARTED
+from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.run import lease
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
 from lungseg_ray.storage import locate
+from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.workers.fit import fit
+
+
+def main(job: TrainJob, console: Console) -> None:
+    """Trains a model, or goes on training it."""
+    train(winner_of(job), console, started=STARTED)
 
 
 def train(settings: Settings, console: Console, *, started: float) -> dict[str, Any]:
@@ -83,12 +93,12 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         if not going_on:
             run.start(settings, fingerprint=index.fingerprint)
         console.print(f"{'Going on with' if going_on else 'Starting'} the run {run.place}", highlight=False)
-        display = Display(console, run.place, settings.train.epochs)
+        display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, layout=layout, watch=display, lease=hold)
-        leave_best(run, settings, index)
-        summary = measure(run, settings, index, console)
+        export_best(run, settings, index)
+        summary = evaluate_test_split(run, settings, index, console)
         summary["seconds"] = {
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
             "total": round(time.time() - started, 1),
@@ -111,3 +121,22 @@ def _tell(run: Run, summary: dict[str, Any], console: Console) -> None:
         lines.append(f"Pictures: {run.place / CURVES}\n          {run.place / EVALUATION / 'test' / SHEET}")
     lines.append(f"Model:    {run.place / BEST}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def winner_of(job: TrainJob) -> Settings:
+    """The settings of a training job; where it names a sweep, its winner's are below those that the command gives.
+
+    Raises:
+        UserError: if there is no such sweep, or if it is not finished.
+    """
+    given = job.model_dump(exclude={"from_sweep"}, exclude_unset=True)
+    if job.from_sweep is None:
+        return Settings.model_validate(given)
+    sweep = Sweep(locate(job.from_sweep))
+    sweep.kept()
+    try:
+        tree = yaml.safe_load((sweep.place / WINNER).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{sweep.place}: the sweep has no winner yet; run jobs/tune.py until it is finished.") from None
+    beside = {"runs": {"root": sweep.place.uri.rsplit("/", 1)[0], "name": f"{sweep.place.name}-winner"}}
+    return Settings.model_validate(merge(merge(tree, beside), given))

@@ -13,7 +13,7 @@ from lungseg_ray.sweep.ledger import Sweep, Trial
 
 
 @dataclass(frozen=True)
-class View:
+class SweepView:
     """A sweep as it is read once for its page.
 
     Attributes:

@@ -13,17 +13,17 @@ from lungseg_ray.cluster.planning import cores, plan_trials
 from lungseg_ray.cluster.session import available, cluster
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, UserError
-from lungseg_ray.finish import measure
-from lungseg_ray.page.write import write_sweep_page
+from lungseg_ray.evaluation.finished_run import evaluate_test_split
+from lungseg_ray.page.render import write_sweep_page
 from lungseg_ray.run import lease
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
 from lungseg_ray.shards.format import ShardIndex, read_table
 from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
 from lungseg_ray.storage import Location, locate, retry
-from lungseg_ray.sweep.compare import summarise
-from lungseg_ray.sweep.conductor import Conductor, Stage
+from lungseg_ray.sweep.compare import summarise_sweep
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.search import Search
+from lungseg_ray.sweep.trial_runner import Stage, TrialRunner
 from lungseg_ray.training.precision import fastest_precision
 
 SHARED_SHARE = 0.4
@@ -32,7 +32,12 @@ SHARED_SHARE = 0.4
 _STAGES: tuple[Stage, ...] = (1, 2)
 
 
-def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
+def main(job: SweepJob, console: Console) -> None:
+    """Runs a sweep, or goes on with it."""
+    tune(job, console)
+
+
+def tune(job: SweepJob, console: Console) -> dict[str, Any]:
     """Runs a sweep to its end, or goes on with it, or finds that it is finished.
 
     Args:
@@ -99,7 +104,7 @@ def sweep(job: SweepJob, console: Console) -> dict[str, Any]:
         place.reopen()
         shared = _share(root, index, console)
         for stage in _STAGES:
-            Conductor(job, place, index, shared, layout, hold, console, stage).conduct()
+            TrialRunner(job, place, index, shared, layout, hold, console, stage).conduct()
         _measure_finalists(job, place, index, console)
         hold.check()
         found = _conclude(job, place)
@@ -185,11 +190,11 @@ def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: 
         run = place.run(trial)
         if trial.stage == 2 and trial.state == "done" and not run.summary():
             console.print(f"Finalist {trial.name}", highlight=False)
-            run.write_summary(measure(run, job.trial(trial.params, seed=trial.seed), index, console))
+            run.write_summary(evaluate_test_split(run, job.trial(trial.params, seed=trial.seed), index, console))
 
 
 def _conclude(job: SweepJob, place: Sweep) -> dict[str, Any]:
-    found = summarise(job, place.trials(), place.seconds())
+    found = summarise_sweep(job, place.trials(), place.seconds())
     if not found["winner"]:
         reasons = "\n  ".join(f"{trial.name}: {trial.reason}" for trial in place.trials()[:10])
         raise JobFailedError(f"{place.place}: no trial came to a score:\n  {reasons}")

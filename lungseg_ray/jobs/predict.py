@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileType
+from rich.console import Console
 
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
+from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import decode_image
@@ -25,8 +27,9 @@ from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import overlay
+from lungseg_ray.inference.predictor import Model, Sidecar
+from lungseg_ray.jobs.members import model_of
 from lungseg_ray.numerics import metrics
-from lungseg_ray.predictor import Model, Sidecar
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location, locate
@@ -95,6 +98,12 @@ class _Predict:
         self._place(MASKS, name).write_bytes(_png(labels * 255 if side.classes == 1 else labels))
 
 
+def main(job: PredictJob, console: Console) -> None:
+    """Predicts, and says what was set aside."""
+    with cluster(processes=job.workers):
+        console.print(describe_predictions(predict(job), job), highlight=False)
+
+
 def predict(job: PredictJob) -> list[dict[str, Any]]:
     """Writes a mask, at the source's size, for each image of a folder. Needs a running Ray cluster.
 
@@ -112,7 +121,7 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
     check_lasting(locate(job.out))
     names = _images(job)
     check_shared(locate(job.out))
-    model = Model.of(job)
+    model = model_of(job)
     _claim(job, model)
     work = _Predict(job, model, names)
     done = map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)
@@ -124,7 +133,7 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
     writer.writerows(rows)
     (locate(job.out) / TABLE).write_text(text.getvalue())
     if all(row["status"] == "set aside" for row in rows):
-        raise UserError(f"{job.images}: none of {len(rows)} images can be used:\n{describe(rows, job)}")
+        raise UserError(f"{job.images}: none of {len(rows)} images can be used:\n{describe_predictions(rows, job)}")
     return rows
 
 
@@ -165,7 +174,7 @@ def _claim(job: PredictJob, model: Model) -> None:
     place.write_text(json.dumps(mine, indent=2) + "\n")
 
 
-def describe(rows: list[dict[str, Any]], job: PredictJob) -> str:
+def describe_predictions(rows: list[dict[str, Any]], job: PredictJob) -> str:
     """What was done, for a person."""
     counts = Counter(row["status"] for row in rows)
     lines = [f"{locate(job.out)}: " + ", ".join(f"{count} {status}" for status, count in counts.items())]

@@ -17,13 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from lungseg_ray import models
-from lungseg_ray.config import EvaluateJob, Flips, PredictJob, differences
+from lungseg_ray.config import Flips, differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import resize_image
 from lungseg_ray.numerics.metrics import probabilities
 from lungseg_ray.run.folder import BEST, Run
-from lungseg_ray.storage import Location, locate
-from lungseg_ray.sweep.ledger import Sweep, best
+from lungseg_ray.storage import Location
 
 SIDECAR = "preprocessing.json"
 CARD = "README.md"
@@ -129,7 +128,7 @@ class Predictor:
         return probability.argmax(axis=2).astype(np.uint8)
 
 
-def save(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:
+def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:
     """Writes the folder that `segmentation_models_pytorch.from_pretrained` opens, with sidecar and model card.
 
     Args:
@@ -144,11 +143,11 @@ def save(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None
         (Path(folder) / CARD).write_text(card)
         for file in sorted(Path(folder).iterdir()):
             (place / file.name).write_bytes(file.read_bytes())
-    load.cache_clear()
+    load_predictor.cache_clear()
 
 
 @lru_cache(maxsize=1)
-def load(*places: Location, flips: Flips = "none", device: str = "cpu") -> Predictor:
+def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu") -> Predictor:
     """Opens folders that `save` wrote, to be used as one model; once per process.
 
     Raises:
@@ -192,23 +191,6 @@ class Model:
     runs: tuple[Run, ...]
     flips: Flips = "none"
 
-    @classmethod
-    def of(cls, job: EvaluateJob | PredictJob) -> Model:
-        """The one that a job names: a run's, or that of a sweep's best trials.
-
-        Raises:
-            UserError: if several are asked for of a run alone, or more than the sweep has.
-        """
-        place = locate(job.run)
-        if Sweep.is_one(place):
-            return cls(tuple(best(Sweep(place), job.top)), job.flips)
-        if job.top > 1:
-            raise UserError(
-                f"{place}: --top {job.top} averages the best trials of a sweep, but no sweep lies there. "
-                "Give a sweep's folder, or leave --top out."
-            )
-        return cls((Run(place),), job.flips)
-
     @property
     def suffix(self) -> str:
         """Tells its folder of figures from that of a run alone, such as `-top3-flips-all`; empty for one."""
@@ -217,4 +199,4 @@ class Model:
 
     def load(self, *, device: str = "cpu") -> Predictor:
         """Opens it; as `load` does."""
-        return load(*(run.place / BEST for run in self.runs), flips=self.flips, device=device)
+        return load_predictor(*(run.place / BEST for run in self.runs), flips=self.flips, device=device)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 NONE = "–"
 """Where there is no value."""
 
 
 @dataclass(frozen=True)
-class Fact:
+class KeyFigure:
     """A figure of the headline: what it is, the figure, how it is meant."""
 
     name: str
@@ -23,10 +23,10 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyFigures:
     """The figures of the headline."""
 
-    facts: list[Fact]
+    facts: list[KeyFigure]
     kind: str = "facts"
 
 
@@ -99,7 +99,7 @@ class Charts:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """A picture as a data URI, and the words under it."""
 
     uri: str
@@ -107,18 +107,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageGrid:
     """Rows of pictures under the heads of their columns, each so many pixels wide at most, with a legend."""
 
     heads: list[str]
-    rows: list[list[Picture]]
+    rows: list[list[Image]]
     width: int
     keys: Sequence[Key] = ()
     kind: str = "pictures"
 
 
 @dataclass(frozen=True)
-class Tree:
+class SettingsTree:
     """Nested settings that unfold."""
 
     title: str
@@ -127,7 +127,7 @@ class Tree:
     kind: str = "tree"
 
 
-Part = Facts | Note | Table | Charts | Pictures | Tree
+Part = KeyFigures | Note | Table | Charts | ImageGrid | SettingsTree
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Page:
     chapters: list[Chapter]
 
 
-def table(
-    rows: Iterable[Row], columns: dict[Column, Callable[[Row], Cell | float | str | None]], *, sortable: bool = False
+def make_table(
+    rows: Iterable[Item], columns: dict[Column, Callable[[Item], Cell | float | str | None]], *, sortable: bool = False
 ) -> Table:
     """A table with a row for each of some things.
 
@@ -158,11 +158,11 @@ def table(
         columns: what each column shows of a thing.
         sortable: whether the reader may sort and search it.
     """
-    cells = [[cell(of(row)) for of in columns.values()] for row in rows]
+    cells = [[make_cell(of(row)) for of in columns.values()] for row in rows]
     return Table(list(columns), cells, sortable)
 
 
-def cell(value: Cell | float | str | None) -> Cell:
+def make_cell(value: Cell | float | str | None) -> Cell:
     """A value as a cell that is sorted by it."""
     if isinstance(value, Cell):
         return value
@@ -173,7 +173,7 @@ def cell(value: Cell | float | str | None) -> Cell:
 
 def decimals(value: float | None, digits: int) -> Cell:
     """A number as a cell that is sorted by its full precision."""
-    return cell(None) if value is None or math.isnan(value) else Cell(f"{value:.{digits}f}", value)
+    return make_cell(None) if value is None or math.isnan(value) else Cell(f"{value:.{digits}f}", value)
 
 
 def interval(found: dict[str, Any], digits: int = 4, *, sign: str = "") -> str:

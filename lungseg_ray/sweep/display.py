@@ -14,14 +14,14 @@ from rich.text import Text
 
 from lungseg_ray.config import SweepJob
 from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
-from lungseg_ray.sweep.ledger import Sweep, Trial, ranked
+from lungseg_ray.sweep.ledger import Sweep, Trial, rank_trials
 from lungseg_ray.sweep.search import epochs_to_come
 
 SHOWN = 12
 """Trials in the table: those that run, and the best of the others."""
 
 
-class Live:
+class SweepDisplay:
     """Follows one stage of a sweep; to be used as a context."""
 
     def __init__(self, console: Console, sweep: Sweep, job: SweepJob, stage: Literal[1, 2]) -> None:
@@ -35,7 +35,7 @@ class Live:
         self._trained = 0
         self._screen = Screen(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> SweepDisplay:
         if self._screen:
             self._screen.start()
         return self
@@ -77,7 +77,7 @@ class Live:
         if trial.state in ("failed", "refused"):
             self.note(f"  {trial.name}: {trial.state}. {trial.reason}")
         elif trial.score is not None:
-            best = ranked(self._trials)[0]
+            best = rank_trials(self._trials)[0]
             self.note(
                 f"  {trial.name}: {trial.state} after {trial.epochs} of {self._job.epochs} epochs, IoU "
                 f"{trial.score:.4f} in epoch {trial.best_epoch}, {trial.seconds:.0f} s; best so far {best.name} "
@@ -93,7 +93,7 @@ class Live:
 
     def _table(self) -> Group:
         table = Table("trial", "epoch", "IoU", "best in", "state", "left", box=None, pad_edge=False)
-        best = ranked(self._trials)
+        best = rank_trials(self._trials)
         running = [trial for trial in self._trials if trial.state == "running"]
         others = [trial for trial in best if trial.state != "running"]
         for trial in [*running, *others][:SHOWN]:

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from lungseg_ray.audit import outliers, twins
-from lungseg_ray.audit.facts import Facts, facts, read
-from lungseg_ray.audit.findings import look
+from lungseg_ray.audit import outliers
+from lungseg_ray.audit.duplicates import find_duplicates
+from lungseg_ray.audit.facts import ImageFacts, image_facts, read_for_audit
+from lungseg_ray.audit.findings import list_findings
 from lungseg_ray.audit.result import TABLE, Audit, to_csv
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting
+from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
 from lungseg_ray.corpus import SPLITS, Record, SetAside, Split, assign_splits, list_corpus
 from lungseg_ray.corpus.split import prescribed
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.page.write import write_audit_page
+from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.text import counted
@@ -43,11 +45,17 @@ class _Look:
         found: list[dict[str, Any]] = []
         for record in self.records[chunk * _CHUNK : (chunk + 1) * _CHUNK]:
             try:
-                sample = read(record, self.corpus, longer_side=self.longer_side)
-                found.append(asdict(facts(record, sample, self.corpus.class_names)))
+                sample = read_for_audit(record, self.corpus, longer_side=self.longer_side)
+                found.append(asdict(image_facts(record, sample, self.corpus.class_names)))
             except BadFileError as error:
                 found.append(asdict(SetAside(record.image_id, record.shown, error.reason, error.detail)))
         return found
+
+
+def main(job: Settings, console: Console) -> None:
+    """Looks at the corpus, and prints what is worth knowing of it."""
+    with cluster(processes=1):
+        console.print(audit_summary(*audit(job)), soft_wrap=False)
 
 
 def audit(settings: Settings) -> tuple[Audit, Location]:
@@ -70,13 +78,13 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         raise UserError(f"{settings.corpus.root}: there are no images in this corpus. Correct corpus.root.")
     work = _Look(records, settings.corpus, settings.shards.longer_side)
     done = map_chunks(work, -(-len(records) // _CHUNK), device="cpu")
-    images: list[Facts] = []
+    images: list[ImageFacts] = []
     bad = list(listing.set_aside)
     for row in ticks(done, total=len(records), description="Looking"):
         if "reason" in row:
             bad.append(SetAside(**row))
         else:
-            images.append(Facts.from_json(row))
+            images.append(ImageFacts.from_json(row))
     if not images:
         raise UserError(f"None of {len(records)} images can be read; the first: {bad[0].uri}: {bad[0].detail}.")
     images.sort(key=lambda one: one.image_id)
@@ -91,8 +99,8 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         torn=torn,
         undealt=undealt,
         # Of two that are one, the shards keep that which comes first in their order.
-        twins=twins.find(sorted(images, key=lambda one: (_SIDES.index(one.split), one.image_id))),
-        outliers=outliers.find(images, settings.corpus.class_names),
+        twins=find_duplicates(sorted(images, key=lambda one: (_SIDES.index(one.split), one.image_id))),
+        outliers=outliers.find_outliers(images, settings.corpus.class_names),
     )
     root.make_dir()
     (root / TABLE).write_text(to_csv(found))
@@ -115,7 +123,7 @@ def sides(records: Sequence[Record], settings: SplitSettings) -> tuple[list[Reco
     return [*dealt, *(record for record in records if record.patient_id in torn)], torn, undealt
 
 
-def summary(audit: Audit, page: Location) -> Group:
+def audit_summary(audit: Audit, page: Location) -> Group:
     """What is worth knowing, for a terminal.
 
     Args:
@@ -125,7 +133,7 @@ def summary(audit: Audit, page: Location) -> Group:
     dealt = Counter(one.split or "no side" for one in audit.labelled)
     told = "".join(f", {dealt[side]} in {side}" for side in (*SPLITS, "no side") if dealt[side])
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for finding in look(audit):
+    for finding in list_findings(audit):
         table.add_row(finding.weight, finding.text)
     if not table.row_count:
         table.add_row("Nothing stands out.")

@@ -11,7 +11,7 @@ from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
 from lungseg_ray.storage import Location
 
 
-class Display:
+class TrainingDisplay:
     """Follows a run; to be used as a context and called with each event of its workers.
 
     Attributes:
@@ -28,7 +28,7 @@ class Display:
         self._task = self._bar.add_task("waiting for workers", total=None)
         self._board = TensorBoardWriter(place / TENSORBOARD, lambda text: self._note({"text": text}))
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> TrainingDisplay:
         self._bar.start()
         return self
 

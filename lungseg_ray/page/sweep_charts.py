@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lungseg_ray import predictor
+from lungseg_ray.inference import predictor
 from lungseg_ray.page import charts, pictures
-from lungseg_ray.page.parts import Chapter, Chart, Charts, Note, Part
-from lungseg_ray.page.view import View, value_of
+from lungseg_ray.page.elements import Chapter, Chart, Charts, Note, Part
+from lungseg_ray.page.sweep_view import SweepView, value_of
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
-from lungseg_ray.sweep.ledger import Trial, describe
+from lungseg_ray.sweep.ledger import Trial, describe_params
 
 ENCODER, ARCHITECTURE, RATE = "model.encoder", "model.architecture", "optim.lr"
 SCORE = "validation IoU"
@@ -18,7 +18,7 @@ _MOST_LOOKS = 12
 """Where more sets of values differ than this, their lines look alike."""
 
 
-def curves(view: View) -> Iterator[Chapter]:
+def curves(view: SweepView) -> Iterator[Chapter]:
     """Validation IoU against the epoch: a panel for each architecture, a line for each trial."""
     histories = {trial.number: history for trial in view.search if (history := view.sweep.history(trial))}
     trials = [trial for trial in view.search if trial.number in histories]
@@ -53,7 +53,7 @@ def curves(view: View) -> Iterator[Chapter]:
     )
 
 
-def quality(view: View) -> Iterator[Chapter]:
+def quality(view: SweepView) -> Iterator[Chapter]:
     """Scores against the number of parameters and against time, by architecture."""
     sizes = _series(view, ARCHITECTURE, lambda trial: trial.parameters and trial.parameters / 1e6)
     times = _series(view, ARCHITECTURE, lambda trial: trial.seconds or None)
@@ -68,7 +68,7 @@ def quality(view: View) -> Iterator[Chapter]:
         )
 
 
-def rates(view: View) -> Iterator[Chapter]:
+def rates(view: SweepView) -> Iterator[Chapter]:
     """Scores against the learning rate, by encoder, where it is searched."""
     series = _series(view, ENCODER, lambda trial: trial.params.get(RATE))
     if series:
@@ -80,7 +80,7 @@ def rates(view: View) -> Iterator[Chapter]:
         )
 
 
-def overlays(view: View, shards: Location, fingerprint: str) -> Chapter:
+def overlays(view: SweepView, shards: Location, fingerprint: str) -> Chapter:
     """Validation images as the best and the smallest trial see them."""
     # The sidecar is written last.
     there = [trial for trial in view.order() if (_best(view, trial) / predictor.SIDECAR).exists()]
@@ -104,14 +104,14 @@ def overlays(view: View, shards: Location, fingerprint: str) -> Chapter:
 
 
 def _others(trial: Trial) -> str:
-    return describe({key: value for key, value in trial.params.items() if key != ARCHITECTURE})
+    return describe_params({key: value for key, value in trial.params.items() if key != ARCHITECTURE})
 
 
 def _note(trial: Trial) -> str:
     return f"trial {trial.number}: {trial.label}"
 
 
-def _series(view: View, setting: str, x: Callable[[Trial], float | None]) -> list[charts.Series]:
+def _series(view: SweepView, setting: str, x: Callable[[Trial], float | None]) -> list[charts.Series]:
     """Scores of the search against something, with a look for each value of a setting; early leavers are rings."""
     made = []
     for name, style in view.styles(setting).items():
@@ -128,7 +128,7 @@ def _series(view: View, setting: str, x: Callable[[Trial], float | None]) -> lis
     return made
 
 
-def _best(view: View, trial: Trial) -> Location:
+def _best(view: SweepView, trial: Trial) -> Location:
     return view.sweep.run(trial).place / BEST
 
 

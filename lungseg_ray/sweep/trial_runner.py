@@ -22,8 +22,8 @@ from lungseg_ray.errors import JobFailedError, StoppedError
 from lungseg_ray.run.lease import Lease
 from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.storage import retry
+from lungseg_ray.sweep.display import SweepDisplay
 from lungseg_ray.sweep.ledger import Sweep
-from lungseg_ray.sweep.live import Live
 from lungseg_ray.sweep.search import Search
 from lungseg_ray.sweep.trial import MORE_MEMORY, SAID, Task, run_trial
 from lungseg_ray.workers.mailbox import Mailbox, Pulse, mailbox
@@ -37,7 +37,7 @@ STILL_SECONDS = 60.0
 Stage = Literal[1, 2]
 
 
-class Conductor:
+class TrialRunner:
     """Runs the trials of one stage.
 
     Args:
@@ -74,7 +74,7 @@ class Conductor:
         self._start = time.monotonic()
         self._over = self._out_of_time()
         self._ends: str | None = None
-        self._live = Live(console, place, job, stage)
+        self._live = SweepDisplay(console, place, job, stage)
 
     def conduct(self) -> None:
         """Trains until there is no move left.
@@ -244,7 +244,7 @@ class Conductor:
 class _Moves(Searcher):
     """The search as Ray Tune asks for it. What Tune would save of it is in the ledger already."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: TrialRunner) -> None:
         super().__init__()
         self._conductor = conductor
 

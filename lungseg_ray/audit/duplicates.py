@@ -38,7 +38,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from lungseg_ray.audit.facts import Facts
+from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.progress import ticks
 
 NEAR = 30
@@ -52,7 +52,7 @@ Pairs = list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicatePair:
     """Two images that are one.
 
     Attributes:
@@ -61,8 +61,8 @@ class Twins:
         bits: in which their hashes differ; None where the files have the same bytes.
     """
 
-    first: Facts
-    second: Facts
+    first: ImageFacts
+    second: ImageFacts
     bits: int | None
 
     @property
@@ -76,7 +76,7 @@ class Twins:
         return len(self.sides) == 2
 
 
-def find(images: Sequence[Facts]) -> list[Twins]:
+def find_duplicates(images: Sequence[ImageFacts]) -> list[DuplicatePair]:
     """Images with the same bytes, then those that look the same, the most alike first.
 
     Of several with the same bytes, or with the same hash, each stands beside the first alone.
@@ -89,10 +89,10 @@ def find(images: Sequence[Facts]) -> list[Twins]:
     codes = [images[single[number]].phash for number in distinct]
     near = near_pairs(np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(-1, _BYTES))
     return [
-        *(Twins(images[first], images[second], None) for first, second in same),
-        *(Twins(images[single[first]], images[single[second]], 0) for first, second in alike),
+        *(DuplicatePair(images[first], images[second], None) for first, second in same),
+        *(DuplicatePair(images[single[first]], images[single[second]], 0) for first, second in alike),
         *(
-            Twins(images[single[distinct[first]]], images[single[distinct[second]]], bits)
+            DuplicatePair(images[single[distinct[first]]], images[single[distinct[second]]], bits)
             for first, second, bits in near
         ),
     ]

@@ -12,28 +12,14 @@ from bokeh.resources import Resources
 
 import lungseg_ray
 from lungseg_ray.audit.result import PAGE, Audit
-from lungseg_ray.config import ReportJob
 from lungseg_ray.errors import UserError
-from lungseg_ray.page import of_audit, of_run, of_sweep
-from lungseg_ray.page.parts import NONE, Page
+from lungseg_ray.page.audit_page import audit_page
+from lungseg_ray.page.elements import NONE, Page
+from lungseg_ray.page.run_page import run_page
+from lungseg_ray.page.sweep_page import sweep_page
 from lungseg_ray.run.folder import Run
-from lungseg_ray.storage import Location, locate, translate_errors
+from lungseg_ray.storage import Location, translate_errors
 from lungseg_ray.sweep.ledger import REPORT, Sweep
-
-
-def report(job: ReportJob) -> Location:
-    """Writes the page that a command asks for.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: if the sweep or the run is not there or cannot be read.
-    """
-    out = locate(job.out) if job.out else None
-    if job.sweep:
-        return write_sweep_page(locate(job.sweep), shards=locate(job.shards) if job.shards else None, out=out)
-    return write_run_page(locate(job.run or ""), out=out)
 
 
 def write_sweep_page(place: Location, *, shards: Location | None = None, out: Location | None = None) -> Location:
@@ -51,7 +37,7 @@ def write_sweep_page(place: Location, *, shards: Location | None = None, out: Lo
         UserError: if there is no sweep, or if it cannot be read.
     """
     base = "" if out in (None, place) else f"{place.uri}/"
-    return _write(of_sweep.page(Sweep(place), shards=shards, base=base), (out or place) / REPORT)
+    return _write(sweep_page(Sweep(place), shards=shards, base=base), (out or place) / REPORT)
 
 
 def write_run_page(place: Location, *, out: Location | None = None) -> Location:
@@ -69,7 +55,7 @@ def write_run_page(place: Location, *, out: Location | None = None) -> Location:
     """
     if Sweep.is_one(place):
         raise UserError(f"{place}: expected a run, found a sweep. Use --sweep {place}.")
-    return _write(of_run.page(Run(place)), (out or place) / REPORT)
+    return _write(run_page(Run(place)), (out or place) / REPORT)
 
 
 def write_audit_page(audit: Audit, out: Location) -> Location:
@@ -82,7 +68,7 @@ def write_audit_page(audit: Audit, out: Location) -> Location:
     Returns:
         The file.
     """
-    return _write(of_audit.page(audit), out / PAGE)
+    return _write(audit_page(audit), out / PAGE)
 
 
 def _write(page: Page, target: Location) -> Location:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from lungseg_ray.config import non_default
-from lungseg_ray.evaluate import SHEET
+from lungseg_ray.evaluation.evaluate import SHEET
 from lungseg_ray.page import charts
-from lungseg_ray.page.of_sweep import environment
-from lungseg_ray.page.parts import (
+from lungseg_ray.page.elements import (
     Chapter,
     Chart,
     Charts,
     Column,
-    Fact,
-    Facts,
+    Image,
+    ImageGrid,
+    KeyFigure,
+    KeyFigures,
     Note,
     Page,
     Part,
-    Picture,
-    Pictures,
-    Tree,
+    SettingsTree,
     decimals,
     interval,
-    table,
+    make_table,
 )
 from lungseg_ray.page.pictures import embedded
-from lungseg_ray.run.folder import EVALUATION, Run
+from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, Run
 from lungseg_ray.run.progress import rank_epochs
+from lungseg_ray.storage import Location
 from lungseg_ray.text import duration
 
 History = list[dict[str, float]]
@@ -44,7 +46,7 @@ _COLUMNS = {
 }
 
 
-def page(run: Run) -> Page:
+def run_page(run: Run) -> Page:
     """The page of a run, finished or not.
 
     Raises:
@@ -57,7 +59,7 @@ def page(run: Run) -> Page:
         chapters += [_curves(history), _epochs(history)]
     sheet = run.place / EVALUATION / "test" / SHEET
     if sheet.exists():
-        pictures = Pictures([""], [[Picture(embedded(sheet.read_bytes()), "")]], _SHEET)
+        pictures = ImageGrid([""], [[Image(embedded(sheet.read_bytes()), "")]], _SHEET)
         chapters.append(
             Chapter(
                 "Test images",
@@ -66,8 +68,8 @@ def page(run: Run) -> Page:
             )
         )
     trees: list[Part] = [
-        Tree("What differs from the defaults", non_default(settings), open=True),
-        Tree("All settings", settings.model_dump(mode="json")),
+        SettingsTree("What differs from the defaults", non_default(settings), open=True),
+        SettingsTree("All settings", settings.model_dump(mode="json")),
         *environment(iter([run.place])),
     ]
     chapters.append(Chapter("Configuration", "What the run was started with, and where.", trees))
@@ -81,19 +83,21 @@ def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> 
         best = rank_epochs(history)[0]
         of = f"of {len(history)}" if summary else f"of {len(history)} so far, {epochs} asked for"
         facts = [
-            Fact("Best epoch", f"{best['epoch']:.0f}", of),
-            Fact("Validation IoU", f"{best['val_iou']:.4f}", "mean over images, at the best epoch"),
-            Fact("Validation Dice", f"{best['val_dice']:.4f}", "mean over images, at the best epoch"),
+            KeyFigure("Best epoch", f"{best['epoch']:.0f}", of),
+            KeyFigure("Validation IoU", f"{best['val_iou']:.4f}", "mean over images, at the best epoch"),
+            KeyFigure("Validation Dice", f"{best['val_dice']:.4f}", "mean over images, at the best epoch"),
         ]
         if test := (summary or {}).get("test"):
             facts += [
-                Fact(f"Test {name}", interval(test[key], digits), f"{test['n']} images of {test['patients']} patients")
+                KeyFigure(
+                    f"Test {name}", interval(test[key], digits), f"{test['n']} images of {test['patients']} patients"
+                )
                 for key, name, digits in (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95, px", 1))
             ]
         elif summary:
             parts.append(Note("There are no test images."))
-        facts.append(Fact("Time", duration(sum(row["seconds"] for row in history)), "training and validation"))
-        parts.insert(0, Facts(facts))
+        facts.append(KeyFigure("Time", duration(sum(row["seconds"] for row in history)), "training and validation"))
+        parts.insert(0, KeyFigures(facts))
     else:
         parts.append(Note("The run has finished no epoch yet."))
     return Chapter(
@@ -144,4 +148,15 @@ def _epochs(history: History) -> Chapter:
         Column("learning rate"): lambda row: row["lr"],
         Column("of the encoder"): lambda row: row["encoder_lr"],
     }
-    return Chapter("Epochs", "A click on a column's title sorts.", [table(history, columns, sortable=True)])
+    return Chapter("Epochs", "A click on a column's title sorts.", [make_table(history, columns, sortable=True)])
+
+
+def environment(runs: Iterator[Location]) -> Iterator[Part]:
+    """The environment of the first run that has one."""
+    for place in runs:
+        try:
+            text = (place / ENVIRONMENT).read_text()
+        except FileNotFoundError:
+            continue
+        yield SettingsTree(f"Environment, as {place.name} found it", json.loads(text))
+        return

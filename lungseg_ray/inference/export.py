@@ -1,0 +1,50 @@
+"""What a trained run leaves: its best model with a card, its curves, and its figures on the test side."""
+
+from __future__ import annotations
+
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import JobFailedError
+from lungseg_ray.inference import predictor
+from lungseg_ray.inference.card import model_card
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.curves import curves
+from lungseg_ray.run.folder import BEST, Run
+from lungseg_ray.run.progress import Progress
+from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.training.model import build_model
+
+CURVES = "curves.png"
+
+
+def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
+    """Writes the best model of a trained run, with its card, and the curves.
+
+    Raises:
+        JobFailedError: if it has not come to its end.
+    """
+    place, progress = run.best_checkpoint()
+    if not progress.is_complete(epochs=settings.train.epochs, early_stop=settings.train.early_stop):
+        raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
+    content = checkpoint.read_checkpoint(place)
+    model = build_model(settings, weights="none")
+    model.load_state_dict(content.average if content.average is not None else content.weights)
+    corpus = index.corpus
+    side = predictor.Sidecar(
+        size=settings.feed.size,
+        channels=corpus.channels,
+        longer_side=index.longer_side,
+        classes=corpus.classes,
+        class_names=corpus.class_names,
+        threshold=settings.evaluate.first_threshold,
+        white=corpus.white,
+    )
+    run.tidy(keep=settings.checkpoint.keep)
+    card = model_card(settings, index, validation_figures(progress), test=None)
+    predictor.save_model(run.place / BEST, model, side, card)
+    run.write_history(progress.history)
+    (run.place / CURVES).write_bytes(curves(progress.history))
+
+
+def validation_figures(progress: Progress) -> dict[str, float]:
+    """Loss, IoU and Dice on the validation images after the best epoch."""
+    return {key: progress.best[f"val_{key}"] for key in ("loss", "iou", "dice")}
