@@ -16,7 +16,6 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
-from lungseg_ray.imaging import ResizeMode, resize_labels
 
 LUNGS = Path(__file__).parents[2] / "../shared/data/cxr-lungs"
 BINARY: dict[int, int] = {0: 0, 1: 1, 255: 1}
@@ -48,11 +47,6 @@ def ellipse(height: int, width: int) -> NDArray[np.uint8]:
     mask = np.zeros((height, width), np.uint8)
     cv2.ellipse(mask, (int(width * 0.45), int(height * 0.52)), (width // 4, height // 3), 20, 0, 360, 1, -1)
     return mask
-
-
-def centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(row, column) in units of the side, so that sizes compare."""
-    return (np.argwhere(mask).mean(0) + 0.5) / mask.shape
 
 
 class TestDecodeImage:
@@ -168,63 +162,6 @@ class TestDecodeMask:
     def test_colours_are_refused(self, pixel: tuple[int, int, int]) -> None:
         with pytest.raises(BadFileError, match="coloured_mask"):
             decode_mask(encoded(np.array([[pixel]], np.uint8)), mask_values=BINARY)
-
-
-class TestResizeLabels:
-    def test_majority_of_an_area_wins(self) -> None:
-        # (2, 4) -> (1, 2): three of four 3s; three of four 255s
-        mask = np.array([[3, 3, 255, 255], [3, 0, 255, 3]], np.uint8)
-        assert resize_labels(mask, 1, 2).tolist() == [[3, 255]]
-
-    def test_no_value_between_two_labels(self) -> None:
-        mask = np.random.default_rng(0).choice(np.array([0, 2, 9, 255], np.uint8), (101, 77))
-        vote: ResizeMode
-        for vote in ("area", "bilinear"):
-            for shape in ((33, 40), (101, 30), (200, 150), (50, 150)):
-                resized = resize_labels(mask, *shape, vote=vote)
-                assert resized.shape == shape
-                assert set(np.unique(resized)) <= {0, 2, 9, 255}
-
-    @pytest.mark.parametrize("shape", [(2000, 2000), (1000, 777), (421, 640), (257, 255), (512, 512), (120, 120)])
-    @pytest.mark.parametrize("labels", [(0, 1), (0, 2)])
-    @pytest.mark.parametrize("vote", ["area", "bilinear"])
-    def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], vote: ResizeMode) -> None:
-        # Mean over 12 places of an ellipse: within 0.05 px of the 256 x 256 map, there and back. (One place alone says
-        # little: the pixels of its outline round to one side or the other.)
-        height, width = shape
-        rng = np.random.default_rng(0)
-        shifts, overlaps = [], []
-        for row, column in rng.uniform(0.4, 0.6, (12, 2)):
-            mask = np.zeros(shape, np.uint8)
-            centre, axes = (int(width * column), int(height * row)), (width // 4, height // 3)
-            cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, labels[1], -1)
-            small = resize_labels(mask, 256, 256, vote=vote)
-            back = resize_labels(small, height, width, vote=vote)
-            shifts.append([centroid(resized > 0) - centroid(mask > 0) for resized in (small, back)])
-            overlaps.append(2 * np.sum((back > 0) & (mask > 0)) / (np.sum(back > 0) + np.sum(mask > 0)))
-        np.testing.assert_allclose(np.mean(shifts, 0) * 256, 0, atol=0.05)
-        assert min(overlaps) > 0.99
-
-
-class TestLongerSide:
-    def test_the_aspect_stays(self) -> None:
-        # 300 x 201 to at most 100: a third, 100 x 67
-        found = decode_image(encoded(smooth(300, 201)), channels=3, longer_side=100)
-        assert found.pixels.shape == (100, 67, 3)
-        assert (found.height, found.width) == (300, 201)
-
-    def test_16_bits_are_averaged_before_they_are_rounded(self) -> None:
-        # The mean of 0, 0, 257 and 257 is half a step of 8 bits: 128.5 / 257 = 0.5, which rounds to even; each of them
-        # rounded before would be 0, 0, 1 and 1. Of 128, 128, 129, 129, each is 0 or 1, and so is what they make.
-        block = np.array([[0, 257], [257, 257]], np.uint16)
-        assert decode_image(encoded(block), channels=1, longer_side=1).pixels.item() == 1
-        block = np.array([[120, 120], [120, 520]], np.uint16)
-        # (120 * 3 + 520) / 4 = 220 -> 0.856 -> 1; rounded before: (0 + 0 + 0 + 2) / 4 = 0.5 -> 0
-        assert decode_image(encoded(block), channels=1, longer_side=1).pixels.item() == 1
-
-    def test_small_ones_are_left(self) -> None:
-        pixels = smooth(5, 4)
-        np.testing.assert_array_equal(decode_image(encoded(pixels), channels=1, longer_side=5).pixels[:, :, 0], pixels)
 
 
 class TestReadSample:

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from tests.faults.small import shard_job
-from tests.jobs import ray_processes, wait_until
-from tests.object_store import ObjectStore
+from tests.processes import ray_processes, wait_until
+from tests.storage.object_store import ObjectStore
 
 Row = tuple[str, str, str, str]
 ROWS = pytest.StashKey[list[Row]]()

@@ -18,7 +18,7 @@ from typing import Any
 
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import Location, locate
-from tests.jobs import Job, processes, wait_until
+from tests.processes import Job, processes, wait_until
 
 STEPS = 12
 """Steps of an epoch."""

@@ -21,7 +21,7 @@ from tests.faults.small import (
     train_job,
     train_workers,
 )
-from tests.jobs import ray_processes, wait_until
+from tests.processes import ray_processes, wait_until
 
 EPOCHS = 8
 

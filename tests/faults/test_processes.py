@@ -21,7 +21,7 @@ from tests.faults.small import (
     train_workers,
     went_on,
 )
-from tests.jobs import processes, ray_processes, wait_until
+from tests.processes import processes, ray_processes, wait_until
 
 LOST = "the steps since the last checkpoint, of which there is one every 3 steps"
 

@@ -21,8 +21,8 @@ from tests.faults.small import (
     small_disk,
     train_job,
 )
-from tests.jobs import Job, wait_until
-from tests.object_store import FaultyProxy, Mode, ObjectStore
+from tests.processes import Job, wait_until
+from tests.storage.object_store import FaultyProxy, Mode, ObjectStore
 
 
 def saved_after(root: Path | str, name: str, job: Job, start: float) -> float:

@@ -21,8 +21,8 @@ from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import Sweep
 from tests.faults.conftest import Record
 from tests.faults.small import SIZE, now, shard_job
-from tests.jobs import Job, processes
-from tests.object_store import ObjectStore
+from tests.processes import Job, processes
+from tests.storage.object_store import ObjectStore
 
 SPACE = (
     '{"model.encoder": {"grid": ["timm-regnety_002", "mobilenet_v2", "resnet18"]}, '

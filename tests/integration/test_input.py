@@ -21,7 +21,7 @@ from tests.conftest import write_pairs
 from tests.corpus import kinds, trees
 from tests.corpus.kinds import USED
 from tests.helpers import make_settings
-from tests.test_ensemble import save
+from tests.inference.test_ensemble import save
 
 
 @pytest.fixture(scope="module")

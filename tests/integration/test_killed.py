@@ -13,7 +13,7 @@ import ray
 
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
-from tests.jobs import Job, ray_processes, wait_until
+from tests.processes import Job, ray_processes, wait_until
 
 
 @pytest.mark.own_cluster

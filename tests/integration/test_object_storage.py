@@ -15,8 +15,8 @@ import ray
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
 from tests.conftest import write_pairs
-from tests.jobs import Job
-from tests.object_store import ObjectStore
+from tests.processes import Job
+from tests.storage.object_store import ObjectStore
 
 BUCKET = "s3://whole-way"
 RAY_LOGS = Path("/tmp/ray")

@@ -26,7 +26,7 @@ from lungseg_ray.sweep.ledger import State, Sweep, Trial
 from lungseg_ray.text import duration
 from lungseg_ray.training.model import build_model
 from tests.helpers import ROOT, make_settings, write_shards
-from tests.object_store import ObjectStore
+from tests.storage.object_store import ObjectStore
 
 SCRIPT = "<script>window.planted = 1</script>"
 IMAGE = "<img src=x onerror='window.planted = 1'>"

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from lungseg_ray.page.render import write_run_page, write_sweep_page
 from lungseg_ray.sweep.ledger import Sweep
-from tests.test_page import IMAGE, make_run, make_sweep
+from tests.page.test_pages import IMAGE, make_run, make_sweep
 
 CHROMIUM = "/usr/bin/chromium"
 _ARGUMENTS = [

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,15 +11,12 @@ from torch import nn
 
 from lungseg_ray.config import CheckpointSettings, Settings
 from lungseg_ray.feed.batch import Batch
-from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
-from lungseg_ray.training import loop
 from lungseg_ray.training.learner import Learner, NotFiniteError
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
 from lungseg_ray.training.model import build_model
-from lungseg_ray.training.precision import fastest_precision
 from lungseg_ray.training.runtime import Request
 from tests.helpers import make_settings
 
@@ -239,64 +235,12 @@ def test_history_and_events(tmp_path: Path) -> None:
     assert (start["precision"], start["device"]) == ("fp32", "cpu")
 
 
-def test_first_weights_follow_from_the_seed() -> None:
-    one, same, other = (build_model(make_settings(train={"seed": seed})).state_dict() for seed in (3, 3, 4))
-    assert_equal(one, same)
-    assert not torch.equal(one["segmentation_head.0.weight"], other["segmentation_head.0.weight"])
-
-
-def test_pieces_of_a_step_add_up() -> None:
-    # 4 images in 2 pieces of 2. The step is that of the mean of the pieces' losses; the sums are over images.
-    settings = make_settings(train={"accumulate": 2})
-    whole, byhand = learner(settings), learner(settings)
-    batch = make_batch(0)
-    sums = whole.step(batch)
-
-    byhand.model.train()
-    loss = SegmentationLoss(classes=1)
-    parts = []
-    for start in (0, 2):
-        logits = byhand.model(batch.images[start : start + 2].float() / 255)
-        parts.append(loss(logits, batch.masks[start : start + 2]))
-    (0.5 * parts[0].total + 0.5 * parts[1].total).backward()
-    byhand.optimizer.step()
-    for at, name in enumerate(("total", "dice", "bce")):
-        expected = sum(2 * getattr(part, name).item() for part in parts)
-        assert float(sums[at]) == pytest.approx(expected, rel=1e-6)
-    assert sums[3] == 4
-    for (name, one), other in zip(whole.model.named_parameters(), byhand.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, msg=name)
-
-
-def test_sums_of_a_step_are_over_images() -> None:
-    one = learner(make_settings())
-    batch = make_batch(0)
-    one.model.train()
-    with torch.no_grad():
-        expected = SegmentationLoss(classes=1)(one.model(batch.images.float() / 255), batch.masks)
-    sums = learner(make_settings()).step(batch)
-    assert sums.dtype == torch.float64
-    assert sums.tolist() == pytest.approx([4 * float(part) for part in expected] + [4.0], rel=1e-6)
-
-
-def test_clipping_bounds_the_step() -> None:
-    norms = []
-    one = learner(make_settings(optim={"clip": 0.01}))
-
-    def norm(*_: Any) -> None:
-        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in one.model.parameters() if p.grad is not None)))
-
-    one.optimizer.register_step_pre_hook(norm)
-    one.step(make_batch(0))
-    assert norms == [pytest.approx(0.01, rel=1e-3)]
-
-
 class TestBetweenSteps:
     """Runs of 2 epochs of 5 steps, cut at any step."""
 
     @pytest.fixture(autouse=True)
     def _longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tests.test_loop.STEPS", 5)
+        monkeypatch.setattr("tests.training.test_loop.STEPS", 5)
 
     SETTINGS = make_settings(
         optim={"schedule": "one_cycle", "warmup": 0.4, "lookahead_k": 3}, train={"epochs": 2, "average": 0.9}
@@ -457,52 +401,6 @@ def test_the_model_that_is_kept_is_the_one_validated(average: float, tmp_path: P
         assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
-def test_evaluated() -> None:
-    plain, averaged = learner(make_settings()), learner(make_settings(train={"average": 0.5}))
-    assert plain.evaluated is plain.model
-    assert averaged.average is not None
-    assert averaged.evaluated is averaged.average.module
-    assert averaged.evaluated is not averaged.model
-
-
-def test_frozen_parameters_stay() -> None:
-    # EfficientNet has parameters that get no gradient.
-    settings = make_settings(model={"encoder": "efficientnet-b0"}, optim={"weight_decay": 0.5, "lr": 0.1})
-    one = learner(settings)
-    assert one.frozen
-    before = weights(one.model)
-    one.step(make_batch(0))
-    after = one.model.state_dict()
-    for name in one.frozen:
-        assert torch.equal(before[name], after[name]), name
-    moving = [name for name, parameter in one.model.named_parameters() if name not in one.frozen]
-    assert sum(not torch.equal(before[name], after[name]) for name in moving) > 0.9 * len(moving)
-
-
-class TestPrecision:
-    def test_fastest_on_a_cpu(self) -> None:
-        assert fastest_precision(make_settings(), torch.device("cpu")) in ("fp32", "bf16")
-
-    def test_auto_asks_the_probe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loop, "fastest_precision", lambda *_: "fp32")
-        runtime, progress = run(make_settings(train={"epochs": 1, "precision": "auto"}), tmp_path)
-        assert progress.precision == runtime.newest().progress.precision == "fp32"
-
-    def test_a_run_that_goes_on_keeps_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = make_settings(train={"epochs": 2, "precision": "auto"})
-        monkeypatch.setattr(loop, "fastest_precision", lambda *_: "fp32")
-        with pytest.raises(KeyboardInterrupt):
-            train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=STEPS))
-        monkeypatch.setattr(loop, "fastest_precision", lambda *_: pytest.fail("was probed again"))
-        runtime, progress = run(settings, tmp_path)
-        assert runtime.events[0]["precision"] == progress.precision == "fp32"
-
-    def test_logits_are_float32(self) -> None:
-        one = learner(make_settings(), precision="bf16")
-        with torch.no_grad():
-            assert one.forward(one.model.eval(), make_batch(0).images).dtype == torch.float32
-
-
 def test_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_settings(train={"epochs": 2})
     with pytest.raises(KeyboardInterrupt):
@@ -510,15 +408,3 @@ def test_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.Monke
     model = settings.model.model_copy(update={"weights": "/gone/encoder.safetensors"})
     _, progress = run(settings.model_copy(update={"model": model}), tmp_path)
     assert progress.epoch == 2
-
-
-def test_the_step_draws_from_seed_and_step_alone() -> None:
-    settings = make_settings(model={"architecture": "DeepLabV3Plus"})
-    one, other = learner(settings), learner(settings)
-    torch.manual_seed(99)
-    first = one.step(make_batch(5))
-    torch.manual_seed(1)
-    torch.rand(7)
-    assert torch.equal(first, other.step(make_batch(5)))
-    third = learner(settings)
-    assert not torch.equal(first, third.step(dataclasses.replace(make_batch(5), step=6)))

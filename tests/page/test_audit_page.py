@@ -13,8 +13,8 @@ from lungseg_ray.corpus import Record, SetAside
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.storage import locate
-from tests.test_audit import make_audit, make_facts, three_sides
-from tests.test_page import IMAGE, SCRIPT, body, flat
+from tests.audit.test_audit import make_audit, make_facts, three_sides
+from tests.page.test_pages import IMAGE, SCRIPT, body, flat
 
 
 def written(audit: Audit, folder: Path) -> str:

@@ -1,38 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed import stream
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import epoch_order
-from lungseg_ray.feed.read_ahead import ReadAhead
 from lungseg_ray.feed.stream import Feed, Source, prepare
-from lungseg_ray.shards.format import Shard
 from lungseg_ray.storage import locate
-from tests.helpers import ROOT, write_shards
-
-# Files of 5, 3, 4 and 6 rows, of which 2 do not count: 16 rows in an epoch.
-SHARDS = [
-    Shard(file="train-0.parquet", split="train", rows=5, skip=(1,)),
-    Shard(file="train-1.parquet", split="train", rows=3),
-    Shard(file="train-2.parquet", split="train", rows=4, skip=(3,)),
-    Shard(file="train-3.parquet", split="train", rows=6),
-]
-USABLE = {(number, row) for number, shard in enumerate(SHARDS) for row in shard.usable}
+from tests.feed.helpers import as_pairs
+from tests.helpers import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -43,70 +26,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     index = write_shards(root, rows={"train": [5, 3, 4, 6], "val": [4, 2]}, skip=skip)
     assert (index.count("train"), index.count("val")) == (16, 5)
     return Source(root=root, index=index, preset="light", size=32, batch=4, window=2, seed=7)
-
-
-def as_pairs(order: Any) -> list[tuple[int, int]]:
-    return [(int(number), int(row)) for number, row in order]
-
-
-class TestOrder:
-    @pytest.mark.parametrize("window", [1, 2, 3, 4, 64])
-    def test_every_usable_row_once(self, window: int) -> None:
-        order = epoch_order(SHARDS, seed=0, epoch=0, window=window)
-        assert order.shape == (16, 2)
-        assert order.dtype == np.int64
-        assert set(as_pairs(order)) == USABLE
-
-    def test_epoch_and_seed_decide(self) -> None:
-        seen = {
-            tuple(as_pairs(epoch_order(SHARDS, seed=seed, epoch=epoch, window=64)))
-            for seed in range(5)
-            for epoch in range(5)
-        }
-        assert len(seen) == 25
-        again = [as_pairs(epoch_order(SHARDS, seed=3, epoch=2, window=2)) for _ in range(2)]
-        assert again[0] == again[1]
-
-    @pytest.mark.parametrize("window", [1, 2, 3])
-    def test_rows_of_a_window_stand_together(self, window: int) -> None:
-        mixed = 0
-        for epoch in range(20):
-            numbers = [number for number, _ in as_pairs(epoch_order(SHARDS, seed=0, epoch=epoch, window=window))]
-            files = list(dict.fromkeys(numbers))
-            start = 0
-            for first in range(0, len(files), window):
-                together = files[first : first + window]
-                count = sum(len(SHARDS[number].usable) for number in together)
-                inside = numbers[start : start + count]
-                assert set(inside) == set(together)
-                changes = sum(one != other for one, other in itertools.pairwise(inside))
-                mixed += changes >= len(together)
-                start += count
-        # Within a window the rows of its files are mixed.
-        assert (mixed > 0) == (window > 1)
-
-    def test_no_shards(self) -> None:
-        assert epoch_order([], seed=0, epoch=0, window=2).shape == (0, 2)
-
-    def test_the_same_in_another_process(self) -> None:
-        code = (
-            "import sys, json\n"
-            "from lungseg_ray.feed.order import epoch_order\n"
-            "from lungseg_ray.shards.format import Shard\n"
-            "shards = [Shard.model_validate(one) for one in json.loads(sys.argv[1])]\n"
-            "print(json.dumps([epoch_order(shards, seed=5, epoch=e, window=2).tolist() for e in range(3)]))\n"
-        )
-        shards = json.dumps([shard.model_dump() for shard in SHARDS])
-        found = subprocess.run(
-            [sys.executable, "-c", code, shards],
-            env={**os.environ, "PYTHONHASHSEED": "12345"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        here = [epoch_order(SHARDS, seed=5, epoch=epoch, window=2).tolist() for epoch in range(3)]
-        assert json.loads(found.stdout) == here
 
 
 class TestPrepare:
@@ -225,76 +144,6 @@ class TestSource:
     def test_unknown_preset(self, source: Source) -> None:
         with pytest.raises(UserError, match="'hard'"):
             dataclasses.replace(source, preset="hard")
-
-
-def batches(count: int, *, fail_at: int | None = None) -> Iterator[Batch]:
-    for step in range(count):
-        if step == fail_at:
-            raise UserError("the shard is gone")
-        empty = torch.zeros(0, dtype=torch.uint8)
-        yield Batch(step=step, images=empty, masks=empty, image_ids=[])
-
-
-class TestReadAhead:
-    @pytest.mark.parametrize("depth", [1, 3, 100])
-    def test_order(self, depth: int) -> None:
-        assert [batch.step for batch in ReadAhead(batches(10), depth=depth)] == list(range(10))
-
-    def test_asking_again_after_the_end_or_an_error_does_not_wait(self) -> None:
-        def failing() -> Iterator[Batch]:
-            yield from batches(1)
-            raise ValueError("broken")
-
-        ended, failed = ReadAhead(batches(1), depth=2), ReadAhead(failing(), depth=2)
-        assert len(list(ended)) == len(list(ended)) + 1
-        next(failed)
-        for _ in range(2):
-            with pytest.raises(ValueError, match="broken"):
-                next(failed)
-        closed = ReadAhead(batches(5), depth=2)
-        closed.close()
-        with pytest.raises(StopIteration):
-            next(closed)
-
-    def test_starts_before_it_is_asked(self) -> None:
-        reached = threading.Event()
-
-        def slow() -> Iterator[Batch]:
-            yield from batches(2)
-            reached.set()
-
-        ahead = ReadAhead(slow(), depth=3)
-        assert reached.wait(10)
-        assert len(list(ahead)) == 2
-
-    def test_keeps_no_more_ready_than_its_depth(self) -> None:
-        made: list[int] = []
-
-        def counted() -> Iterator[Batch]:
-            for batch in batches(100):
-                made.append(batch.step)
-                yield batch
-
-        ahead = ReadAhead(counted(), depth=3)
-        next(ahead)
-        ahead.close()
-        # One taken, three ready, one in hand.
-        assert len(made) <= 5
-
-    def test_an_error_is_handed_on_in_its_place(self) -> None:
-        ahead = ReadAhead(batches(5, fail_at=2), depth=10)
-        assert [next(ahead).step, next(ahead).step] == [0, 1]
-        with pytest.raises(UserError, match="the shard is gone"):
-            next(ahead)
-        ahead.close()
-
-    def test_close_ends_the_thread_when_nobody_takes(self) -> None:
-        before = {thread.ident for thread in threading.enumerate()}
-        ahead = ReadAhead(batches(10**9), depth=2)
-        started = [thread for thread in threading.enumerate() if thread.ident not in before]
-        assert [thread.name for thread in started] == ["feed"]
-        ahead.close()
-        assert not started[0].is_alive()
 
 
 def test_depth_is_in_batches(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from lungseg_ray.config import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text()
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 AWS = "ray.autoscaler._private.aws"

@@ -24,8 +24,9 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.audit import audit, audit_summary, sides
 from tests.conftest import write_pairs
+from tests.helpers import ROOT
 
-DATA = Path(__file__).parents[1] / "../shared/data"
+DATA = ROOT / "../shared/data"
 LUNG = LabelFacts(share=0.3, parts=2, specks=0, ratio=0.9, touches=(), left=0.5, row=0.5, column=0.5)
 
 

@@ -5,10 +5,8 @@ from typing import Literal
 
 import pytest
 
-from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.cluster.planning import TrainingPlan, data_tasks, plan_training, plan_trials
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import Location
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -100,14 +98,6 @@ def test_refusals_say_what_would_fit() -> None:
         plan_training(cpus=16, gpus=2, workers=4, device="cuda")
     with pytest.raises(UserError, match=r"needs 1 GPU\(s\); the cluster has none\. Use train\.device = cpu"):
         plan_training(cpus=16, gpus=0, workers=1, device="cuda")
-
-
-def test_places_that_a_submitted_job_would_lose() -> None:
-    copy = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs/mine"
-    with pytest.raises(UserError, match=r"^runs/mine: a submitted job runs in a copy of your folder that Ray deletes"):
-        check_lasting(Location(copy))
-    check_lasting(Location("/data/runs/mine"))
-    check_lasting(Location("s3://lungs/runs/mine"))
 
 
 class TestPlanTrials:

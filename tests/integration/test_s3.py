@@ -20,7 +20,7 @@ import pytest
 from lungseg_ray.storage import Location, StorageError, locate, retry
 from lungseg_ray.storage.s3 import s3_client
 from tests.helpers import ROOT
-from tests.object_store import KEY, SECRET, FaultyProxy, Mode, ObjectStore
+from tests.storage.object_store import KEY, SECRET, FaultyProxy, Mode, ObjectStore
 
 BUCKET = "places"
 SECONDS = 30.0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,38 +9,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from lungseg_ray.config import (
-    CorpusSettings,
-    EvaluateJob,
-    PredictJob,
-    Settings,
-    SweepJob,
-    TrainJob,
-    differences,
-    dump,
-    load_settings,
-    merge,
-    non_default,
-)
+from lungseg_ray.config import EvaluateJob, PredictJob, Settings, SweepJob, TrainJob, load_settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate
 from tests.helpers import ROOT
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in list(os.environ):
-        if key.startswith("LUNGSEG_"):
-            monkeypatch.delenv(key)
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Any:
-    def write(text: str) -> list[str]:
-        (tmp_path / "config.yaml").write_text(text)
-        return ["--config", str(tmp_path / "config.yaml")]
-
-    return write
 
 
 def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -173,23 +144,6 @@ def test_names_of_options_may_have_dashes() -> None:
     assert (settings.train.min_workers, settings.model.encoder, settings.runs.name) == (1, "timm-resnest14d", "a-b")
 
 
-def test_dump_and_load_round_trip(config: Any) -> None:
-    settings = load_settings(
-        Settings,
-        [
-            *("--corpus.classes", "3", "--corpus.class_names", "left,right"),
-            *("--corpus.mask_values", "0=0,7=2,9=ignore", "--corpus.about", "Röntgen: 'all'"),
-            *("--optim.lr", "1e-5", "--train.channels_last", "false"),
-            *("--evaluate.subgroups", "sex", "--evaluate.subgroups", "finding"),
-        ],
-    )
-    assert settings.corpus.mask_values == {0: 0, 7: 2, 9: "ignore"}
-    assert settings.evaluate.subgroups == ["sex", "finding"]
-    assert load_settings(Settings, config(dump(settings))) == settings
-    assert load_settings(Settings, config(dump(Settings()))) == Settings()
-    assert set(yaml.safe_load(dump(settings))) == set(Settings.model_fields)
-
-
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
 def test_configs_of_the_repository(file: Path) -> None:
     first, command, job, *rest = shlex.split(file.read_text().splitlines()[0], comments=False)
@@ -218,65 +172,6 @@ def test_help_lists_every_leaf(capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert any(line.startswith(f"--{key} ") for line in lines), key
 
 
-def test_batch_must_divide() -> None:
-    parts = ["--train.workers", "2", "--train.accumulate", "3"]
-    assert load_settings(Settings, [*parts, "--feed.batch", "12"]).feed.batch == 12
-    with pytest.raises(UserError, match=r"feed\.batch must divide by train\.workers x train\.accumulate = 6, found 8"):
-        load_settings(Settings, [*parts, "--feed.batch", "8"])
-
-
-def test_split_must_leave_some_to_train() -> None:
-    with pytest.raises(UserError, match=r"corpus\.split: val \+ test .* found 0\.5 \+ 0\.5"):
-        load_settings(Settings, ["--corpus.split.val", "0.5", "--corpus.split.test", "0.5"])
-
-
-def test_class_names_and_mask_values() -> None:
-    with pytest.raises(UserError, match=r"class_names must name 2 label\(s\), found \['lung'\]"):
-        load_settings(Settings, ["--corpus.classes", "3"])
-    # classes = 2 is background and one structure, as classes = 1 is.
-    assert load_settings(Settings, ["--corpus.classes", "2"]).corpus.labels == {0: 0, 1: 1}
-    with pytest.raises(UserError, match=r"mask_values must map to labels 0 to 1 or 'ignore', found \{3: 2\}"):
-        load_settings(Settings, ["--corpus.mask_values", "0=0,3=2"])
-    with pytest.raises(UserError, match=r"found \{3: -1\}"):
-        load_settings(Settings, ["--corpus.mask_values", "3=-1"])
-
-
-def test_labels() -> None:
-    assert CorpusSettings().labels == {0: 0, 1: 1, 255: 1}
-    assert CorpusSettings(classes=3, class_names=["left", "right"]).labels == {0: 0, 1: 1, 2: 2}
-    assert CorpusSettings(mask_values={5: 1, 6: "ignore"}).labels == {5: 1, 6: "ignore"}
-
-
-def test_settings_stay_as_they_were_read() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        Settings().train.epochs = 3  # type: ignore[misc]
-
-
-def test_differences() -> None:
-    old = {"train": {"seed": 0, "epochs": 3}, "optim": {"lr": 0.1}, "gone": 1}
-    new = {"train": {"seed": 1, "epochs": 3}, "optim": {"lr": 0.1, "k": 5}, "corpus": {"a": 1}}
-    assert list(differences(old, new)) == [
-        "train.seed: 0 -> 1",
-        "optim.k: None -> 5",
-        "gone: 1 -> None",
-        "corpus: None -> {'a': 1}",
-    ]
-    assert not list(differences(old, old))
-
-
-def test_chosen_is_what_differs_from_the_defaults() -> None:
-    corpus = CorpusSettings.model_validate({"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}})
-    assert non_default(corpus) == {"classes": 3, "class_names": ["a", "b"], "split": {"seed": 5}}
-    assert non_default(CorpusSettings()) == {}
-    assert non_default(
-        load_settings(Settings, ["--corpus.classes", "1", "--corpus.mask_values", "0=0,9=1"]).corpus
-    ) == {"mask_values": {0: 0, 9: 1}}
-
-
-def test_merge_replaces_leaves() -> None:
-    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": 5}) == {"a": {"b": 1, "c": 4}, "d": 5}
-
-
 def test_a_section_of_the_environment_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUNGSEG_TRIAN__EPOCHS", "3")
     with pytest.raises(UserError, match=r"LUNGSEG_TRIAN__EPOCHS: there is no .* mean train\.epochs"):
@@ -303,13 +198,3 @@ def test_places_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPa
     )
     assert found.corpus.root == f"{tmp_path}/a"
     assert (found.runs.root, found.model.weights) == ("s3://bucket/b", f"{tmp_path}/encoder.pth")
-
-
-def test_the_batch_divides_among_any_number_of_elastic_workers() -> None:
-    Settings.model_validate({"feed": {"batch": 12}, "train": {"workers": 4, "min_workers": 1}})
-    with pytest.raises(
-        ValueError, match=r"accumulate = 3, found 8; from train\.min_workers on, any number up to 4 must"
-    ):
-        Settings.model_validate({"feed": {"batch": 8}, "train": {"workers": 4, "min_workers": 2}})
-    with pytest.raises(ValueError, match=r"train\.min_workers = 3 must not exceed train\.workers = 2"):
-        Settings.model_validate({"train": {"workers": 2, "min_workers": 3}})
