@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lungseg_ray.config import SweepJob, load_settings
-from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import Sweep, rank_trials
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +27,7 @@ def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
     name = f"{job.runs.name}-{stop}"
     more = ["--sweep.stop", stop, "--sweep.finalists", "0", "--runs.name", name, *precision]
     subprocess.run([sys.executable, str(ROOT / "jobs" / "tune.py"), *arguments, *more], check=True)
-    return Sweep(locate(job.runs.root) / name)
+    return Sweep(job.runs.root / name)
 
 
 def compare(whole: Sweep, halved: Sweep) -> dict[str, Any]:

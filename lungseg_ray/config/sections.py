@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -11,13 +11,15 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from lungseg_ray.config.tree import Section
-from lungseg_ray.storage import PATIENCE_SECONDS, locate
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
 SALT = f"{ENVIRONMENT_PREFIX}SALT"
@@ -26,19 +28,36 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
 
 
-def _absolute(text: str) -> str:
-    """Jobs' workers have other current directories than the driver."""
-    return text if text == PHANTOM else locate(text).uri
+def _located(value: object) -> Location:
+    """The place that a text names. It is absolute, since the workers of a job have another current directory."""
+    if isinstance(value, Location):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected a path or an s3:// address, found {value!r}")
+    return locate(value)
+
+
+def _located_or_phantom(value: object) -> Location | Literal["phantom"]:
+    return PHANTOM if value == PHANTOM else _located(value)
+
+
+def _path(text: str) -> Any:
+    """A default that becomes a place when the settings are read, so that `--help` shows it as it is written here."""
+    return text
 
 
 def _absolute_file(text: str) -> str:
     return str(Path(text).absolute()) if Path(text).is_file() else text
 
 
-PHANTOM = "phantom"
+PHANTOM: Final = "phantom"
 Device = Literal["auto", "cpu", "cuda"]
 Flips = Literal["none", "horizontal", "all"]
-Place = Annotated[str, AfterValidator(_absolute)]
+Place = Annotated[Location, PlainValidator(_located), PlainSerializer(str, when_used="json")]
+"""A folder or a file that a user names by a path or an address; written down as its address."""
+CorpusRoot = Annotated[
+    Location | Literal["phantom"], PlainValidator(_located_or_phantom), PlainSerializer(str, when_used="json")
+]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -67,7 +86,9 @@ class SplitSettings(Section):
 class CorpusSettings(Section):
     """Where X-rays and masks come from."""
 
-    root: Place = Field(PHANTOM, description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests.")
+    root: CorpusRoot = Field(
+        PHANTOM, description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests."
+    )
     layout: Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"] = Field(
         "auto",
         description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file. "
@@ -119,7 +140,7 @@ class CorpusSettings(Section):
 class ShardSettings(Section):
     """What a shard holds."""
 
-    root: Place = Field("data/phantom", description="Folder or s3:// prefix of the Parquet shards.")
+    root: Place = Field(_path("data/phantom"), description="Folder or s3:// prefix of the Parquet shards.")
     longer_side: Annotated[int, Field(ge=32, le=8192)] = Field(
         1024, description="Images larger than this, in pixels, are reduced to it; the aspect stays."
     )
@@ -227,7 +248,7 @@ class StorageSettings(Section):
 class RunSettings(Section):
     """Where the run is kept."""
 
-    root: Place = Field("runs", description="Folder or s3:// prefix of all runs.")
+    root: Place = Field(_path("runs"), description="Folder or s3:// prefix of all runs.")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         "local", description="The run's folder; the same name goes on with the same run."
     )

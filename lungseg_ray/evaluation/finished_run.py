@@ -14,7 +14,6 @@ from lungseg_ray.inference.card import model_card
 from lungseg_ray.inference.export import validation_figures
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.shards.format import ShardIndex
-from lungseg_ray.storage import locate
 
 
 def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console
     test = None
     if index.count("test"):
         console.print(f"Evaluating on {index.count('test')} test images", highlight=False)
-        images = ShardImages.of(locate(settings.shards.root), index.of("test"))
+        images = ShardImages.of(settings.shards.root, index.of("test"))
         out = run.place / EVALUATION / "test"
         test = evaluate(predictor.Model((run,)), images, out, settings.evaluate, device=settings.train.device)
         card = model_card(settings, index, validation_figures(progress), test=test)

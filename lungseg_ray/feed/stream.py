@@ -29,7 +29,7 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import epoch_order
 from lungseg_ray.feed.read_ahead import ReadAhead
 from lungseg_ray.shards.format import ShardIndex, ShardRow, read_rows, unpack_rows
-from lungseg_ray.storage import Location, locate, retry
+from lungseg_ray.storage import Location, retry
 
 CHUNK_IMAGES = 128
 """Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
@@ -73,7 +73,7 @@ class Source:
             UserError: if the shards do not fill a batch, or have no images for validation.
         """
         return cls(
-            root=locate(settings.shards.root),
+            root=settings.shards.root,
             index=index,
             preset=settings.feed.preset,
             size=settings.feed.size,

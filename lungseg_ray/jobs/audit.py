@@ -25,7 +25,7 @@ from lungseg_ray.corpus.split import prescribed
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import Location
 from lungseg_ray.text import counted
 
 _SIDES = (*SPLITS, None)
@@ -69,7 +69,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     Raises:
         UserError: if the corpus cannot be listed, or if no image of it can be read.
     """
-    root = locate(settings.shards.root)
+    root = settings.shards.root
     check_lasting(root)
     listing = list_corpus(settings.corpus)
     records, torn, undealt = sides(listing.records, settings.corpus.split)

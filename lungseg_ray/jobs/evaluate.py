@@ -17,7 +17,7 @@ from lungseg_ray.evaluation.summary import figures_table
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.run.folder import EVALUATION
 from lungseg_ray.shards.format import read_index
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import Location
 
 
 def main(job: EvaluateJob, console: Console) -> None:
@@ -42,7 +42,7 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
     kept = model.runs[0].kept()
     listing: Listing | None = None
     if job.corpus is None:
-        root = locate(job.shards or kept.settings.shards.root)
+        root = job.shards or kept.settings.shards.root
         index = read_index(root)
         if index.fingerprint != kept.shards:
             raise UserError(
@@ -53,9 +53,11 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
         images: Images = ShardImages.of(root, index.shards if name == "all" else index.of(name))  # type: ignore[arg-type]
     else:
         images, listing = _corpus_images(kept.settings, job.corpus, job.split)
-        name = "-".join([locate(job.corpus.root).stem, *([job.split] if job.split else [])])
+        corpus = job.corpus.root
+        stem = corpus.stem if isinstance(corpus, Location) else corpus
+        name = "-".join([stem, *([job.split] if job.split else [])])
         name = f"corpus-{name}"
-    out = locate(job.out) if job.out else locate(job.run) / EVALUATION / f"{name}{model.suffix}"
+    out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
     result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
     return result, out
 

@@ -6,7 +6,6 @@ from lungseg_ray.config import EvaluateJob, PredictJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.run.folder import Run
-from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import Sweep, rank_trials
 
 
@@ -16,7 +15,7 @@ def model_of(job: EvaluateJob | PredictJob) -> Model:
     Raises:
         UserError: if several are asked for of a run alone, or more than the sweep has.
     """
-    place = locate(job.run)
+    place = job.run
     if Sweep.is_one(place):
         return Model(tuple(best_runs(Sweep(place), job.top)), job.flips)
     if job.top > 1:

@@ -32,7 +32,7 @@ from lungseg_ray.jobs.members import model_of
 from lungseg_ray.numerics import metrics
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.folder import BEST
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import Location
 from lungseg_ray.text import escaped, is_utf8
 
 TABLE = "predictions.csv"
@@ -67,7 +67,7 @@ class _Predict:
                 continue
             try:
                 found = read_image(
-                    str(locate(self.job.images) / name),
+                    str(self.job.images / name),
                     channels=side.channels,
                     longer_side=side.longer_side,
                     white=side.white,
@@ -87,7 +87,7 @@ class _Predict:
 
     def _place(self, folder: str, name: str) -> Location:
         # The suffix stays within the name, so that a.png and a.jpg have masks of their own.
-        return locate(self.job.out) / folder / f"{name}.png"
+        return self.job.out / folder / f"{name}.png"
 
     def _write(self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: Sidecar) -> None:
         if self.job.overlay:
@@ -118,9 +118,9 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
         UserError: if the run or the images are not there, if none of them can be used, or if another model, or the
             same with other settings, has predicted into the folder before.
     """
-    check_lasting(locate(job.out))
+    check_lasting(job.out)
     names = _images(job)
-    check_shared(locate(job.out))
+    check_shared(job.out)
     model = model_of(job)
     _claim(job, model)
     work = _Predict(job, model, names)
@@ -131,7 +131,7 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
-    (locate(job.out) / TABLE).write_text(text.getvalue())
+    (job.out / TABLE).write_text(text.getvalue())
     if all(row["status"] == "set aside" for row in rows):
         raise UserError(f"{job.images}: none of {len(rows)} images can be used:\n{describe_predictions(rows, job)}")
     return rows
@@ -142,10 +142,10 @@ def _images(job: PredictJob) -> list[str]:
 
     In archives of DICOM, many files have no suffix.
     """
-    place = locate(job.images)
+    place = job.images
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder (--images).")
-    own = f"{locate(job.out).uri}/"
+    own = f"{job.out.uri}/"
     names = [
         found.uri[len(place.uri) + 1 :]
         for found, info in place.list(recursive=True)
@@ -163,7 +163,7 @@ def _claim(job: PredictJob, model: Model) -> None:
     model.load()
     weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
     mine = {"weights_sha256": " ".join(weights), "flips": model.flips, "clean_up": job.clean_up}
-    place = locate(job.out) / CLAIM
+    place = job.out / CLAIM
     # Folders from before there were flips do not name them.
     if place.exists() and (theirs := {"flips": "none", **json.loads(place.read_text())}) != mine:
         raise UserError(
@@ -177,7 +177,7 @@ def _claim(job: PredictJob, model: Model) -> None:
 def describe_predictions(rows: list[dict[str, Any]], job: PredictJob) -> str:
     """What was done, for a person."""
     counts = Counter(row["status"] for row in rows)
-    lines = [f"{locate(job.out)}: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
+    lines = [f"{job.out}: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
     bad = [row for row in rows if row["status"] == "set aside"]
     lines += [f"  {row['image']}: {row['reason']}" for row in bad[:10]]
     if len(bad) > 10:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lungseg_ray.config import ReportJob
 from lungseg_ray.page.render import write_run_page, write_sweep_page
-from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage import Location
 
 
 def main(job: ReportJob, console: Console) -> None:
@@ -23,7 +23,7 @@ def report(job: ReportJob) -> Location:
     Raises:
         UserError: if the sweep or the run is not there or cannot be read.
     """
-    out = locate(job.out) if job.out else None
     if job.sweep:
-        return write_sweep_page(locate(job.sweep), shards=locate(job.shards) if job.shards else None, out=out)
-    return write_run_page(locate(job.run or ""), out=out)
+        return write_sweep_page(job.sweep, shards=job.shards, out=job.out)
+    assert job.run is not None, "ReportJob has either a sweep or a run"
+    return write_run_page(job.run, out=job.out)

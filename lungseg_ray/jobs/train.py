@@ -23,7 +23,6 @@ from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.run import lease
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
-from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.workers.fit import fit
 
@@ -49,8 +48,8 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
     Raises:
         UserError: for what a user can mend.
     """
-    root = locate(settings.shards.root)
-    run = Run(locate(settings.runs.root) / settings.runs.name)
+    root = settings.shards.root
+    run = Run(settings.runs.root / settings.runs.name)
     check_lasting(run.place)
     index = find_shards(root, settings)
     if index:
@@ -132,7 +131,7 @@ def winner_of(job: TrainJob) -> Settings:
     given = job.model_dump(exclude={"from_sweep"}, exclude_unset=True)
     if job.from_sweep is None:
         return Settings.model_validate(given)
-    sweep = Sweep(locate(job.from_sweep))
+    sweep = Sweep(job.from_sweep)
     sweep.kept()
     try:
         tree = yaml.safe_load((sweep.place / WINNER).read_text())

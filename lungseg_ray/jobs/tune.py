@@ -19,7 +19,7 @@ from lungseg_ray.run import lease
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
 from lungseg_ray.shards.format import ShardIndex, read_table
 from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
-from lungseg_ray.storage import Location, locate, retry
+from lungseg_ray.storage import Location, retry
 from lungseg_ray.sweep.compare import summarise_sweep
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.search import Search
@@ -52,8 +52,8 @@ def tune(job: SweepJob, console: Console) -> dict[str, Any]:
         JobFailedError: if nothing moves any more, storage fails for too long, or another driver has taken over.
         StoppedError: if a signal asked for it.
     """
-    root = locate(job.shards.root)
-    place = Sweep(locate(job.runs.root) / job.runs.name)
+    root = job.shards.root
+    place = Sweep(job.runs.root / job.runs.name)
     check_lasting(place.place)
     if not job.sweep.space:
         raise UserError(

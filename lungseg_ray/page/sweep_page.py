@@ -53,7 +53,7 @@ def sweep_page(sweep: Sweep, *, shards: Location | None, base: str) -> Page:
     kept, trials = sweep.kept(), sweep.trials()
     found = compare.summarise_sweep(kept.job, trials, sweep.seconds())
     view = SweepView(sweep, kept.job, trials, found, sweep.summary() is not None, base)
-    root = shards or Location(kept.job.shards.root)
+    root = shards or kept.job.shards.root
     chapters = [
         _headline(view),
         _finalists(view),

@@ -36,7 +36,7 @@ from lungseg_ray.shards.format import (
     read_notes,
     write_file,
 )
-from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, retry
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
 
 SET_ASIDE = "set_aside.csv"
 
@@ -107,7 +107,7 @@ def shard(settings: Settings) -> Outcome:
             of the files cannot be used than `shards.max_set_aside`.
         OSError: if a shard cannot be written.
     """
-    root = locate(settings.shards.root)
+    root = settings.shards.root
     check_lasting(root)
     check_shared(root)
     listing = list_corpus(settings.corpus)

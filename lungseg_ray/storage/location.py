@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,6 @@ def _require_bucket(place: Location) -> None:
     _known_buckets.add(key)
 
 
-@dataclass(frozen=True)
 class Location:
     """A file or a folder, on a disk or in a bucket.
 
@@ -114,9 +112,24 @@ class Location:
 
     Every operation raises `StorageError` where a bucket cannot be used, one that does not exist included, and the
     `OSError`s of Python for a disk.
+
+    Attributes:
+        uri: an absolute path, or a scheme, a bucket and a prefix.
     """
 
-    uri: str
+    __slots__ = ("uri",)
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Location) and other.uri == self.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Location({self.uri!r})"
 
     @property
     def is_local(self) -> bool:

@@ -23,6 +23,7 @@ from lungseg_ray.corpus import Record, Sample, SetAside, Split
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.audit import audit, audit_summary, sides
+from lungseg_ray.storage import Location
 from tests.conftest import write_pairs
 from tests.helpers import ROOT
 
@@ -414,7 +415,7 @@ class TestCommand:
     def test_flag(self) -> None:
         assert load_settings(ShardJob, ["--audit"]).audit
         assert not load_settings(ShardJob, []).audit
-        assert load_settings(ShardJob, ["--audit", "--corpus.root", "/x"]).corpus.root == "/x"
+        assert load_settings(ShardJob, ["--audit", "--corpus.root", "/x"]).corpus.root == Location("/x")
 
     def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as left:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from lungseg_ray.config import EvaluateJob, PredictJob, Settings, SweepJob, TrainJob, load_settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import locate
+from lungseg_ray.storage import Location, locate
 from tests.helpers import ROOT
 
 
@@ -196,5 +196,5 @@ def test_places_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPa
     found = load_settings(
         Settings, ["--corpus.root", "a", "--runs.root", "s3://bucket/b", "--model.weights", "encoder.pth"]
     )
-    assert found.corpus.root == f"{tmp_path}/a"
-    assert (found.runs.root, found.model.weights) == ("s3://bucket/b", f"{tmp_path}/encoder.pth")
+    assert found.corpus.root == Location(f"{tmp_path}/a")
+    assert (found.runs.root, found.model.weights) == (Location("s3://bucket/b"), f"{tmp_path}/encoder.pth")

@@ -12,6 +12,7 @@ from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.layouts.dicom import find_path
 from lungseg_ray.corpus.privacy import Salt
 from lungseg_ray.errors import UserError
+from lungseg_ray.storage import locate
 from tests.corpus.dicoms import IDENTITY, chest, dataset, encoded, write_tree
 from tests.corpus.kinds import MASK, png
 from tests.corpus.trees import listing, reasons
@@ -60,7 +61,7 @@ def test_another_salt_makes_other_keys(tmp_path: Path, monkeypatch: pytest.Monke
     second = listing(root)
     assert {one.patient_id for one in first.records}.isdisjoint(one.patient_id for one in second.records)
     with pytest.raises(UserError, match="no file has the key"):
-        find_path(str(root), first.records[0].image_id)
+        find_path(locate(str(root)), first.records[0].image_id)
 
 
 def test_a_key_leads_back_to_the_path(tmp_path: Path) -> None:
@@ -68,9 +69,9 @@ def test_a_key_leads_back_to_the_path(tmp_path: Path) -> None:
     (root / os.fsdecode(b"\xff.dcm")).write_bytes(b"")
     found = listing(root)
     for record in found.records:
-        assert find_path(str(root), record.image_id) == record.image_uri
+        assert find_path(locate(str(root)), record.image_id) == record.image_uri
     misnamed = next(one for one in found.set_aside if one.reason == "bad_name")
-    assert find_path(str(root), misnamed.image_id).endswith("\\xff.dcm")
+    assert find_path(locate(str(root)), misnamed.image_id).endswith("\\xff.dcm")
 
 
 def test_names_without_a_suffix_and_uids(tmp_path: Path) -> None:

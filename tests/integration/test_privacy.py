@@ -22,6 +22,7 @@ from lungseg_ray.jobs.predict import describe_predictions, predict
 from lungseg_ray.jobs.train import train
 from lungseg_ray.shards.build import Outcome, describe_outcome, shard
 from lungseg_ray.shards.format import read_facts
+from lungseg_ray.storage import locate
 from tests.corpus.dicoms import IDENTITY, chest, write_tree
 from tests.helpers import make_settings
 
@@ -112,9 +113,9 @@ def test_what_was_set_aside_can_be_found_again(ran: Ran, monkeypatch: pytest.Mon
     monkeypatch.setenv("LUNGSEG_SALT", SALT)
     by_reason = {one.reason: one for one in ran.outcome.set_aside}
     assert set(by_reason) == {"unreadable"}
-    paths = {find_path(str(ran.corpus), one.image_id) for one in ran.outcome.set_aside}
+    paths = {find_path(locate(str(ran.corpus)), one.image_id) for one in ran.outcome.set_aside}
     assert {Path(str(path)).suffix for path in paths} == {".dcm"}
     assert any(IDENTITY["PatientName"] in str(path) for path in paths)
     with pytest.raises(UserError, match="no file has the key"):
-        find_path(str(ran.corpus), "0" * 16)
+        find_path(locate(str(ran.corpus)), "0" * 16)
     assert all(os.path.exists(str(path)) for path in paths)  # noqa: PTH110

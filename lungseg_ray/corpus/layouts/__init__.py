@@ -28,7 +28,7 @@ from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
 from lungseg_ray.corpus.layouts.tree import FileTree
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import locate
+from lungseg_ray.storage import Location, locate
 
 __all__ = ["Listing", "list_corpus"]
 
@@ -41,7 +41,7 @@ def list_corpus(settings: CorpusSettings) -> Listing:
     """
     if settings.root == PHANTOM and settings.layout == "auto":
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM)
-    root = locate(settings.root)
+    root = settings.root if isinstance(settings.root, Location) else locate(settings.root)
     if settings.layout == "manifest" and not is_table(root):
         raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")
     if settings.layout == "manifest" or (settings.layout == "auto" and is_table(root)):

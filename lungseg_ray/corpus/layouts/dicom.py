@@ -20,7 +20,7 @@ from lungseg_ray.corpus.read import fault_of_file, redact_paths
 from lungseg_ray.corpus.record import STUDY_KEY, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
-from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate, retry, translate_errors
+from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry, translate_errors
 from lungseg_ray.text import without_suffix
 
 EXPECTS = "DICOM files in any folders, and the mask of images/a/b.dcm, or of a/b.dcm, as masks/a/b.png"
@@ -99,13 +99,13 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     return replace(found, ignored=ignored)
 
 
-def find_path(root: str, key: str) -> str:
+def find_path(root: Location, key: str) -> str:
     """The path that stands behind an `image_id` of this layout.
 
     Raises:
         UserError: if the folder cannot be listed, if there is no salt, or if no file has this key.
     """
-    salt, tree = find_salt(), FileTree.of(locate(root))
+    salt, tree = find_salt(), FileTree.of(root)
     for entry in tree.files:
         if salt.key("path", entry.path) == key:
             return entry.place.uri
