@@ -116,6 +116,45 @@ def _outline(
     cv2.drawContours(canvas, lines, -1, colour, width, cv2.LINE_AA)
 
 
+def fit_to(pixels: Pixels, longer_side: int) -> Pixels:
+    """Resizes an image for display, so that its longer side has so many pixels.
+
+    Args:
+        pixels: (H, W, C) uint8.
+        longer_side: of the result, pixels.
+    """
+    height, width = _fitted(pixels, longer_side)
+    interpolation = cv2.INTER_AREA if height < pixels.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (width, height), interpolation=interpolation).reshape(height, width, -1)
+
+
+def fit_labels_to(mask: Pixels, longer_side: int) -> Pixels:
+    """Resizes a label map for display, so that its longer side has so many pixels; too coarse for measuring.
+
+    Args:
+        mask: (H, W) uint8.
+        longer_side: of the result, pixels.
+    """
+    height, width = _fitted(mask, longer_side)
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _fitted(pixels: Pixels, longer_side: int) -> tuple[int, int]:
+    height, width = pixels.shape[:2]
+    scale = longer_side / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def png(pixels: Pixels) -> bytes:
+    """A picture as a PNG file.
+
+    Args:
+        pixels: (H, W) grey or (H, W, 3) RGB, uint8.
+    """
+    ordered = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
+    return cv2.imencode(".png", ordered)[1].tobytes()
+
+
 def hex_colour(colour: tuple[int, int, int]) -> str:
     """An RGB colour as `#rrggbb`."""
     return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lungseg_ray.audit.duplicates import DuplicatePair
 from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.audit.outliers import Outlier
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import Record, SetAside
+from lungseg_ray.storage import Location
 
 PAGE = "audit.html"
 TABLE = "audit.csv"
@@ -69,26 +67,28 @@ class Audit:
         return self.corpus.class_names
 
 
-def to_csv(audit: Audit) -> str:
-    """A table with a row for each image, and for each file set aside.
+def write_table(audit: Audit, place: Location) -> None:
+    """Writes a table with a row for each image, and for each file set aside.
 
     Columns are named as in `Facts`, `Marked` and `SetAside`; with several labels, those of a label end in its name, and
     a column of the corpus whose name is taken starts with `group_`.
+
+    Args:
+        audit: what was found.
+        place: the CSV file.
     """
     several = len(audit.names) > 1
     figures = [f"{key}_{name}" if several else key for name in audit.names for key in _MARKED]
     own = [*_PLAIN, "spacing_row", "spacing_column", *_FIGURES, *figures, "reason", "detail"]
     groups = {name: f"group_{name}" if name in own else name for one in audit.images for name in one.groups}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*own[:-2], *groups.values(), *own[-2:]])
-    writer.writeheader()
+    rows: list[dict[str, object]] = []
     for one in audit.images:
-        row: dict[str, Any] = {key: getattr(one, key) for key in (*_PLAIN, *_FIGURES)}
+        row: dict[str, object] = {key: getattr(one, key) for key in (*_PLAIN, *_FIGURES)}
         row["spacing_row"], row["spacing_column"] = one.spacing or (None, None)
         for name, label in one.labels.items():
             values = {key: getattr(label, key) for key in _MARKED} | {"touches": " ".join(label.touches)}
             row |= {f"{key}_{name}" if several else key: value for key, value in values.items()}
-        writer.writerow(row | {groups[name]: value for name, value in one.groups.items()})
+        rows.append(row | {groups[name]: value for name, value in one.groups.items()})
     for bad in audit.set_aside:
-        writer.writerow({"image_id": bad.image_id, "place": bad.uri, "reason": bad.reason, "detail": bad.detail})
-    return text.getvalue()
+        rows.append({"image_id": bad.image_id, "place": bad.uri, "reason": bad.reason, "detail": bad.detail})
+    place.write_csv(rows, [*own[:-2], *groups.values(), *own[-2:]])

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lungseg_ray.imaging import PREDICTED, TRUTH, figure_png, hex_colour, overlay
+from lungseg_ray.imaging import PREDICTED, TRUTH, figure_png, fit_labels_to, fit_to, hex_colour, overlay
 
 _PANEL_PIXELS = 512
 
@@ -49,7 +48,7 @@ def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[s
         for axis in line:
             axis.axis("off")
         for axis, panel in zip(line, row, strict=False):
-            axis.imshow(_reduced(panel))
+            axis.imshow(_drawn(panel))
             axis.set_title(panel.title, fontsize=8)
         line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=11)
     handles = [Line2D([], [], color=hex_colour(TRUTH), label="true outline")]
@@ -61,10 +60,6 @@ def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[s
     return figure_png(figure)
 
 
-def _reduced(panel: Panel) -> npt.NDArray[np.uint8]:
-    height, width = panel.image.shape[:2]
-    scale = _PANEL_PIXELS / max(height, width)
-    size = (round(width * scale), round(height * scale))
-    image = cv2.resize(panel.image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    masks = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in (panel.prediction, panel.truth)]
-    return overlay(image.reshape(size[1], size[0], -1), masks[0], masks[1])
+def _drawn(panel: Panel) -> npt.NDArray[np.uint8]:
+    masks = [fit_labels_to(mask, _PANEL_PIXELS) for mask in (panel.prediction, panel.truth)]
+    return overlay(fit_to(panel.image, _PANEL_PIXELS), masks[0], masks[1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from typing import Any
 
@@ -83,7 +81,8 @@ def evaluate(
     }
     if listing:
         result |= {"layout": listing.recognised, "unlabelled": len(listing.unlabelled)}
-    (out / PER_IMAGE).write_text(_to_csv(rows))
+    columns = dict.fromkeys(key for row in rows for key in row if key not in ("number", "sha256", "bad"))
+    (out / PER_IMAGE).write_csv(rows, list(columns))
     (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     return result
@@ -112,12 +111,3 @@ def _sheet(model: Model, images: Images, rows: list[dict[str, Any]], settings: E
             for row, sample in zip(few, samples, strict=True)
         ]
     return contact_sheet(panels, use.sidecar.class_names)
-
-
-def _to_csv(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("number", "sha256", "bad")))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -15,7 +15,7 @@ from lungseg_ray.audit import outliers
 from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import ImageFacts, image_facts, read_for_audit
 from lungseg_ray.audit.findings import list_findings
-from lungseg_ray.audit.result import TABLE, Audit, to_csv
+from lungseg_ray.audit.result import TABLE, Audit, write_table
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.cluster.session import cluster
@@ -103,7 +103,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         outliers=outliers.find_outliers(images, settings.corpus.class_names),
     )
     root.make_dir()
-    (root / TABLE).write_text(to_csv(found))
+    write_table(found, root / TABLE)
     return found, write_audit_page(found, root)
 
 

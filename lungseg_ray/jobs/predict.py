@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ from lungseg_ray.corpus.decode import decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.imaging import overlay
+from lungseg_ray.imaging import overlay, png
 from lungseg_ray.inference.predictor import Model, Sidecar
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.numerics import metrics
@@ -93,9 +91,9 @@ class _Predict:
         if self.job.overlay:
             height, width = image.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            self._place(OVERLAYS, name).write_bytes(_png(overlay(image, small)[:, :, ::-1]))
+            self._place(OVERLAYS, name).write_bytes(png(overlay(image, small)))
         # The mask comes last: where it lies, its image is done.
-        self._place(MASKS, name).write_bytes(_png(labels * 255 if side.classes == 1 else labels))
+        self._place(MASKS, name).write_bytes(png(labels * 255 if side.classes == 1 else labels))
 
 
 def main(job: PredictJob, console: Console) -> None:
@@ -127,11 +125,7 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
     done = map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)
     rows = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda row: row["image"])
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    (job.out / TABLE).write_text(text.getvalue())
+    (job.out / TABLE).write_csv(rows, columns)
     if all(row["status"] == "set aside" for row in rows):
         raise UserError(f"{job.images}: none of {len(rows)} images can be used:\n{describe_predictions(rows, job)}")
     return rows
@@ -193,7 +187,3 @@ def _shares(labels: npt.NDArray[np.uint8], class_names: Sequence[str]) -> dict[s
 def _from_file(data: bytes, classes: int) -> npt.NDArray[np.uint8]:
     pixels = decode_image(data, channels=1).pixels[:, :, 0]
     return (pixels > 0).astype(np.uint8) if classes == 1 else pixels
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import cv2
 import numpy as np
 
 from lungseg_ray.audit.duplicates import NEAR, DuplicatePair
@@ -15,7 +14,7 @@ from lungseg_ray.audit.outliers import FAR
 from lungseg_ray.audit.result import TABLE, Audit
 from lungseg_ray.corpus import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError
-from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
+from lungseg_ray.imaging import PREDICTED, TRUTH, hex_colour, overlay, png
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.page import charts
 from lungseg_ray.page.elements import (
@@ -396,9 +395,9 @@ def _cut(number: int) -> list[Part]:
 
 def _outlines(audit: Audit) -> list[Key]:
     if len(audit.names) == 1:
-        return [Key(f"outline of {audit.names[0]}", _css(TRUTH), "▬")]
+        return [Key(f"outline of {audit.names[0]}", hex_colour(TRUTH), "▬")]
     return [
-        Key(f"outline of {name}", _css(PREDICTED[number % len(PREDICTED)]), "▬")
+        Key(f"outline of {name}", hex_colour(PREDICTED[number % len(PREDICTED)]), "▬")
         for number, name in enumerate(audit.names)
     ]
 
@@ -412,9 +411,4 @@ def _picture(audit: Audit, one: ImageFacts, text: str) -> Image:
     labels = np.where(sample.mask == IGNORE_LABEL, 0, sample.mask).astype(np.uint8)
     nothing = np.zeros_like(labels)
     drawn = overlay(sample.image, nothing, labels) if len(audit.names) == 1 else overlay(sample.image, labels)
-    _, png = cv2.imencode(".png", np.ascontiguousarray(drawn[:, :, ::-1]))
-    return Image(embedded(png.tobytes()), text)
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "rgb({}, {}, {})".format(*colour)
+    return Image(embedded(png(drawn)), text)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.imaging import PREDICTED, TRUTH, overlay
+from lungseg_ray.imaging import PREDICTED, TRUTH, fit_labels_to, fit_to, hex_colour, overlay
 from lungseg_ray.inference import predictor
 from lungseg_ray.numerics import metrics
 from lungseg_ray.page.elements import Image, ImageGrid, Key, Note
@@ -46,13 +46,13 @@ def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: s
         return _missing(str(error))
     names = index.corpus.class_names
     predicted = [
-        Key(f"predicted {name}", _css(PREDICTED[label % len(PREDICTED)]), "▬") for label, name in enumerate(names)
+        Key(f"predicted {name}", hex_colour(PREDICTED[label % len(PREDICTED)]), "▬") for label, name in enumerate(names)
     ]
     return ImageGrid(
         ["X-ray", *models],
         [list(row) for row in zip(*columns, strict=True)],
         _SIDE,
-        [Key("true outline", _css(TRUTH), "▬"), *predicted],
+        [Key("true outline", hex_colour(TRUTH), "▬"), *predicted],
     )
 
 
@@ -69,24 +69,15 @@ def _seen(place: Location, rows: list[ShardRow]) -> list[Image]:
         counts = metrics.confusion_counts(
             torch.from_numpy(labels)[None], torch.from_numpy(row.sample.mask.copy())[None], classes=use.sidecar.classes
         )
-        masks = (_reduced(mask, cv2.INTER_NEAREST_EXACT) for mask in (labels, row.sample.mask))
-        drawn = overlay(_reduced(row.sample.image, cv2.INTER_AREA), *masks)
+        masks = (fit_labels_to(mask, _SIDE) for mask in (labels, row.sample.mask))
+        drawn = overlay(fit_to(row.sample.image, _SIDE), *masks)
         pictures.append(Image(_uri(drawn), f"Dice {float(metrics.dice(counts).mean()):.3f}"))
     return pictures
 
 
 def _plain(row: ShardRow) -> Image:
-    image = _reduced(row.sample.image, cv2.INTER_AREA)
+    image = fit_to(row.sample.image, _SIDE)
     return Image(_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
-
-
-def _reduced(pixels: Pixels, interpolation: int) -> Pixels:
-    """An image (H, W, C) or a mask (H, W) as large as it is shown."""
-    height, width = pixels.shape[:2]
-    scale = _SIDE / max(height, width)
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    small = cv2.resize(pixels, size, interpolation=interpolation)
-    return np.asarray(small.reshape(size[1], size[0], *pixels.shape[2:]), np.uint8)
 
 
 def _uri(rgb: Pixels) -> str:
@@ -99,7 +90,3 @@ def _missing(reason: str) -> Note:
         f"There are no pictures: {reason.rstrip('.')}. To have them, write the page again and say with --shards where "
         "the shards lie now."
     )
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "rgb({}, {}, {})".format(*colour)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -128,11 +127,7 @@ class Run:
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Writes one line for each finished epoch; with none, the file says that the run has a checkpoint."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(history[0]) if history else ["epoch", "step"])
-        writer.writeheader()
-        writer.writerows(history)
-        (self.place / HISTORY).write_text(text.getvalue())
+        (self.place / HISTORY).write_csv(history, list(history[0]) if history else ["epoch", "step"])
 
     def read_history(self) -> list[dict[str, float]]:
         """What `write_history` wrote; none before the first."""

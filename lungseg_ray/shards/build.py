@@ -136,7 +136,7 @@ def shard(settings: Settings) -> Outcome:
         raise UserError(
             f"{settings.corpus.root}: no usable image is left for training.{bare}\n{set_aside_table(set_aside)}"
         )
-    (root / SET_ASIDE).write_text(_to_csv(set_aside))
+    (root / SET_ASIDE).write_csv(map(asdict, set_aside), [field.name for field in fields(SetAside)])
     (root / INDEX).write_text(index.model_dump_json(indent=2))
     keep = {shard.file for shard in index.shards}
     for place, _ in root.list():
@@ -300,11 +300,3 @@ def _refuse_too_many(set_aside: list[SetAside], total: int, settings: Settings) 
             f"{settings.shards.max_set_aside:.1%} may be (shards.max_set_aside). Mend them or raise the limit.\n"
             f"{set_aside_table(set_aside)}"
         )
-
-
-def _to_csv(set_aside: list[SetAside]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(SetAside)])
-    writer.writeheader()
-    writer.writerows(asdict(one) for one in set_aside)
-    return text.getvalue()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import random
 import re
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -229,6 +231,19 @@ class Location:
     def write_text(self, text: str) -> None:
         """Writes UTF-8 text, whole or not at all."""
         self.write_bytes(text.encode())
+
+    def write_csv(self, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
+        """Writes a table as CSV with a header line, whole or not at all.
+
+        Args:
+            rows: the value of each column by name; a missing value is an empty cell, an unknown key is left out.
+            columns: in their order.
+        """
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write_text(text.getvalue())
 
     def create(self, data: bytes) -> bool:
         """Writes the whole file if there is none; of any number of processes and machines, one alone gets True.

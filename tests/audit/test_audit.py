@@ -17,13 +17,13 @@ from lungseg_ray.audit import outliers
 from lungseg_ray.audit.duplicates import NEAR, find_duplicates, near_pairs
 from lungseg_ray.audit.facts import ImageFacts, LabelFacts, image_facts, intensity, measure_label, perceptual_hash
 from lungseg_ray.audit.findings import Finding, list_findings, usual_parts
-from lungseg_ray.audit.result import Audit, to_csv
+from lungseg_ray.audit.result import Audit, write_table
 from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings, load_settings
 from lungseg_ray.corpus import Record, Sample, SetAside, Split
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.audit import audit, audit_summary, sides
-from lungseg_ray.storage import Location
+from lungseg_ray.storage import Location, locate
 from tests.conftest import write_pairs
 from tests.helpers import ROOT
 
@@ -58,6 +58,12 @@ def make_facts(name: str, **change: Any) -> ImageFacts:
         "split": "train",
     }
     return ImageFacts(**{**plain, **change})
+
+
+def table_of(audit: Audit, folder: Path) -> str:
+    place = locate(str(folder)) / "audit.csv"
+    write_table(audit, place)
+    return place.read_text()
 
 
 def make_audit(images: list[ImageFacts], **change: Any) -> Audit:
@@ -161,11 +167,11 @@ class TestFacts:
     def test_without_a_mask(self) -> None:
         assert image_facts(Record("x", "/x.png", (), "x"), self.sample(mask_sha256=""), ["lung"]).labels == {}
 
-    def test_private_places_are_not_told(self) -> None:
+    def test_private_places_are_not_told(self, tmp_path: Path) -> None:
         record = Record("a1", "/data/Doe^Jane/1.2.3.dcm", ("/m.png",), "b2", groups={"sex": "F"}, private=True)
         found = image_facts(record, self.sample(), ["lung"])
         assert (found.place, found.format, found.groups) == ("a1", "dicom", {"sex": "F"})
-        assert "Doe" not in to_csv(make_audit([found]))
+        assert "Doe" not in table_of(make_audit([found]), tmp_path)
 
 
 def altered(image: NDArray[np.uint8], how: str) -> NDArray[np.uint8]:
@@ -398,12 +404,12 @@ class TestSides:
 
 
 class TestTable:
-    def test_several_labels_and_groups(self) -> None:
+    def test_several_labels_and_groups(self, tmp_path: Path) -> None:
         corpus = CorpusSettings(root="x", classes=3, class_names=["cytoplasm", "nucleus"])
         labels = {"cytoplasm": LUNG, "nucleus": LabelFacts(0.1, 1, 0, None, ("top", "left"), 0.4, 0.5, 0.5)}
         one = make_facts("x1", labels=labels, groups={"bits": "many", "sex": "f"}, spacing=(0.1, 0.2))
         bad = SetAside("x2", "/x2.png", "unreadable", "truncated, and more")
-        text = to_csv(make_audit([one], corpus=corpus, set_aside=[bad], outliers=[]))
+        text = table_of(make_audit([one], corpus=corpus, set_aside=[bad], outliers=[]), tmp_path)
         first, second = csv.DictReader(io.StringIO(text))
         assert (first["share_nucleus"], first["touches_nucleus"], first["parts_cytoplasm"]) == ("0.1", "top left", "2")
         assert (first["bits"], first["group_bits"], first["sex"]) == ("8", "many", "f")

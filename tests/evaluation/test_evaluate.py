@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import io
 import math
 from typing import Any
@@ -13,7 +12,6 @@ from rich.console import Console
 from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus import Sample
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluation.evaluate import _to_csv
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import measure_image
 from lungseg_ray.evaluation.summary import figures_table, summarise_images
@@ -252,14 +250,6 @@ class TestGroups:
         settings = EvaluateSettings(clean_up=False, resamples=10, subgroups=["sex", "weight"])
         with pytest.raises(UserError, match=r"no column \['weight'\]; it has \['age', 'sex', 'site'\]"):
             summarise_images(self.rows, ["lung"], settings)
-
-
-def test_per_image_table() -> None:
-    rows = [{"number": 0, "image_id": "a", "dice": 0.5}, {"number": 1, "image_id": "b,c", "dice": 1.0, "sex": "F"}]
-    assert list(csv.DictReader(io.StringIO(_to_csv(rows)))) == [
-        {"image_id": "a", "dice": "0.5", "sex": ""},
-        {"image_id": "b,c", "dice": "1.0", "sex": "F"},
-    ]
 
 
 def test_table_for_the_terminal() -> None:
