@@ -30,11 +30,12 @@ fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an h
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --minutes 15
 
-check: $(READY) ## lint, formatting, types, and which folder may import which
+check: $(READY) ## linter, formatting, types, import rules, docstrings, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 
 format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .

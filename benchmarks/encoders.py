@@ -27,7 +27,8 @@ from torch import nn
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed.batch import Batch
-from lungseg_ray.models import ARCHITECTURES, MENU, build, check, cost, find_unused_parameters
+from lungseg_ray.models import MENU, build, check, cost, find_unused_parameters
+from lungseg_ray.names import ARCHITECTURES
 from lungseg_ray.training.learner import UNUSED_PROBE_SIZE, Learner
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,22 +32,22 @@ def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
 
 def compare(whole: Sweep, halved: Sweep) -> dict[str, Any]:
     """What the halved search spent and found, measured by the whole one."""
-    scores = {trial.label: trial.score for trial in whole.trials() if trial.counts}
+    scores = {trial.description: trial.score for trial in whole.trials() if trial.is_ranked}
     best, chosen = rank_trials(whole.trials())[0], rank_trials(halved.trials())[0]
     epochs = {name: sum(trial.epochs for trial in sweep.trials()) for name, sweep in (("w", whole), ("h", halved))}
     seconds = {name: sweep.seconds()["stage 1"] for name, sweep in (("w", whole), ("h", halved))}
     # The same seed makes the same run, so that both searches saw the same curves as far as they went.
-    same = {trial.label: trial.scores for trial in whole.trials()}
-    equal = sum(trial.scores == same[trial.label][: trial.epochs] for trial in halved.trials())
+    same = {trial.description: trial.scores for trial in whole.trials()}
+    equal = sum(trial.scores == same[trial.description][: trial.epochs] for trial in halved.trials())
     return {
         "trials": len(scores),
         "epochs_whole": epochs["w"],
         "epochs_halved": epochs["h"],
         "share_of_epochs": epochs["h"] / epochs["w"],
         "share_of_seconds": seconds["h"] / seconds["w"],
-        "winner_whole": best.label,
-        "winner_halved": chosen.label,
-        "iou_behind": (best.score or 0.0) - (scores[chosen.label] or 0.0),
+        "winner_whole": best.description,
+        "winner_halved": chosen.description,
+        "iou_behind": (best.score or 0.0) - (scores[chosen.description] or 0.0),
         "trials_with_equal_curves": equal,
     }
 
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     whole = run(arguments, "none")
     # What the first has chosen by a probe, so that both see the same curves.
-    found = compare(whole, run(arguments, "asha", "--train.precision", whole.kept().job.train.precision))
+    found = compare(whole, run(arguments, "asha", "--train.precision", whole.started_with().settings.train.precision))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "halving.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))

@@ -1,25 +1,31 @@
-"""The kinds of trouble a user meets: a mistake to correct, a job that cannot go on, a file that cannot be used."""
+"""The errors that users meet: a mistake to correct, a failed job, a stopped job, and a file that cannot be used."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: what is wrong, where, what was expected and found, and what to do.
+    """A mistake that the user can correct.
 
-    Jobs print it as it is, without a traceback, and exit with status 2.
+    The message states what is wrong and where, what was expected and what was found, and what to do. Jobs print it as
+    it is, without a traceback, and exit with status 2.
     """
 
 
 class JobFailedError(Exception):
-    """A job that cannot go on through no mistake of the command: what it met, where, what is safe, and what to do.
+    """A failure that ends a job although the user's command is correct.
 
-    Jobs print it as it is, without a traceback, and exit with status 1.
+    The message states what happened and where, which results are safe, and what to do. Jobs print it as it is, without
+    a traceback, and exit with status 1.
     """
 
 
 class StoppedError(Exception):
-    """A job that was asked to stop, and has saved what it had.
+    """The end of a job that was asked to stop and has saved its state.
+
+    Args:
+        message: The text for the user.
+        signal: The number of the signal that asked the job to stop.
 
     Attributes:
-        signal: number of the signal that asked; jobs exit with 128 + this.
+        signal: The number of the signal; the job exits with status 128 plus this number.
     """
 
     def __init__(self, message: str, signal: int) -> None:
@@ -28,11 +34,15 @@ class StoppedError(Exception):
 
 
 class BadFileError(Exception):
-    """One image or mask that cannot be used; it is set aside and counted, and the work goes on.
+    """An image or mask that cannot be used; it is set aside and counted, and the job continues.
+
+    Args:
+        reason: The kind of fault, a key of `lungseg_ray.corpus.REASONS`.
+        detail: What was expected and what was found, for the user.
 
     Attributes:
-        reason: one word of `lungseg_ray.corpus.REASONS`, to count by.
-        detail: what was expected and found, for a person.
+        reason: The kind of fault, by which files are counted.
+        detail: What was expected and what was found.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""Operations on pixel arrays: resizing images and label maps, drawing outlines, encoding pictures."""
+"""Operations on pixel arrays: resizing images and label maps, drawing outlines, and encoding images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def resize_image(image: Pixels, size: int) -> Pixels:
-    """Resizes an image as the preset `valid` does, for prediction.
+    """Resizes an image for prediction in the same way as the augmentation preset `valid`.
 
     Args:
         image: (H, W, C) uint8.
-        size: height and width of the result, pixels.
+        size: Height and width of the result, pixels.
 
     Returns:
         (size, size, C) uint8.
@@ -30,24 +30,28 @@ def resize_image(image: Pixels, size: int) -> Pixels:
 
 
 Pixels = NDArray[np.uint8]
+"""Images and label maps are uint8 arrays."""
 ResizeMode = Literal["area", "bilinear"]
+"""These are the ways in which source pixels are weighted when a label map is resized; see `resize_labels`."""
 
 
 def resize_labels(mask: Pixels, height: int, width: int, *, vote: ResizeMode = "area") -> Pixels:
-    """Resizes a label map so that it stays label-valued and centred.
+    """Resizes a label map such that the result contains only its labels and is not shifted.
 
-    Each label votes for every new pixel with the weight that the interpolation gives it there, and the heaviest wins;
-    `IGNORE_LABEL` is a label like any other. (Nearest neighbour shifts a mask by up to half a source pixel.)
+    Each label votes for each new pixel with the weight that the interpolation assigns to it there, and the label with
+    the largest weight wins. `IGNORE_LABEL` is treated like any other label. Nearest-neighbour interpolation is not used
+    because it shifts a mask by up to half a source pixel.
 
     Args:
         mask: (H, W) uint8 label map.
-        height: rows of the result.
-        width: columns of the result.
-        vote: "area": all source pixels under the new one vote, when the map shrinks. "bilinear": those around its
-            centre only; several times faster. An enlarged map is always voted on bilinearly.
+        height: Rows of the result.
+        width: Columns of the result.
+        vote: Which source pixels vote if the map shrinks. "area": all source pixels under the new pixel. "bilinear":
+            only those around the centre of the new pixel, which is several times faster. If the map is enlarged, the
+            vote is always bilinear.
 
     Returns:
-        (height, width) uint8, with labels of `mask` only.
+        (height, width) uint8 label map that contains only labels of `mask`.
     """
     if mask.shape == (height, width):
         return mask
@@ -58,7 +62,7 @@ def resize_labels(mask: Pixels, height: int, width: int, *, vote: ResizeMode = "
         return cv2.resize(cv2.compare(mask, label, cv2.CMP_EQ), (width, height), interpolation=interpolation)
 
     if mask.max() <= 1:
-        # Of two labels, one has the majority where its votes are 128 to 255.
+        # With two labels, a label has the majority where its votes are 128 to 255.
         marked = cv2.threshold(mask, 0, 255, cv2.THRESH_BINARY)[1]
         share = cv2.resize(marked, (width, height), interpolation=interpolation)
         return cv2.threshold(share, 127, 1, cv2.THRESH_BINARY)[1]
@@ -67,35 +71,54 @@ def resize_labels(mask: Pixels, height: int, width: int, *, vote: ResizeMode = "
 
 
 def limited(height: int, width: int, *, longer_side: int) -> tuple[int, int]:
-    """Rows and columns of an image once its longer side is at most `longer_side`; the aspect stays."""
+    """Computes the size of an image after its longer side is reduced to a limit at the same aspect ratio.
+
+    Args:
+        height: Rows of the image.
+        width: Columns of the image.
+        longer_side: Limit of the longer side, pixels; a smaller image keeps its size.
+
+    Returns:
+        Rows and columns of the reduced image, at least 1 each.
+    """
     scale = min(1.0, longer_side / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize_area(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resizes (H, W) or (H, W, C) by area; as it was if it has the size."""
+    """Resizes an array by area interpolation.
+
+    Args:
+        pixels: (H, W) or (H, W, C).
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Returns:
+        The resized array; `pixels` itself if it already has the size.
+    """
     if pixels.shape[:2] == (height, width):
         return pixels
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 TRUTH = (46, 204, 113)
+"""Outlines of true labels have this colour (RGB, 0 to 255)."""
 PREDICTED = ((255, 99, 71), (255, 193, 7), (103, 183, 255), (214, 130, 255))
-"""Colours (RGB) of true outlines, and of predicted ones by label; later labels take them again from the first."""
+"""Outlines of predicted labels have these colours (RGB, 0 to 255), from label 1 on; further labels repeat them."""
 
 
 def overlay(
     image: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[np.uint8]:
-    """An image with the outlines of its labels.
+    """Draws the outlines of labels on an image.
 
     Args:
-        image: (H, W, C) uint8, C = 1 or 3.
-        prediction: (H, W) uint8 labels, 0 is background.
-        truth: (H, W) uint8 labels, drawn beneath; `IGNORE_LABEL` is not drawn.
+        image: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        prediction: (H, W) uint8 label map; label 0 is the background and is not drawn.
+        truth: (H, W) uint8 label map, drawn below the prediction; label 0 and `IGNORE_LABEL` are not drawn.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB, a new array.
     """
     canvas = np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
     if canvas is image:
@@ -117,11 +140,14 @@ def _outline(
 
 
 def fit_to(pixels: Pixels, longer_side: int) -> Pixels:
-    """Resizes an image for display, so that its longer side has so many pixels.
+    """Resizes an image for display such that its longer side has a given length.
 
     Args:
         pixels: (H, W, C) uint8.
-        longer_side: of the result, pixels.
+        longer_side: Length of the longer side of the result, pixels.
+
+    Returns:
+        (height, width, C) uint8, with the aspect ratio of the input.
     """
     height, width = _fitted(pixels, longer_side)
     interpolation = cv2.INTER_AREA if height < pixels.shape[0] else cv2.INTER_CUBIC
@@ -129,11 +155,16 @@ def fit_to(pixels: Pixels, longer_side: int) -> Pixels:
 
 
 def fit_labels_to(mask: Pixels, longer_side: int) -> Pixels:
-    """Resizes a label map for display, so that its longer side has so many pixels; too coarse for measuring.
+    """Resizes a label map for display such that its longer side has a given length.
+
+    The result is too coarse for measurements, because it is interpolated by nearest neighbour.
 
     Args:
-        mask: (H, W) uint8.
-        longer_side: of the result, pixels.
+        mask: (H, W) uint8 label map.
+        longer_side: Length of the longer side of the result, pixels.
+
+    Returns:
+        (height, width) uint8 label map, with the aspect ratio of the input.
     """
     height, width = _fitted(mask, longer_side)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -146,22 +177,25 @@ def _fitted(pixels: Pixels, longer_side: int) -> tuple[int, int]:
 
 
 def png(pixels: Pixels) -> bytes:
-    """A picture as a PNG file.
+    """Encodes an image as a PNG file.
 
     Args:
         pixels: (H, W) grey or (H, W, 3) RGB, uint8.
+
+    Returns:
+        The content of the file.
     """
     ordered = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
     return cv2.imencode(".png", ordered)[1].tobytes()
 
 
 def hex_colour(colour: tuple[int, int, int]) -> str:
-    """An RGB colour as `#rrggbb`."""
+    """Formats an RGB colour, 0 to 255 each, as `#rrggbb`."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def figure_png(figure: Figure) -> bytes:
-    """A figure of matplotlib as a PNG file."""
+    """Renders a Matplotlib figure as the content of a PNG file."""
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()

@@ -1,4 +1,4 @@
-"""A bar for work that takes a while; without the rest of the display, and what that imports."""
+"""A progress bar for long loops, in a module of its own because the full display has more imports."""
 
 from __future__ import annotations
 
@@ -12,5 +12,16 @@ AnyItem = TypeVar("AnyItem")
 
 
 def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator[AnyItem]:
-    """Hands on items under a bar that is gone in the end; there is none where the output is no terminal."""
+    """Iterates over items and shows a progress bar meanwhile, which is removed at the end.
+
+    No bar is shown if the standard output is not a terminal.
+
+    Args:
+        items: The items to iterate over.
+        total: Number of items.
+        description: The text in front of the bar.
+
+    Returns:
+        An iterator over the same items.
+    """
     return iter(track(items, total=total, description=description, transient=True, disable=not sys.stdout.isatty()))

@@ -9,6 +9,7 @@ import cv2
 import pytest
 
 from lungseg_ray.corpus.phantom import draw
+from tests.storage.object_store import object_store as object_store
 
 
 def write_pairs(root: Path, count: int, *, size: int = 64, seed: int = 0) -> Path:

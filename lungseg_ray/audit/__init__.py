@@ -1,1 +1,1 @@
-"""A look at a corpus before one trains on it: what is in it, and what in it may spoil a result."""
+"""Audit of a corpus before training: what the corpus contains, and what in it may distort the results."""

@@ -1,15 +1,16 @@
-"""Images that stand in a corpus more than once: with the same bytes, or looking the same.
+"""Detection of duplicate images in a corpus: images with the same bytes, and images that look the same.
 
-Images that look alike differ in few of the 256 bits of their perceptual hash (`imagehash.phash`, 16 x 16; two such
-hashes nearly always differ in an even number of bits). How few was measured on 215 X-rays of different children, which
-all look alike, and on 300 pictures of blood cells:
+Two images look the same if their perceptual hashes differ in few of the 256 bits (`imagehash.phash` with 16 x 16 bits;
+two such hashes nearly always differ in an even number of bits). The limit `NEAR` is based on measurements with 215
+X-rays of different children, which all resemble each other, and with 300 images of blood cells. All values are numbers
+of differing bits:
 
-    bits between                          X-rays              cells
-    different images, the closest         64 (of 23,005)      60 (of 44,850)
+    hashes of                             X-rays              cells
+    different images, closest pair        64 (of 23,005)      60 (of 44,850)
     different images, median              118                 124
-    same cell, taken twice                -                   20, 26, 36
+    the same cell, imaged twice           -                   20, 26, 36
 
-    an image and a copy of it             median, largest; found with `NEAR` = 30
+    an image and its copy                 median, maximum; share of the copies found with `NEAR` = 30
     JPEG of quality 50                      0,   4; 100 %       2,  10; 100 %
     half, quarter of its size               0,   6; 100 %       2,   6; 100 %
     noise (sd 5 of 255)                     2,   8; 100 %       2,   8; 100 %
@@ -17,16 +18,17 @@ all look alike, and on 300 pictures of blood cells:
     contrast x 1.2                          2,  20; 100 %      26,  56;  74 %
     gamma 0.7, 1.4                         10,  22; 100 %      12,  26; 100 %
     histogram equalised                    24,  62;  78 %
-    1 % cropped on each side               18,  34;  99 %      14,  26; 100 %
-    2 % cropped on each side               36,  58;  20 %      26,  48;  73 %
-    moved by 1 % of each side              30,  46;  59 %      32,  56;  41 %
-    turned by 2 degrees                    34,  62;  35 %      16,  34;  98 %
-    5 % cropped on each side, mirrored,
-    black and white exchanged              none found
+    cropped by 1 % at each edge            18,  34;  99 %      14,  26; 100 %
+    cropped by 2 % at each edge            36,  58;  20 %      26,  48;  73 %
+    shifted by 1 % of its size             30,  46;  59 %      32,  56;  41 %
+    rotated by 2 degrees                   34,  62;  35 %      16,  34;  98 %
+    cropped by 5 % at each edge,
+    mirrored, black and white inverted     none found
 
-A hash of 64 bits will not do: different X-rays come as near as 6 bits (phash), 0 bits (dhash), and copies go as far as
-10. `NEAR` lies well below the closest pair of different images, so that much larger corpora have hardly any false pair
-either; and at 30, bands of whole bytes make the search exact.
+A hash of 64 bits does not separate copies from different images: the hashes of different X-rays differ in as few as 6
+bits (phash) or 0 bits (dhash), and those of copies in as many as 10 bits. `NEAR` is well below the closest pair of
+different images, so that much larger corpora also produce hardly any false pair. In addition, a limit of 30 bits makes
+the search by whole bytes exact (see `near_pairs`).
 """
 
 from __future__ import annotations
@@ -42,23 +44,25 @@ from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.progress import ticks
 
 NEAR = 30
-"""Bits in which the hashes of two images that look the same differ at most."""
+"""Two images look the same if their hashes differ in at most this number of bits."""
 MOST = 100_000
-"""Pairs of images that look the same, after which the search ends."""
+"""The search ends after it has found this number of pairs of images that look the same."""
 _BYTES = 32
 
 Hashes = NDArray[np.uint8]
+"""Perceptual hashes are held as uint8 (N, 32): 256 bits for each image."""
 Pairs = list[tuple[int, int, int]]
+"""Each entry holds the number of the first image, the number of the second image, and the number of differing bits."""
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that are one.
+    """A pair of images that have the same bytes or look the same.
 
     Attributes:
-        first: the one that comes first in the corpus.
-        second: the other.
-        bits: in which their hashes differ; None where the files have the same bytes.
+        first: The image that comes first in the order that `find_duplicates` received.
+        second: The other image.
+        bits: Number of bits in which their hashes differ, 0 to `NEAR`; None if the two files have the same bytes.
     """
 
     first: ImageFacts
@@ -67,22 +71,26 @@ class DuplicatePair:
 
     @property
     def sides(self) -> list[str]:
-        """The sides of the split on which they stand, each once."""
+        """The splits of the two images, each split once; images without a split are left out."""
         return list(dict.fromkeys(one.split for one in (self.first, self.second) if one.split))
 
     @property
     def torn(self) -> bool:
-        """Whether they stand on two sides of the split."""
+        """Whether the two images are in different splits."""
         return len(self.sides) == 2
 
 
 def find_duplicates(images: Sequence[ImageFacts]) -> list[DuplicatePair]:
-    """Images with the same bytes, then those that look the same, the most alike first.
+    """Finds the images that have the same bytes, and the images that look the same.
 
-    Of several with the same bytes, or with the same hash, each stands beside the first alone.
+    Where several images have the same bytes or the same hash, each of the others is paired with the first one only.
 
     Args:
-        images: in the order of the corpus.
+        images: The images, in the order of the shards, which keep the first of several images with the same bytes.
+
+    Returns:
+        The pairs with the same bytes, followed by the pairs that look the same in ascending order of differing bits. If
+        there are more than `MOST` pairs with different but similar hashes, only some of these are included.
     """
     same, single = _grouped([one.image_sha256 for one in images])
     alike, distinct = _grouped([images[number].phash for number in single])
@@ -99,20 +107,24 @@ def find_duplicates(images: Sequence[ImageFacts]) -> list[DuplicatePair]:
 
 
 def near_pairs(hashes: Hashes, *, most: int = MOST) -> Pairs:
-    """All pairs that differ in at most `NEAR` bits; without comparing each with each.
+    """Finds all pairs of hashes that differ in at most `NEAR` bits, without comparing each hash with each other one.
 
-    Of the 32 bytes of two such hashes, 30 bits can spoil 30, and so two at least are equal: those alone are compared
-    that share two bytes in the same places: one pair of X-rays in 12 (of random bits, one in 130), at 40 ns each.
-    On one core, 100,000 hashes with the X-rays' share of ones in each bit took 7 s.
+    A hash has 32 bytes. If two hashes differ in at most 30 bits, at most 30 of their bytes differ, so that at least two
+    bytes are equal. Therefore only those pairs are compared that have equal bytes in two positions. That is one pair in
+    12 for X-rays (one in 130 for random bits), at 40 ns each. On one core, 100,000 hashes with the X-rays' share of
+    ones in each bit took 7 s.
 
     Args:
         hashes: (N, 32) uint8, no two of them equal.
-        most: how many are enough.
+        most: Number of pairs after which the search ends.
 
     Returns:
-        Numbers of the first and the second, and the bits, by bits; where there are more than `most`, some of them.
+        The row of the first hash, the row of the second hash and the number of differing bits of each pair, in
+        ascending order of bits. If there are more than `most` pairs, `most` of them, which are not necessarily the
+        closest.
     """
-    # Each byte gets bits of all frequencies: the lower ones are alike in most X-rays.
+    # Bits of low frequencies are equal in most X-rays. Each byte is filled with bits of all frequencies, because a byte
+    # of low frequencies alone would be equal in most pairs.
     bits = np.unpackbits(hashes, axis=1).reshape(-1, 8, _BYTES).transpose(0, 2, 1)
     spread = np.packbits(bits, axis=None).reshape(-1, _BYTES)
     words = spread.view(np.uint64)
@@ -137,7 +149,7 @@ def near_pairs(hashes: Hashes, *, most: int = MOST) -> Pairs:
 
 
 def _sharing(key: NDArray[np.uint16]) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """All pairs of places with the same key, in a few large pieces."""
+    """Yields all pairs of positions that have the same key, in a few large arrays."""
     order = np.argsort(key, kind="stable")
     key = key[order]
     at, step = np.arange(len(key)), 1
@@ -149,7 +161,7 @@ def _sharing(key: NDArray[np.uint16]) -> Iterable[tuple[NDArray[np.int64], NDArr
 
 
 def _grouped(values: Iterable[str]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Pairs of numbers with the same value, of which one is the first of its value; the first of each value."""
+    """Returns the pairs (first index, later index) of each repeated value, and the first index of every value."""
     first: dict[str, int] = {}
     pairs = [(first[value], number) for number, value in enumerate(values) if first.setdefault(value, number) != number]
     return pairs, list(first.values())

@@ -1,4 +1,4 @@
-"""What there is to know of one image and its mask, as a few numbers."""
+"""Properties of one image and its mask as a few numbers, which the audit compares over a corpus."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ from lungseg_ray.corpus.read import redact_paths
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 HASH_SIDE = 16
-"""Rows and columns of the perceptual hash, of 256 bits; see `twins`."""
+"""The perceptual hash has this number of rows and columns, 256 bits in all; see `lungseg_ray.audit.duplicates`."""
 SIDES = ("top", "right", "bottom", "left")
+"""These are the edges of an image, in the order in which `measure_label` tests them."""
 _SPECK = 0.01
-"""Components of a label with less than this share of its pixels are specks."""
+"""A connected component is a speck if it has at most this share of its label's pixels."""
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """What a mask marks with one label.
+    """Properties of the pixels that have one label in a mask.
 
     Attributes:
-        share: of the pixels that count, 0 to 1.
-        parts: connected components (of 8 neighbours) with more than 1 % of the label's pixels.
-        specks: smaller ones.
-        ratio: pixels of the second largest part for each of the largest; None with one part or none.
-        touches: sides of the picture that the label reaches, of `SIDES`.
-        left: share of the label's pixels that lie left of the picture's middle; None if it marks nothing.
-        row: of the centroid, 0 (top) to 1; None if it marks nothing.
-        column: of the centroid, 0 (left) to 1; None if it marks nothing.
+        share: Share of the mask's pixels that have the label, 0 to 1; pixels with `IGNORE_LABEL` are not counted.
+        parts: Number of 8-connected components with more than 1 % of the label's pixels.
+        specks: Number of smaller components.
+        ratio: Size of the second largest part divided by that of the largest, 0 to 1; None if there are fewer than two.
+        touches: Edges of the image that the label reaches, from `SIDES`.
+        left: Share of the label's pixels in the left half of the image, 0 to 1; pixels of a middle column count half.
+            None if no pixel has the label.
+        row: Vertical position of the centroid, 0 (top) to 1 (bottom); None if no pixel has the label.
+        column: Horizontal position of the centroid, 0 (left) to 1 (right); None if no pixel has the label.
     """
 
     share: float
@@ -55,30 +57,33 @@ class LabelFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """An image that can be read. Intensities are those of the decoded pixels, in grey, 0 (black) to 1 (white).
+    """Properties of a readable image and its mask.
+
+    Intensities are those of the decoded pixels, converted to grey, from 0 (black) to 1 (white).
 
     Attributes:
-        image_id: as in `Record`.
-        patient_id: as in `Record`.
-        place: what may be written of where it lies.
-        format: suffix of the file.
-        groups: as in `Record`.
-        height: rows of the file.
-        width: columns of the file.
-        bits: that the file gives to each value.
-        spacing: millimetres per pixel of the file (row, column); None where it does not say.
-        mean: of the intensity.
-        std: standard deviation of the intensity.
+        image_id: As in `Record`.
+        patient_id: As in `Record`.
+        place: Location of the image in the form that may be shown; see `Record.shown`.
+        format: Suffix of the file name in lower case; "drawn" for a phantom, "dicom" for a private record, and "without
+            suffix" for a name that has none.
+        groups: As in `Record`.
+        height: Rows of the image in the file, pixels.
+        width: Columns of the image in the file, pixels.
+        bits: Bits per value in the file.
+        spacing: Spacing of the file's pixels (row, column), mm; None if the file does not specify it.
+        mean: Mean intensity.
+        std: Standard deviation of the intensity.
         low: 1st percentile of the intensity.
         high: 99th percentile of the intensity.
-        brightest: highest intensity.
-        black: share of pixels that are black.
-        white: share of pixels that are white.
-        phash: perceptual hash, hexadecimal.
-        image_sha256: of the file; of the pixels where there is no mask.
-        mask_sha256: of the mask file's bytes; empty where there is no mask.
-        labels: what the mask marks, by the name of the label; empty where there is no mask.
-        split: side of the split; None where it is not dealt.
+        brightest: Highest intensity.
+        black: Share of the pixels that are black, 0 to 1.
+        white: Share of the pixels that are white, 0 to 1.
+        phash: Perceptual hash of 256 bits, hexadecimal.
+        image_sha256: SHA-256 of the file, hexadecimal; of the decoded pixels if there is no mask.
+        mask_sha256: SHA-256 of the bytes of the mask files, hexadecimal; empty if there is no mask.
+        labels: Properties of each label in the mask, by the name of the label; empty if there is no mask.
+        split: Split of the image (train, val or test); None if it is not assigned to one.
     """
 
     image_id: str
@@ -105,17 +110,34 @@ class ImageFacts:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ImageFacts:
-        """The facts that travelled as JSON by way of `asdict`."""
+        """Builds the object from its JSON form.
+
+        Args:
+            row: The fields by name, as `dataclasses.asdict` returns them, after a round trip through JSON.
+
+        Returns:
+            The object that was serialised.
+        """
         spacing = tuple(row["spacing"]) if row["spacing"] else None
-        labels = {name: LabelFacts(**measure_label) for name, measure_label in row["labels"].items()}
+        labels = {name: LabelFacts(**label) for name, label in row["labels"].items()}
         return cls(**{**row, "spacing": spacing, "labels": labels})
 
 
 def read_for_audit(record: Record, corpus: CorpusSettings, *, longer_side: int) -> Sample:
-    """An image with its mask; with an empty one, and no checksum of it, where it is unlabelled.
+    """Reads an image and its mask; an unlabelled image gets an empty mask and no checksum of a mask.
+
+    Args:
+        record: The image to read.
+        corpus: The settings of the corpus.
+        longer_side: Limit of the longer side, pixels; a larger image is reduced to it.
+
+    Returns:
+        The image and its mask. For an unlabelled image, `mask_sha256` is empty and `image_sha256` is that of the
+        pixels.
 
     Raises:
-        BadFileError: if it cannot be used.
+        BadFileError: If the image or its mask cannot be used.
+        OSError: If the storage does not respond; the message contains no path if the path may identify the patient.
     """
     if record.mask_uris:
         return read_sample(record, corpus, longer_side=longer_side)
@@ -127,12 +149,15 @@ def read_for_audit(record: Record, corpus: CorpusSettings, *, longer_side: int) 
 
 
 def image_facts(record: Record, sample: Sample, class_names: Sequence[str]) -> ImageFacts:
-    """What there is to know of an image and its mask.
+    """Computes the properties of an image and its mask.
 
     Args:
-        record: whose they are.
-        sample: the image, and its mask if the record has one.
-        class_names: of the labels from 1 on.
+        record: The record of the image.
+        sample: The image, and its mask if the record has one.
+        class_names: The names of the labels, from label 1 on.
+
+    Returns:
+        The properties; `labels` is empty if the sample has no mask.
     """
     labelled = bool(sample.mask_sha256)
     return ImageFacts(
@@ -157,10 +182,13 @@ def image_facts(record: Record, sample: Sample, class_names: Sequence[str]) -> I
 
 
 def intensity(image: Pixels) -> dict[str, float]:
-    """The figures of `Facts` that tell of an image's exposure.
+    """Computes the fields of `ImageFacts` that describe the exposure of an image.
 
     Args:
         image: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+
+    Returns:
+        The values of `mean`, `std`, `low`, `high`, `brightest`, `black` and `white`, by name.
     """
     counts = cv2.calcHist([grey(image)], [0], None, [256], [0, 256]).ravel().astype(np.float64)
     shares = counts / counts.sum()
@@ -179,20 +207,28 @@ def intensity(image: Pixels) -> dict[str, float]:
 
 
 def perceptual_hash(image: Pixels) -> str:
-    """The perceptual hash of an image's low frequencies (DCT), hexadecimal; images that look alike differ in few bits.
+    """Computes the perceptual hash of an image, in which images that look the same differ in few bits.
+
+    The hash is that of `imagehash.phash`: it describes the low frequencies of the image's discrete cosine transform.
 
     Args:
         image: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+
+    Returns:
+        The 256 bits of the hash, hexadecimal.
     """
     return str(imagehash.phash(Image.fromarray(grey(image)), hash_size=HASH_SIDE))
 
 
 def measure_label(mask: Pixels, label: int) -> LabelFacts:
-    """What a mask marks with a label.
+    """Measures the pixels of a mask that have a label.
 
     Args:
         mask: (H, W) uint8 label map.
-        label: from 1 on.
+        label: The label to measure, from 1 on.
+
+    Returns:
+        The properties of the label in the mask.
     """
     height, width = mask.shape
     chosen = cv2.compare(mask, label, cv2.CMP_EQ)
@@ -205,7 +241,7 @@ def measure_label(mask: Pixels, label: int) -> LabelFacts:
     parts = int((areas > _SPECK * pixels).sum())
     edges = (chosen[0], chosen[:, -1], chosen[-1], chosen[:, 0])
     rows, columns = ((chosen > 0).sum(axis=axis) / pixels for axis in (1, 0))
-    # The middle column of an odd number counts half to the left.
+    # With an odd number of columns, half of the middle one belongs to the left half.
     left = columns[: width // 2].sum() + (columns[width // 2] / 2 if width % 2 else 0)
     return LabelFacts(
         share=share,
@@ -220,13 +256,13 @@ def measure_label(mask: Pixels, label: int) -> LabelFacts:
 
 
 def grey(image: Pixels) -> Pixels:
-    """An image (H, W, C) as (H, W)."""
+    """Converts an image (H, W, C), uint8, grey or RGB, to grey (H, W)."""
     return image[:, :, 0] if image.shape[2] == 1 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def _format(record: Record) -> str:
     if is_phantom(record.image_uri):
         return "drawn"
-    # The dots of a DICOM file's name are often those of an identifier.
+    # The dots in a DICOM file's name are often part of an identifier rather than the start of a suffix.
     name = "" if record.private else record.image_uri.rsplit("/", 1)[-1]
     return name.rsplit(".", 1)[-1].lower() if "." in name else "dicom" if record.private else "without suffix"

@@ -1,4 +1,4 @@
-"""What of an audit is worth a person's while, the weightiest first."""
+"""Findings of an audit: sentences about what needs the user's attention in a corpus, the most important first."""
 
 from __future__ import annotations
 
@@ -15,27 +15,44 @@ from lungseg_ray.text import counted
 
 Weight = Literal["mend", "look", "know"]
 WEIGHTS: tuple[Weight, ...] = ("mend", "look", "know")
-"""What spoils figures or leaves images out; what may be a mistake; what is good to know."""
+"""These are the weights of findings, the heaviest first.
+
+"mend" marks what distorts results or leaves images out, "look" what may be a mistake, and "know" useful information.
+"""
 _USUAL = 0.7
-"""Share of masks that must have a number of parts for it to be the usual one."""
+"""A number of parts is the usual one if at least this share of the masks that contain the label has it."""
 _TWELVE_BITS = 4095 / 65535 + 0.5 / 255
-"""The brightest value of a 12-bit image in a 16-bit file, as an intensity; rounding included."""
+"""The intensity of a 12-bit image in a 16-bit file is at most this (0 to 1), which includes half a step of rounding."""
 _CLIPPED = 0.2
+"""A finding reports images with more than this share of black pixels, or of white pixels."""
 _FLAT = 0.15
+"""A finding reports images whose 1st and 99th percentiles of intensity (0 to 1) are less than this apart."""
 _NAMED = 3
-"""Images that a finding names."""
+"""A finding names at most this number of images."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, and its weight."""
+    """A sentence about a corpus, with its weight.
+
+    Attributes:
+        weight: One of `WEIGHTS`.
+        text: The sentence, for the user.
+    """
 
     weight: Weight
     text: str
 
 
 def list_findings(audit: Audit) -> list[Finding]:
-    """All that is worth knowing, the weightiest first."""
+    """Lists all findings of an audit, the heaviest first.
+
+    Args:
+        audit: The result of the audit.
+
+    Returns:
+        The findings in the order of `WEIGHTS`.
+    """
     found = [
         *_patients(audit),
         *_duplicates(audit.twins),
@@ -49,14 +66,30 @@ def list_findings(audit: Audit) -> list[Finding]:
 
 
 def usual_parts(images: Iterable[ImageFacts], name: str) -> int | None:
-    """How many parts most masks have of a label; None where they do not agree."""
+    """Determines the number of parts that most masks have of a label.
+
+    Args:
+        images: Images with a mask.
+        name: The name of the label.
+
+    Returns:
+        The number of parts that at least 70 % of the masks with the label have; None if there is no such number.
+    """
     counts = Counter(one.labels[name].parts for one in images if one.labels[name].parts)
     number, masks = counts.most_common(1)[0] if counts else (0, 0)
     return number if masks and masks >= _USUAL * counts.total() else None
 
 
 def column_counts(images: Sequence[ImageFacts]) -> dict[str, dict[str, Counter[str]]]:
-    """Images by column of the corpus, value and side of the split; columns with 2 to 12 values."""
+    """Counts the images by column of the corpus, value and split.
+
+    Args:
+        images: The images to count.
+
+    Returns:
+        The counts by the name of the column, then by the value, then by the split ("none" for images without one). Only
+        columns with 2 to 12 different values are included, and the key of the DICOM study is not.
+    """
     counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for one in images:
         for name, value in one.groups.items():

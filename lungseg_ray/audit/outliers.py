@@ -1,4 +1,4 @@
-"""Images that are unlike the rest of their corpus, and in what."""
+"""Detection of images that differ from the rest of their corpus, with the figures in which they differ."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from numpy.typing import NDArray
 from lungseg_ray.audit.facts import ImageFacts
 
 FAR = 3.5
-"""Modified z-score from which a value is an outlier (Iglewicz and Hoaglin, 1993)."""
+"""A value is an outlier if its modified z-score is at least this far from 0 (Iglewicz and Hoaglin, 1993)."""
 MOST = 15
+"""At most this number of images is returned unless the caller asks for another."""
 _ALIKE = 4
-"""Images that are shown at most for the same reason."""
+"""At most this number of images is returned for the same reason."""
 
 Figure = Callable[[ImageFacts], float | None]
+"""A function that returns one figure of an image, or None if the image does not have it."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A figure in which an image is far from the rest.
+    """A figure in which an image is far from the rest of the corpus.
 
     Attributes:
-        name: of the figure.
-        value: of the image.
-        median: of all images.
-        score: modified z-score.
+        name: The name of the figure.
+        value: The figure of the image.
+        median: The median of the figure over all images.
+        score: The modified z-score of the image's figure; see `z_scores`.
     """
 
     name: str
@@ -43,19 +45,30 @@ class Reason:
 
 @dataclass(frozen=True)
 class Outlier:
-    """An image, the figure in which it is farthest from the rest, and others in which it is an outlier."""
+    """An image that differs from the rest of the corpus, with the reasons.
+
+    Attributes:
+        image: The image.
+        reasons: First the figure in which the image is farthest from the rest, then the others in which it is an
+            outlier (`FAR`).
+    """
 
     image: ImageFacts
     reasons: Sequence[Reason]
 
 
 def find_outliers(images: Sequence[ImageFacts], names: Sequence[str], *, most: int = MOST) -> list[Outlier]:
-    """The images that are farthest from the rest, the farthest first; a few for each reason.
+    """Finds the images that are farthest from the rest of the corpus, and at most a few for each reason.
+
+    The result holds the farthest images even if none of their scores reaches `FAR`.
 
     Args:
-        images: with masks and without.
-        names: of the labels from 1 on.
-        most: how many.
+        images: All images of the corpus, with and without a mask.
+        names: The names of the labels, from label 1 on.
+        most: Largest number of images to return.
+
+    Returns:
+        The images, the farthest first.
     """
     reasons: list[list[Reason]] = [[] for _ in images]
     for name, figure in _figures(names):
@@ -80,16 +93,16 @@ def find_outliers(images: Sequence[ImageFacts], names: Sequence[str], *, most: i
 
 
 def z_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Modified z-scores: distances from the median in units of the scaled median absolute deviation.
+    """Computes modified z-scores: distances from the median in units of the scaled median absolute deviation.
 
-    Where most values are the same, so that this deviation is 0, the mean absolute deviation takes its place; where
-    all are, scores are 0.
+    If most values are equal, so that this deviation is 0, the scaled mean absolute deviation is used instead. If all
+    values are equal, the scores are 0.
 
     Args:
-        values: (N,); NaN where there is none.
+        values: (N,) float64; NaN where there is no value.
 
     Returns:
-        (N,); NaN where there is no value.
+        (N,) float64; NaN where there is no value.
     """
     if not np.isfinite(values).any():
         return values

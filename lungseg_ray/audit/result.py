@@ -1,4 +1,4 @@
-"""What an audit found, and its table."""
+"""The result of an audit, and its form as a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from lungseg_ray.corpus import Record, SetAside
 from lungseg_ray.storage import Location
 
 PAGE = "audit.html"
+"""The page of the audit has this file name."""
 TABLE = "audit.csv"
+"""The table of the audit has this file name."""
 
 _PLAIN = ("image_id", "patient_id", "split", "place", "format", "height", "width", "bits")
 _FIGURES = ("mean", "std", "low", "high", "brightest", "black", "white", "phash", "image_sha256", "mask_sha256")
@@ -23,20 +25,20 @@ _MARKED = ("share", "parts", "specks", "ratio", "touches", "left", "row", "colum
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of a corpus.
+    """The result of the audit of a corpus.
 
     Attributes:
-        corpus: how it is read.
-        longer_side: to which larger images were reduced, pixels.
-        layout: its name, and what it was recognised by.
-        records: of all images that are listed, by `image_id`.
-        images: those that can be read, with a mask or without, ordered by `image_id`.
-        set_aside: files that cannot be used, ordered by `image_id`.
-        ignored: files of a kind that is not read.
-        torn: patients whom the corpus puts on several sides of the split, with these.
-        undealt: why the others have no side; empty where they have.
-        twins: images that stand in the corpus more than once.
-        outliers: images unlike the rest, the farthest first.
+        corpus: The settings of the corpus.
+        longer_side: Limit of the longer side, to which larger images were reduced, pixels.
+        layout: The name of the corpus layout, and how it was recognised.
+        records: The records of all listed images, by `image_id`.
+        images: The readable images, with and without a mask, ordered by `image_id`.
+        set_aside: The files that cannot be used, ordered by reason and `image_id`.
+        ignored: Number of files of a kind that is not read.
+        torn: The patients that the corpus assigns to several splits, each with these splits.
+        undealt: The reason why the other patients could not be assigned to splits; empty if they were assigned.
+        twins: The pairs of images that have the same bytes or look the same.
+        outliers: The images that differ from the rest, the farthest first.
     """
 
     corpus: CorpusSettings
@@ -53,29 +55,29 @@ class Audit:
 
     @cached_property
     def labelled(self) -> list[ImageFacts]:
-        """The images with a mask."""
+        """The images that have a mask."""
         return [one for one in self.images if one.labels]
 
     @property
     def patients(self) -> int:
-        """How many have an image that can be read."""
+        """Number of patients with at least one readable image."""
         return len({one.patient_id for one in self.images})
 
     @property
     def names(self) -> list[str]:
-        """Of the labels from 1 on."""
+        """The names of the labels, from label 1 on."""
         return self.corpus.class_names
 
 
 def write_table(audit: Audit, place: Location) -> None:
-    """Writes a table with a row for each image, and for each file set aside.
+    """Writes a CSV table with one row for each readable image and one for each file that was set aside.
 
-    Columns are named as in `Facts`, `Marked` and `SetAside`; with several labels, those of a label end in its name, and
-    a column of the corpus whose name is taken starts with `group_`.
+    The columns have the names of the fields of `ImageFacts`, `LabelFacts` and `SetAside`. If there are several labels,
+    the columns of each label end in its name. A column of the corpus whose name is already in use starts with `group_`.
 
     Args:
-        audit: what was found.
-        place: the CSV file.
+        audit: The result of the audit.
+        place: The location of the CSV file.
     """
     several = len(audit.names) > 1
     figures = [f"{key}_{name}" if several else key for name in audit.names for key in _MARKED]

@@ -1,1 +1,1 @@
-"""The Ray cluster: which one, how its CPUs and GPUs are shared, and work done on it in chunks."""
+"""The Ray cluster of a job: its connection, the division of its CPUs and GPUs, and work that runs on it in chunks."""

@@ -1,4 +1,4 @@
-"""Work in chunks on the tasks of Ray Data."""
+"""Runs work in chunks on Ray Data tasks, for the jobs that read many images independently of one another."""
 
 from __future__ import annotations
 
@@ -26,19 +26,25 @@ def map_chunks(
     workers: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Iterator[dict[str, Any]]:
-    """Does work in data tasks, each of which makes one chunk; processes, and what they cache, serve many.
+    """Runs work in Ray Data tasks, one chunk per task, and yields the rows that the chunks return.
+
+    A process runs many tasks in succession, so that what the work caches in it serves many chunks. A chunk that fails
+    because a bucket cannot be used is repeated for up to `PATIENCE_SECONDS`.
 
     Args:
-        work: takes a chunk's number and the device to compute on; returns JSON-able rows.
-        count: of chunks.
-        workers: tasks at a time; 0 for as many as fit.
-        device: `auto` takes GPUs where there are any, one for each task.
+        work: The function to run. It takes the number of a chunk, 0 to `count` - 1, and the device to compute on,
+            "cpu" or "cuda". It returns rows that can be encoded as JSON.
+        count: The number of chunks.
+        workers: The largest number of tasks that run at the same time; 0 for as many as fit.
+        device: The device that the tasks compute on: "cpu", "cuda" with one GPU per task, or "auto", which is "cuda"
+            if the cluster has a GPU and "cpu" otherwise.
 
     Yields:
-        The rows, in the order in which they are done.
+        The rows, in the order in which the chunks finish.
 
     Raises:
-        OSError: if a place cannot be read or written; a bucket is tried again for some minutes first.
+        UserError: If `device` is "cuda" and the cluster has no GPU, or if the cluster has no CPU.
+        OSError: If a file cannot be read or written; for a bucket, after `PATIENCE_SECONDS` of repetition.
     """
     cpus, gpus = available()
     if device == "cuda" and not gpus:
@@ -51,7 +57,8 @@ def map_chunks(
         )
     fit = gpus if on_gpu else max(min(cpus, cores()), 1)
     done = ray.data.range(count, override_num_blocks=count).map_batches(
-        # Put once: what the work holds, such as the records of a corpus, would else be unpacked for each chunk.
+        # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus,
+        # would be unpickled for each chunk.
         _ChunkTask(ray.put(work), "cuda" if on_gpu else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
@@ -61,7 +68,7 @@ def map_chunks(
     )
     for row in done.iter_rows():
         if row["trouble"]:
-            # An exception would lose its kind on the way through Ray.
+            # Tasks return their errors as rows, since an exception would lose its type on the way through Ray.
             raise OSError(row["trouble"])
         yield json.loads(row["row"])
 
@@ -74,7 +81,7 @@ class _ChunkTask:
     def __call__(self, batch: pa.Table) -> pa.Table:
         cv2.setNumThreads(0)
         if self.device == "cpu":
-            # One thread each, so that the order of a sum does not depend on the number of processes.
+            # Each process uses one thread, so that the order of a summation does not depend on the number of processes.
             torch.set_num_threads(1)
         try:
             rows = [row for number in batch.column("id").to_pylist() for row in self._patiently(number)]

@@ -1,4 +1,4 @@
-"""Checks that a place outlives the job, and that every node of the cluster sees it."""
+"""Checks that what a job writes to a location outlives the job, and that every node of the cluster sees it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ _JOB_COPY = "runtime_resources/working_dir_files"
 
 
 def check_lasting(place: Location) -> None:
-    """Makes sure that what is written outlives the job.
+    """Checks that what is written to a location outlives the job.
+
+    Args:
+        place: The location that the job writes to.
 
     Raises:
-        UserError: if the place lies in the copy of the working directory that Ray makes for a submitted job.
+        UserError: If the location lies in the copy of the working directory that Ray makes for a submitted job and
+            deletes afterwards.
     """
     if place.is_local and f"/{_JOB_COPY}/" in place.path:
         name = place.path.split(f"/{_JOB_COPY}/", 1)[1].split("/", 1)[-1]
@@ -28,10 +32,19 @@ def check_lasting(place: Location) -> None:
 
 
 def check_shared(place: Location) -> None:
-    """Makes sure that every node of the cluster sees the same place, before hours of work show that one does not.
+    """Checks that every node of the cluster sees the same location.
+
+    The check runs at the start of a job, since the job would otherwise fail only after hours of work. The driver writes
+    a probe file, every node reads it with its own credentials, and the driver deletes it. A cluster with one node is
+    not checked.
+
+    Args:
+        place: The folder that the nodes share.
 
     Raises:
-        UserError: if a node does not, or not with its own credentials.
+        UserError: If a node does not find the probe file, or cannot read it with its own credentials.
+        OSError: If the driver cannot write the probe file.
+        GetTimeoutError: If a node does not answer within 60 s.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:

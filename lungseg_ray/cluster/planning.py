@@ -1,4 +1,4 @@
-"""Divides the CPUs and GPUs of a cluster among training workers, data tasks and trials."""
+"""The division of the CPUs and GPUs of a cluster among training workers, data tasks and trials."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from lungseg_ray.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Who gets what.
+    """The resources of a run: its training workers, their device, and what remains for the data.
 
     Attributes:
-        workers: training processes.
-        device: what each of them computes on.
-        cpus_per_worker: logical CPUs that Ray reserves for each; 0 on GPUs, so that all serve the data.
-        data_cpus: logical CPUs left for Ray Data, with the fewest workers.
-        data_tasks: data tasks at a time for each worker.
+        workers: The number of training workers.
+        device: The device that each worker computes on.
+        cpus_per_worker: The logical CPUs that Ray reserves for each worker; 0 on GPUs, so that all CPUs serve the data.
+        data_cpus: The logical CPUs that remain for Ray Data with the smallest number of workers.
+        data_tasks: The number of data tasks that run at the same time for each worker; 0 if no CPU remains for them,
+            in which case the worker prepares its own images.
     """
 
     workers: int
@@ -30,7 +31,7 @@ class TrainingPlan:
 
 
 def cores() -> int:
-    """CPU cores that this process may use, as its affinity and its container's quota allow; at least 1."""
+    """Returns the number of CPU cores that the affinity and the container quota of this process allow, at least 1."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.exists():
@@ -49,20 +50,25 @@ def plan_training(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     tasks: int = 0,
 ) -> TrainingPlan:
-    """Deals a cluster's CPUs and GPUs to training workers and data tasks, or says why that cannot be.
+    """Divides the CPUs and GPUs of a cluster among training workers and data tasks.
 
-    Whole CPUs alone are dealt: Ray Data gets what is left, floored to a whole number, and a fraction would starve it.
+    Only whole CPUs are assigned. Ray Data gets the remainder, rounded down to a whole number; a remainder below one
+    CPU would leave it without any.
 
     Args:
-        cpus: logical CPUs of the cluster.
-        gpus: GPUs of the cluster.
-        workers: training processes, at least 1.
-        min_workers: how few of them will do; 0: all are needed.
-        device: `auto` takes GPUs where there is one for each worker.
-        tasks: data tasks at a time for each worker; 0 for as many as fit.
+        cpus: The logical CPUs of the cluster.
+        gpus: The GPUs of the cluster.
+        workers: The number of training workers, at least 1.
+        min_workers: The smallest number of workers that is sufficient; 0 if all of them are needed.
+        device: The device of the workers: "cpu", "cuda", or "auto", which is "cuda" if the cluster has a GPU for each
+            of the smallest number of workers and "cpu" otherwise.
+        tasks: The largest number of data tasks that run at the same time for each worker; 0 for as many as fit.
+
+    Returns:
+        The plan.
 
     Raises:
-        UserError: if the workers do not fit, or if no CPU would be left for the data.
+        UserError: If the workers do not fit, or if no CPU would remain for the data.
     """
     least = min_workers or workers
     on_gpu = device == "cuda" or (device == "auto" and gpus >= least)
@@ -92,21 +98,31 @@ def plan_training(
 
 
 def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
-    """Data tasks at a time that fit for each worker: at least one if any CPU is left, else none."""
+    """Computes how many data tasks can run at the same time for each worker.
+
+    Args:
+        cpus: The logical CPUs of the cluster.
+        workers: The number of training workers.
+        cpus_per_worker: The logical CPUs that Ray reserves for each worker.
+
+    Returns:
+        The number of tasks: at least 1 if any CPU remains, else 0.
+    """
     left = cpus - workers * cpus_per_worker
     return max(left // workers, 1) if left > 0 else 0
 
 
 @dataclass(frozen=True)
 class TrialsPlan:
-    """How the trials of a sweep share a cluster.
+    """The division of a cluster among the trials of a sweep.
 
     Attributes:
-        concurrent: trials at a time.
-        cpus: logical CPUs that Ray reserves for the process of each.
-        gpus: share of a GPU for it; 0 where it computes on CPUs, or has workers of its own.
-        together: trials that may share a node's cores.
-        training: of each trial; with one worker, the trial's process is the worker.
+        concurrent: The number of trials that run at the same time.
+        cpus: The logical CPUs that Ray reserves for the process of each trial.
+        gpus: The share of a GPU that Ray reserves for the process of each trial; 0 if the trial computes on CPUs or has
+            several workers.
+        together: The number of trials that may share the cores of a node.
+        training: The plan of each trial. With one worker, the process of the trial is the worker.
     """
 
     concurrent: int
@@ -126,24 +142,28 @@ def plan_trials(
     concurrent: int = 0,
     nodes: int = 1,
 ) -> TrialsPlan:
-    """Deals a cluster to as many trials as fit, so that none waits for what another holds.
+    """Divides a cluster among as many trials as fit, so that no trial waits for resources that another one holds.
 
-    On CPUs a trial prepares its images in its own processes; on GPUs the CPUs that are left serve as data tasks.
+    On CPUs, a trial prepares its images in its own processes. On GPUs, the remaining CPUs run data tasks.
 
     Args:
-        cpus: logical CPUs of the cluster.
-        gpus: GPUs of the cluster.
-        workers: training processes of a trial.
-        device: `auto` takes GPUs where a trial fits on them.
-        gpus_per_trial: share of a GPU for a trial of one worker.
-        concurrent: trials at a time at most; 0 for as many as fit.
-        nodes: of the cluster.
+        cpus: The logical CPUs of the cluster.
+        gpus: The GPUs of the cluster.
+        workers: The number of training workers of a trial.
+        device: The device of the trials: "cpu", "cuda", or "auto", which is "cuda" if a trial fits on the GPUs and
+            "cpu" otherwise.
+        gpus_per_trial: The share of a GPU for a trial with one worker, more than 0 and at most 1.
+        concurrent: The largest number of trials that run at the same time; 0 for as many as fit.
+        nodes: The number of nodes of the cluster.
+
+    Returns:
+        The plan.
 
     Raises:
-        UserError: if not one trial fits.
+        UserError: If not a single trial fits.
     """
     on_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
-    # A trial of several workers has a process of its own beside them.
+    # A trial with several workers has one more process, which is not a worker.
     cpus_per_trial = 1 + (workers if workers > 1 and not on_gpu else 0)
     fit = cpus // cpus_per_trial
     if on_gpu:

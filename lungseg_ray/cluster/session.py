@@ -1,4 +1,4 @@
-"""What fits: the Ray cluster to run on, and how its CPUs and GPUs are dealt to training and to data."""
+"""The connection of a job to a Ray cluster, and the resources of that cluster."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from lungseg_ray.errors import UserError
 
 @contextmanager
 def cluster(*, processes: int) -> Iterator[None]:
-    """A Ray cluster for the time of the block: the one at hand, the one `RAY_ADDRESS` names, or one of our own.
+    """Provides a Ray cluster for the duration of the block.
 
-    Our own has a logical CPU for each process and at least one for the data, whatever the number of cores, and is
-    stopped at the end; others are left as they are.
+    It is the cluster that this process is connected to already, else the one that `RAY_ADDRESS` names, else a local
+    one that is started here. A local cluster has a logical CPU for each process and at least one for the data, whatever
+    the number of cores, and is stopped at the end of the block. The other two keep running.
 
     Args:
-        processes: training or evaluating processes that will want a CPU each.
+        processes: The number of training or evaluation processes that need a CPU each.
 
     Raises:
-        UserError: if `RAY_ADDRESS` names a cluster that does not answer.
+        UserError: If the cluster that `RAY_ADDRESS` names does not answer, or if a local cluster does not start.
     """
     if ray.is_initialized():
         yield
@@ -53,13 +54,13 @@ def cluster(*, processes: int) -> Iterator[None]:
 
 
 def quiet_data() -> None:
-    """Keeps Ray Data's bars out of the output of this process and of those it starts."""
+    """Removes the progress bars of Ray Data from the output of this process and of those that it starts."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
 def available() -> tuple[int, int]:
-    """Logical CPUs and GPUs of the connected cluster."""
+    """Returns the logical CPUs and the GPUs of the connected cluster, each rounded down to a whole number."""
     found = ray.cluster_resources()
     return int(found.get("CPU", 0)), int(found.get("GPU", 0))

@@ -27,12 +27,23 @@ from lungseg_ray.config.sections import (
     StorageSettings,
     TrainSettings,
 )
-from lungseg_ray.config.sweep import HELD, BudgetSettings, Dimension, SearchSettings, SweepJob
-from lungseg_ray.config.tree import Section, differences, dump, leaves, merge, nested, non_default
+from lungseg_ray.config.sweep import BudgetSettings, Dimension, SearchSettings, SweepJob
+from lungseg_ray.config.tree import (
+    Mark,
+    Section,
+    differences,
+    dump,
+    explicitly_set,
+    leaves,
+    marked,
+    merge,
+    nested,
+    non_default,
+    select,
+)
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
-    "HELD",
     "PHANTOM",
     "SALT",
     "BudgetSettings",
@@ -46,6 +57,7 @@ __all__ = [
     "FeedSettings",
     "Flips",
     "LossSettings",
+    "Mark",
     "ModelSettings",
     "OptimSettings",
     "PhantomSettings",
@@ -67,9 +79,12 @@ __all__ = [
     "TrainSettings",
     "differences",
     "dump",
+    "explicitly_set",
     "leaves",
     "load_settings",
+    "marked",
     "merge",
     "nested",
     "non_default",
+    "select",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -18,7 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from lungseg_ray.config.tree import Section
+from lungseg_ray.config.tree import Mark, Section
+from lungseg_ray.errors import UserError
+from lungseg_ray.names import ARCHITECTURES, PRESETS
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
@@ -46,11 +51,43 @@ def _path(text: str) -> Any:
     return text
 
 
+def _known(name: str, names: Sequence[str], kind: str) -> str:
+    """The spelling of a name that may be written in any case."""
+    by_lower = {known.lower(): known for known in names}
+    if name.lower() in by_lower:
+        return by_lower[name.lower()]
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    meant = f" Did you mean {by_lower[near[0]]}?" if near else ""
+    raise ValueError(f"there is no {kind} {name!r}.{meant} Expected one of {', '.join(names)}.")
+
+
+def _architecture(name: str) -> str:
+    return _known(name, ARCHITECTURES, "architecture")
+
+
+def _preset(name: str) -> str:
+    return _known(name, PRESETS, "augmentation preset")
+
+
+@lru_cache(maxsize=256)
+def _encoder(name: str) -> str:
+    if name == DEFAULT_ENCODER:
+        return name
+    # Takes seconds, since the lists of encoders are those of the libraries that build them. The default needs no look.
+    from lungseg_ray.models.factory import known_encoder
+
+    try:
+        return known_encoder(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 def _absolute_file(text: str) -> str:
     return str(Path(text).absolute()) if Path(text).is_file() else text
 
 
 PHANTOM: Final = "phantom"
+DEFAULT_ENCODER = "timm-regnety_004"
 Device = Literal["auto", "cpu", "cuda"]
 Flips = Literal["none", "horizontal", "all"]
 Place = Annotated[Location, PlainValidator(_located), PlainSerializer(str, when_used="json")]
@@ -89,33 +126,45 @@ class CorpusSettings(Section):
     root: CorpusRoot = Field(
         PHANTOM, description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests."
     )
-    layout: Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"] = Field(
+    layout: Annotated[
+        Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"], Mark.IN_SHARDS
+    ] = Field(
         "auto",
         description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file. "
         "montgomery, shenzhen, jsrt: as published. dicom: a tree of DICOM files, masks in masks/.",
     )
-    outside: bool = Field(False, description="Whether a manifest may name files outside its own folder.")
-    white: PositiveFloat | None = Field(
+    outside: Annotated[bool, Mark.IN_SHARDS] = Field(
+        False, description="Whether a manifest may name files outside its own folder."
+    )
+    white: Annotated[PositiveFloat | None, Mark.IN_SHARDS] = Field(
         None,
         description="Pixel value of white in 16-bit and float files, such as 4095 for 12 bits; "
         "by default 65535, and 1.0 for floats. DICOM files say it themselves.",
     )
-    mask_scale: PositiveFloat = Field(1.0, description="Rows of an image for each row of its mask; 2: half the size.")
-    channels: Channels = Field(1, description="1: grey (a colour file's first channel). 3: RGB.")
-    classes: PositiveInt = Field(1, description="1: one structure. k > 1: k labels, of which 0 is background.")
-    class_names: list[str] = Field(["lung"], description="Names of the labels from 1 on, for tables and pictures.")
-    mask_values: dict[int, int | Literal["ignore"]] = Field(
+    mask_scale: Annotated[PositiveFloat, Mark.IN_SHARDS] = Field(
+        1.0, description="Rows of an image for each row of its mask; 2: half the size."
+    )
+    channels: Annotated[Channels, Mark.IN_SHARDS] = Field(
+        1, description="1: grey (a colour file's first channel). 3: RGB."
+    )
+    classes: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(
+        1, description="1: one structure. k > 1: k labels, of which 0 is background."
+    )
+    class_names: Annotated[list[str], Mark.IN_SHARDS] = Field(
+        ["lung"], description="Names of the labels from 1 on, for tables and pictures."
+    )
+    mask_values: Annotated[dict[int, int | Literal["ignore"]], Mark.IN_SHARDS] = Field(
         {},
         description="Label of each value in a mask file; 'ignore' leaves the pixel out. "
         "By default 0 is background, 1 and 255 are the structure; with several classes a value is its own label.",
     )
-    empty_masks: Literal["set_aside", "keep"] = Field(
+    empty_masks: Annotated[Literal["set_aside", "keep"], Mark.IN_SHARDS] = Field(
         "set_aside", description="What to do with a mask that marks nothing, or every pixel alike."
     )
-    about: str = Field("", description="A sentence on the data, for the model card.")
-    licence: str = Field("", description="Licence of the data, for the model card.")
-    split: SplitSettings = SplitSettings()
-    phantom: PhantomSettings = PhantomSettings()
+    about: Annotated[str, Mark.DESCRIPTION] = Field("", description="A sentence on the data, for the model card.")
+    licence: Annotated[str, Mark.DESCRIPTION] = Field("", description="Licence of the data, for the model card.")
+    split: Annotated[SplitSettings, Mark.IN_SHARDS] = SplitSettings()
+    phantom: Annotated[PhantomSettings, Mark.IN_SHARDS] = PhantomSettings()
 
     @model_validator(mode="after")
     def _labels_fit(self) -> CorpusSettings:
@@ -141,31 +190,41 @@ class ShardSettings(Section):
     """What a shard holds."""
 
     root: Place = Field(_path("data/phantom"), description="Folder or s3:// prefix of the Parquet shards.")
-    longer_side: Annotated[int, Field(ge=32, le=8192)] = Field(
+    longer_side: Annotated[int, Field(ge=32, le=8192), Mark.IN_SHARDS] = Field(
         1024, description="Images larger than this, in pixels, are reduced to it; the aspect stays."
     )
-    rows: PositiveInt = Field(64, description="Images per shard file.")
+    rows: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(64, description="Images per shard file.")
     max_set_aside: Share = Field(0.05, description="Fail when a larger share of the files cannot be used.")
 
 
 class FeedSettings(Section):
     """How shards become batches."""
 
-    preset: str = Field("chest", description="Augmentation: valid, light, medium, heavy (the recipe's) or chest.")
+    preset: Annotated[str, AfterValidator(_preset)] = Field(
+        "chest", description="Augmentation: valid, light, medium, heavy (the recipe's) or chest."
+    )
     size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = Field(
         128, description="Height and width that the network sees, in pixels; the recipes use 256."
     )
     batch: PositiveInt = Field(8, description="Images that one step of the optimiser sees, over all workers.")
     window: PositiveInt = Field(64, description="Shards whose rows are shuffled together.")
-    tasks: NonNegativeInt = Field(0, description="Data tasks at a time for each worker; 0: as many as fit.")
-    ahead: PositiveInt = Field(64, description="Images that each worker keeps ready.")
+    tasks: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        0, description="Data tasks at a time for each worker; 0: as many as fit."
+    )
+    ahead: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        64, description="Images that each worker keeps ready."
+    )
 
 
 class ModelSettings(Section):
     """The network."""
 
-    architecture: str = Field("UnetPlusPlus", description="Unet, UnetPlusPlus, FPN, DeepLabV3(Plus), Linknet or MAnet.")
-    encoder: str = Field("timm-regnety_004", description="Any encoder that segmentation_models_pytorch accepts for it.")
+    architecture: Annotated[str, AfterValidator(_architecture)] = Field(
+        "UnetPlusPlus", description="Unet, UnetPlusPlus, FPN, DeepLabV3(Plus), Linknet or MAnet."
+    )
+    encoder: Annotated[str, AfterValidator(_encoder)] = Field(
+        DEFAULT_ENCODER, description="Any encoder that segmentation_models_pytorch accepts for it."
+    )
     weights: Annotated[str, AfterValidator(_absolute_file)] = Field(
         "none", description="Encoder weights to start from: imagenet, none, or a weights file."
     )
@@ -201,30 +260,40 @@ class OptimSettings(Section):
 class TrainSettings(Section):
     """The training loop."""
 
-    epochs: PositiveInt = Field(10, description="Passes over the training images.")
-    seed: Seed = Field(0, description="Weights, order and augmentation follow from it.")
-    workers: PositiveInt = Field(1, description="Training processes; the batch is dealt among them.")
-    device: Device = Field("auto", description="auto: cuda if there is a GPU for each worker.")
-    threads: NonNegativeInt = Field(0, description="CPU threads of each worker; 0: cores / workers.")
+    epochs: Annotated[PositiveInt, Mark.NOT_SEARCHED] = Field(10, description="Passes over the training images.")
+    seed: Annotated[Seed, Mark.NOT_SEARCHED] = Field(0, description="Weights, order and augmentation follow from it.")
+    workers: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        1, description="Training processes; the batch is dealt among them."
+    )
+    device: Annotated[Device, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        "auto", description="auto: cuda if there is a GPU for each worker."
+    )
+    threads: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        0, description="CPU threads of each worker; 0: cores / workers."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the faster of fp32 and bf16 in a short probe; the choice is kept on resume."
     )
     channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
     accumulate: PositiveInt = Field(1, description="Passes that share a step, so that a batch fits in memory.")
     average: Share = Field(0.0, description="Decay of the moving average of the weights, per step; 0: none.")
-    early_stop: NonNegativeInt = Field(0, description="Stop after so many epochs without a better one; 0: never.")
-    min_workers: NonNegativeInt = Field(
+    early_stop: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        0, description="Stop after so many epochs without a better one; 0: never."
+    )
+    min_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0,
         description="Go on with as few as this while nodes are missing, and with train.workers again when they are "
         "back; 0: always train.workers.",
     )
-    max_failures: NonNegativeInt = Field(
+    max_failures: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         3, description="How often in a row lost workers are started again without reaching another checkpoint."
     )
-    max_skipped: NonNegativeInt = Field(
+    max_skipped: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
         0, description="Steps to leave out, in the whole run, because their loss or gradient is not a number."
     )
-    stall_seconds: PositiveInt = Field(600, description="End the job when nothing has moved for so long.")
+    stall_seconds: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        600, description="End the job when nothing has moved for so long."
+    )
 
 
 class CheckpointSettings(Section):
@@ -275,17 +344,17 @@ class EvaluateSettings(Section):
 class Settings(Section):
     """Everything that shapes a run."""
 
-    corpus: CorpusSettings = CorpusSettings()
-    shards: ShardSettings = ShardSettings()
+    corpus: Annotated[CorpusSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = CorpusSettings()
+    shards: Annotated[ShardSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = ShardSettings()
     feed: FeedSettings = FeedSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    storage: StorageSettings = StorageSettings()
-    runs: RunSettings = RunSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
+    checkpoint: Annotated[CheckpointSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = CheckpointSettings()
+    storage: Annotated[StorageSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = StorageSettings()
+    runs: Annotated[RunSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = RunSettings()
+    evaluate: Annotated[EvaluateSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = EvaluateSettings()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Settings:

@@ -8,14 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from lungseg_ray.config.sections import Settings
-from lungseg_ray.config.tree import Section, leaves, merge, nested
+from lungseg_ray.config.tree import Mark, Section, leaves, marked, merge, nested
 
-HELD = (
-    *("corpus", "shards", "runs", "storage", "checkpoint", "evaluate", "feed.tasks", "feed.ahead"),
-    *("train.seed", "train.epochs", "train.early_stop", "train.workers", "train.min_workers", "train.device"),
-    *("train.threads", "train.max_failures", "train.stall_seconds"),
-)
-"""Settings that are the same for all trials, so that their scores can be compared, or that change no score."""
 CHECKED = 1000
 """Combinations of values that are tried on the settings before a sweep starts."""
 
@@ -61,7 +55,7 @@ class BudgetSettings(Section):
     gflops: NonNegativeFloat = Field(
         0, description="10^9 operations of a forward pass at feed.size; a trial with more is refused."
     )
-    minutes: NonNegativeFloat = Field(
+    minutes: Annotated[NonNegativeFloat, Mark.MAY_CHANGE] = Field(
         0, description="Time of stage 1; then its trials leave off where they are, and stage 2 begins."
     )
 
@@ -75,7 +69,7 @@ class SearchSettings(Section):
     search: Literal["grid", "random", "tpe"] = Field(
         "grid", description="grid: every combination. random: draws. tpe: draws that learn from the scores (Optuna)."
     )
-    samples: PositiveInt = Field(
+    samples: Annotated[PositiveInt, Mark.MAY_CHANGE] = Field(
         16, description="random: draws for each combination of the grids. tpe: draws, grids counting as choices."
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the draws.")
@@ -90,13 +84,17 @@ class SearchSettings(Section):
         2,
         description="asha: of so many trials one goes on from a rung to the next, which has so many times its epochs.",
     )
-    finalists: NonNegativeInt = Field(
+    finalists: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
         2,
         description="How many of the best are trained again with other seeds (stage 2), and measured on the test side.",
     )
-    seeds: PositiveInt = Field(3, description="Seeds of each finalist; none of them is the one it was chosen by.")
-    concurrent: NonNegativeInt = Field(0, description="Trials at a time; 0: as many as fit.")
-    gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = Field(
+    seeds: Annotated[PositiveInt, Mark.MAY_CHANGE] = Field(
+        3, description="Seeds of each finalist; none of them is the one it was chosen by."
+    )
+    concurrent: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
+        0, description="Trials at a time; 0: as many as fit."
+    )
+    gpus_per_trial: Annotated[float, Field(gt=0, le=1), Mark.MAY_CHANGE] = Field(
         1.0, description="Share of a GPU for a trial of one worker; 0.5 puts two trials on each."
     )
     budget: BudgetSettings = BudgetSettings()
@@ -109,13 +107,13 @@ class SweepJob(Settings):
 
     @model_validator(mode="after")
     def _space_fits(self) -> SweepJob:
-        known = set(leaves(Settings))
+        known, fixed = set(leaves(Settings)), set(marked(Settings, Mark.NOT_SEARCHED))
         taken: set[str] = set()
         for name, dimension in self.sweep.space.items():
             for key in (name, *dimension.also):
                 if key not in known:
                     raise ValueError(f"sweep.space: there is no setting {key!r}; --help lists all")
-                if any(key == held or key.startswith(f"{held}.") for held in HELD):
+                if key in fixed:
                     raise ValueError(f"sweep.space: {key} must be the same for all trials and cannot be searched")
                 if key in taken:
                     raise ValueError(f"sweep.space: {key} is searched twice")

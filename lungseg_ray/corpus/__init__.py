@@ -1,4 +1,7 @@
-"""Where X-rays and masks come from: which belong together, whose they are, and what their pixels hold."""
+"""Lists the X-rays and masks of a corpus, pairs them, assigns each patient to a split and reads the pixels.
+
+The rest of the code works with `Record` and `Sample`, and needs no knowledge of folder layouts or file formats.
+"""
 
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_image, read_sample

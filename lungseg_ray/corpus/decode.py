@@ -1,4 +1,4 @@
-"""Files become what a network is fed with: images of 8 bits and label maps, reduced to a workable size."""
+"""Decodes image files to 8-bit arrays of limited size, and mask files to label maps."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoded image.
+    """A decoded image.
 
     Attributes:
-        pixels: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
-        height: rows of the file, before it was reduced.
-        width: columns of the file, before it was reduced.
-        bits: that the file gives to each value.
-        spacing: millimetres per pixel of the file (row, column); None where it does not say.
+        pixels: The image as (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        height: Rows of the image in the file, before it was reduced.
+        width: Columns of the image in the file, before it was reduced.
+        bits: Bits per value in the file.
+        spacing: Pixel spacing in the file, millimetres (row, column); None if the file does not specify it.
     """
 
     pixels: Pixels
@@ -39,21 +39,27 @@ class Decoded:
 def decode_image(
     data: bytes, *, channels: int, longer_side: int | None = None, white: float | None = None, name: str = ""
 ) -> Decoded:
-    """Decodes an image file and reduces it to 8 bits, after its size: the mean of many 16-bit values is rounded once.
+    """Decodes an image file, reduces its size and converts it to 8 bits.
 
-    16 bits are scaled by the format's maximum, 65535 (the recipe), or by `white`; floats from 0 to 1, or to `white`;
-    DICOM by its own tags. With one channel, a colour file is read as its first channel, red (the recipe); with three,
-    grey is repeated.
+    The size is reduced before the bits, so that the mean of many 16-bit values is rounded only once.
+
+    Values of 16 bits are scaled by the maximum of the format, 65535 (as in the recipe), or by `white`. Floats are
+    scaled from the range 0 to 1, or 0 to `white`. DICOM files are scaled as their own tags specify. With one channel, a
+    colour file is reduced to its first channel, red (as in the recipe). With three channels, grey is repeated.
 
     Args:
-        data: the whole file.
-        channels: 1 (grey) or 3 (RGB).
-        longer_side: larger images are reduced to it, by area, pixels; None: none is.
-        white: pixel value of white in 16-bit and float files.
-        name: of the file.
+        data: The content of the whole file.
+        channels: The number of channels of the result: 1 (grey) or 3 (RGB).
+        longer_side: The maximum length of the longer side, pixels. Larger images are reduced to it by area averaging.
+            None: no image is reduced.
+        white: The pixel value of white in 16-bit and float files. None: the maximum of the format.
+        name: The name of the file, by which raw JSRT files are recognised.
+
+    Returns:
+        The image, with the size, the bits and the pixel spacing that it has in the file.
 
     Raises:
-        BadFileError: with the reason why the file cannot be used (see `REASONS`).
+        BadFileError: If the file cannot be used; its `reason` is one of `REASONS`.
     """
     picture = decode_file(data, name=name)
     pixels = picture.pixels
@@ -90,20 +96,21 @@ def _white(picture: Picture, pixels: NDArray[Any], asked: float | None) -> float
 def decode_mask(data: bytes, *, mask_values: Mapping[int, int | Literal["ignore"]], name: str = "") -> Pixels:
     """Decodes a mask file and replaces its values by labels.
 
-    Grey of 1, 8 or 16 bits, floats that are whole numbers, or colour whose three channels are equal; of a palette with
-    colours, the indices; of DICOM, the stored values. Alpha is dropped.
+    The file may hold grey values of 1 to 16 bits, floats that are whole numbers, or colours whose three channels are
+    equal. A palette with colours gives its indices, and DICOM gives its stored values. Alpha is dropped.
 
     Args:
-        data: the whole file.
-        mask_values: the label of each value that may occur in the file; "ignore" becomes `IGNORE_LABEL`.
-        name: of the file.
+        data: The content of the whole file.
+        mask_values: The label of each value that may occur in the file; "ignore" becomes `IGNORE_LABEL`.
+        name: The name of the file, by which raw JSRT files are recognised.
 
     Returns:
-        (H, W) uint8 label map.
+        The label map, (H, W) uint8.
 
     Raises:
-        BadFileError: as in `decode_image`, `coloured_mask`, or `unknown_label` with the values that `mask_values`
-            lacks and how many pixels have them.
+        BadFileError: If the file cannot be used, as in `decode_image`. In addition, the reason is `coloured_mask` if
+            the three channels differ, or `unknown_label` if the mask has values that `mask_values` lacks; the detail
+            then contains these values and their numbers of pixels.
     """
     values = decode_file(data, name=name, use="mask").pixels
     if values.ndim == 3:
@@ -131,7 +138,7 @@ def decode_mask(data: bytes, *, mask_values: Mapping[int, int | Literal["ignore"
     if values.dtype == np.uint16:
         return table[values]
     if [int(table[value]) for value in present] == [0, 1]:
-        # The usual mask, in a tenth of the time.
+        # Most masks have these two labels. A threshold takes a tenth of the time of a look-up table.
         return cv2.threshold(values, min(present), 1, cv2.THRESH_BINARY)[1]
     return cv2.LUT(values, table)
 

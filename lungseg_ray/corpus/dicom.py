@@ -1,4 +1,7 @@
-"""DICOM files become arrays, by what their tags say of grey values; nothing that names a person comes along."""
+"""Decodes DICOM files to arrays, with the grey-value transformations that their tags specify.
+
+The decoded image contains nothing that identifies a person. `read_tags` reads the identifying tags separately.
+"""
 
 from __future__ import annotations
 
@@ -27,37 +30,42 @@ from lungseg_ray.corpus.picture import Picture, Purpose, Spacing, check_scans, c
 from lungseg_ray.errors import BadFileError
 
 PLUGINS = {uid.JPEGBaseline8Bit: "pillow", uid.RLELossless: "pydicom"} | dict.fromkeys(DECODED_HERE, NAME)
-"""What decodes each compressed transfer syntax; those that are not compressed need nothing."""
+"""The pydicom plug-in that decodes each compressed transfer syntax. Uncompressed transfer syntaxes need none."""
 _PLAIN = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _TABLE_WHITE = 65535
-# What else stands in these tags was written by hand, and may name somebody.
+# Any other value of these tags was entered by hand, and may identify a person.
 _CODES = {
     "sex": {"M", "F", "O"},
     "view": {"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"},
     "modality": {"CR", "DX", "RG", "RF", "XA", "PX", "MG", "CT", "MR", "US", "IO", "OT"},
 }
-# Its name in a file's first tags; the whole of such a file is inflated before anything is known of it.
+# The UID of the deflated transfer syntax is searched for in the first 64 KiB of a file. pydicom would inflate the whole
+# of such a file before any of its tags could be checked.
 _DEFLATED, _FIRST = str(uid.DeflatedExplicitVRLittleEndian).encode(), 1 << 16
 
-# Its warnings quote the values that they are about.
+# The warnings of pydicom quote the values of tags, which may identify a person.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 config.settings.reading_validation_mode = config.IGNORE
-# Of an error within nested sequences, each level would repeat several times what those below it say: eighteen thousand
-# bytes fill a machine's memory with words that nobody reads.
+# For an error in nested sequences, pydicom adds a message at each level, which repeats the messages of the levels below
+# it several times. A file of 18,000 bytes could fill the memory of a machine with such messages.
 vars(pydicom.dataset)["tag_in_exception"] = nullcontext
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What a corpus needs to know of a file besides its pixels. It names a person and must not be written anywhere.
+    """The metadata that a corpus needs besides the pixels of a file.
+
+    It identifies a person and must not be written anywhere.
 
     Attributes:
-        patient: the patient's id; empty where the file has none. Its issuer is left out: not all files of a patient say
-            it, and two patients who are taken for one do less harm than one who stands on two sides of the split.
-        study: the study's UID; empty where the file has none.
-        groups: what evaluation may report apart and names nobody: `sex`, `view`, `modality`.
+        patient: The ID of the patient; empty if the file has none. The issuer of the ID is left out, because not all
+            files of a patient contain it. To take two patients for one does less harm than to assign one patient to two
+            splits.
+        study: The UID of the study; empty if the file has none.
+        groups: The values of `sex`, `view` and `modality` by name. Evaluation may report them as subgroups, since they
+            identify nobody.
     """
 
     patient: str
@@ -66,15 +74,21 @@ class Tags:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether these first bytes of a file are those of DICOM; 132 are needed."""
+    """Returns whether the first bytes of a file, of which 132 are needed, are those of a DICOM file."""
     return data[128:132] == b"DICM"
 
 
 def read_tags(file: BinaryIO) -> Tags:
-    """Reads whose image it is, without its pixels.
+    """Reads the tags that identify the patient and the study, without reading the pixels.
+
+    Args:
+        file: The DICOM file, seekable and positioned at its start.
+
+    Returns:
+        The tags.
 
     Raises:
-        BadFileError: `unreadable` or `unsupported`.
+        BadFileError: With the reason `unreadable` if the file is damaged, or `unsupported` if it is deflated.
     """
     names = ["PatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality"]
     with _guarded():
@@ -88,16 +102,22 @@ def read_tags(file: BinaryIO) -> Tags:
 
 
 def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
-    """Decodes a DICOM file of one frame, as a viewer would show it.
+    """Decodes a DICOM file of one frame to the pixels that a viewer would display.
 
-    Grey: modality LUT or rescale, then VOI LUT or else the first window, over the range that the stored bits allow;
-    MONOCHROME1 is inverted. A file without VOI LUT and window spans all its stored bits. As a mask, the stored values.
+    Grey values are transformed by the modality LUT or by rescale slope and intercept, then by the VOI LUT or else by
+    the first window, over the range that the stored bits allow. Without VOI LUT and window, the image spans the whole
+    range of the stored bits. MONOCHROME1 is inverted. A mask keeps its stored values.
+
+    Args:
+        data: The content of the whole file.
+        use: What the pixels are used for: "image" or "mask".
 
     Returns:
-        Grey images of 8 bits or more as uint16 with 65535 for white; RGB as stored.
+        Grey images as (H, W) uint16 with 65535 for white. RGB images, (H, W, 3), and masks with their stored values, as
+        uint8 for up to 8 bits and as uint16 for more.
 
     Raises:
-        BadFileError: see `REASONS`.
+        BadFileError: If the file cannot be used; its `reason` is one of `REASONS`.
     """
     with _guarded():
         _check_start(data[:_FIRST])
@@ -106,18 +126,19 @@ def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
         syntax = found.file_meta.TransferSyntaxUID
         compressed = syntax not in _PLAIN
         if not compressed:
-            # Less of it fails; more by a row or so is another image than the tags say. Files are padded by a few bytes.
+            # pydicom raises an error if pixels are missing. A few surplus bytes are padding, but more than a row of
+            # surplus pixels means that the tags describe another image.
             row = int(found.Columns) * int(found.SamplesPerPixel) * int(found.BitsAllocated) // 8
             if len(found.PixelData) - get_expected_length(found) > row:
                 raise BadFileError("unreadable", "its tags say fewer pixels than it has")
         else:
-            # With it, another frame might be decoded than the one that is looked at here.
+            # With this table, pydicom might decode another frame than the one that is checked here.
             found.pop("ExtendedOffsetTable", None)
             frame, *others = islice(generate_frames(found.PixelData, number_of_frames=1), 2)
             if others:
                 raise BadFileError("multi_frame", "expected one frame, found more than its tags say")
             _check_frame(frame, found)
-        # What lies above the stored bits is looked at here: not all decoders leave it out.
+        # `_stored_bits` checks the bits above the stored bits, because not all decoders clear them.
         plugin = PLUGINS[syntax] if compressed else ""
         pixels = pixel_array(found, decoding_plugin=plugin, correct_unused_bits=False)
         pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -132,7 +153,7 @@ def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Whatever pydicom makes of a damaged file is one reason to set it aside; its words may quote the file."""
+    """Turns every error of pydicom into a `BadFileError` without its message, which may quote the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -140,7 +161,7 @@ def _guarded() -> Iterator[None]:
     except BadFileError:
         raise
     except Exception as error:
-        # Without the cause: a traceback would print it.
+        # The cause is dropped, because a traceback would print its message.
         raise BadFileError("unreadable", f"damaged: DICOM that cannot be read ({type(error).__name__})") from None
 
 
@@ -150,7 +171,7 @@ def _check_start(first: bytes) -> None:
 
 
 def _check(found: Dataset) -> None:
-    """What is known before the pixels are decoded."""
+    """Checks everything that is known before the pixels are decoded."""
     syntax = found.file_meta.get("TransferSyntaxUID", "")
     if syntax not in (*_PLAIN, *PLUGINS):
         name = syntax.name if isinstance(syntax, uid.UID) and syntax.is_transfer_syntax else "another"
@@ -179,13 +200,13 @@ def _check(found: Dataset) -> None:
 
 
 def _check_frame(frame: bytes, found: Dataset) -> None:
-    """What a compressed frame says of itself, and what it would cost."""
+    """Checks that a compressed frame is complete, has the size that the tags declare, and is cheap to decode."""
     syntax = found.file_meta.TransferSyntaxUID
     if syntax == uid.RLELossless:
         return
     check_scans(frame)
     if syntax == uid.JPEGBaseline8Bit:
-        # What pydicom decodes it with makes up what is missing; this does not.
+        # Pillow, with which pydicom decodes this syntax, fills in missing data. simplejpeg raises an error instead.
         simplejpeg.decode_jpeg(frame, "GRAY" if int(found.SamplesPerPixel) == 1 else "RGB", strict=True)
     if not is_whole(frame, syntax):
         raise BadFileError("unreadable", "truncated: its pixels have no end marker")
@@ -199,7 +220,7 @@ def _check_frame(frame: bytes, found: Dataset) -> None:
 
 
 def _spacing(found: Dataset) -> Spacing:
-    """At the patient where that was calibrated, else at the detector, else of the scanned film."""
+    """Returns the pixel spacing at the patient if it was calibrated, else at the detector, else of the scanned film."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value = found.get(name)
         if value is not None and len(value) == 2 and all(0 < float(one) < 100 for one in value):
@@ -208,12 +229,12 @@ def _spacing(found: Dataset) -> Spacing:
 
 
 def _stored_bits(pixels: NDArray[Any], found: Dataset) -> NDArray[np.int32]:
-    """Grey values of the stored bits, signed where the tags say so; what stands above them must mean nothing."""
+    """Returns the grey values of the stored bits, signed if the tags declare it. Rejects data in the bits above."""
     bits, signed = int(found.BitsStored), bool(found.PixelRepresentation)
     raw = pixels.view(f"u{pixels.itemsize}").astype(np.int32)
     above, full = raw >> bits, (1 << (8 * pixels.itemsize - bits)) - 1
     known = (above == 0) | (above == full) if signed else above == 0
-    # Overlays of old files lie there.
+    # Old files may store overlays there, and then contain the tag Overlay Bit Position (60xx,0102).
     if not known.all() and not any(element.tag.group >> 8 == 0x60 and element.tag.elem == 0x102 for element in found):
         raise BadFileError("out_of_range", f"expected values of {bits} bits, found {raw.max()} (Bits Stored is wrong?)")
     values = raw & ((1 << bits) - 1)
@@ -228,10 +249,8 @@ def _as_stored(pixels: NDArray[Any], bits: int, spacing: Spacing) -> Picture:
 
 
 def _grey_table(found: Dataset) -> tuple[NDArray[np.uint16], int]:
-    """What each stored value is shown as, and the lowest stored value.
-
-    All grey-value operations of DICOM look at one pixel alone, so that they are done once for each value.
-    """
+    """Returns the displayed value of each stored value, and the lowest stored value."""
+    # All grey-value transformations of DICOM act on single pixels, so it is enough to apply them once to each value.
     bits, signed = int(found.BitsStored), bool(found.PixelRepresentation)
     lowest = -(2 ** (bits - 1)) if signed else 0
     values: NDArray[Any] = np.arange(lowest, lowest + 2**bits)
@@ -257,7 +276,7 @@ def _grey_table(found: Dataset) -> tuple[NDArray[np.uint16], int]:
 
 
 def _windowed(values: NDArray[Any], found: Dataset, black: float, white: float) -> NDArray[np.float64]:
-    """Values by the first window (PS3.3, C.11.2.1.2 and C.11.2.1.3), from black to white."""
+    """Applies the first window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3) and returns values from black to white."""
     centre, width = (float(np.atleast_1d(found[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
     function = str(found.get("VOILUTFunction") or "LINEAR").upper()
     if function == "LINEAR":
@@ -274,7 +293,7 @@ def _windowed(values: NDArray[Any], found: Dataset, black: float, white: float) 
 
 
 def _look_up(values: NDArray[Any], item: Dataset, found: Dataset) -> tuple[NDArray[Any], float]:
-    """Values by a LUT, and the largest that it may give; what lies beside it takes its first or last entry."""
+    """Applies a LUT, clamping values outside it to its ends, and returns the values and the largest possible value."""
     count, first, bits = (int(one) for one in item.LUTDescriptor)
     count = count or 2**16
     entries = item.LUTData
@@ -289,6 +308,7 @@ def _look_up(values: NDArray[Any], item: Dataset, found: Dataset) -> tuple[NDArr
 
 
 def _register() -> None:
+    """Registers the decoders of `dicom_codecs` with pydicom, unless they are registered already."""
     for syntax in DECODED_HERE:
         decoder = get_decoder(syntax)
         if NAME not in decoder.available_plugins:

@@ -1,7 +1,7 @@
-"""Compressed DICOM frames, decoded by imagecodecs: a plug-in for pydicom.
+"""A plug-in for pydicom that decodes compressed DICOM frames with imagecodecs.
 
-The plug-ins that pydicom knows for these transfer syntaxes either end the process on damaged frames (GDCM) or are under
-the GPL (pylibjpeg-libjpeg).
+The plug-ins that pydicom supports for these transfer syntaxes either terminate the process on damaged frames (GDCM) or
+are under the GPL (pylibjpeg-libjpeg).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 _JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
 DECODED_HERE = (*_JPEG, *_JPEG_LS, *_JPEG_2000)
 DECODER_DEPENDENCIES = dict.fromkeys(DECODED_HERE, ("imagecodecs",))
-"""pydicom asks each plug-in for it."""
+"""The packages that each transfer syntax needs. pydicom expects every plug-in to define this name."""
 
-# Start of frame of any process of JPEG, and of JPEG-LS: between them, DHT, JPG and DAC.
+# Start-of-frame markers of all JPEG processes and of JPEG-LS. DHT (C4), JPG (C8) and DAC (CC) lie in the same range.
 _STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _STAND_ALONE = {0x01, *range(0xD0, 0xD9)}
 _SCAN = 0xDA
@@ -28,7 +28,7 @@ _J2K_START = b"\xff\x4f\xff\x51"
 
 
 def is_available(syntax: str) -> bool:
-    """Whether frames of this transfer syntax are decoded here; pydicom asks each plug-in for it."""
+    """Returns whether this plug-in decodes a transfer syntax; pydicom expects every plug-in to define this function."""
     return syntax in DECODED_HERE
 
 
@@ -36,11 +36,12 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
     """Decodes one frame.
 
     Args:
-        frame: the code stream.
-        runner: knows the tags; is told what the bytes that are returned hold.
+        frame: The code stream of the frame.
+        runner: The pydicom runner that calls the plug-in. It provides the tags, and its options are set to describe the
+            returned bytes.
 
     Returns:
-        The pixels, interleaved, in the machine's byte order.
+        The pixels, with interleaved samples, in the byte order of the machine.
     """
     if runner.transfer_syntax in _JPEG_2000:
         pixels = imagecodecs.jpeg2k_decode(_of_jpeg_2000(frame))
@@ -57,17 +58,32 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytes:
 
 
 def is_whole(frame: bytes, syntax: str) -> bool:
-    """Whether the code stream of a JPEG image has its end; what decodes it would make up the rest in silence.
+    """Returns whether the code stream of a JPEG image has its end marker.
 
-    Of JPEG-LS and JPEG 2000, what decodes it sees that something is missing.
+    The JPEG decoder would fill in missing data without an error. Frames of JPEG-LS and JPEG 2000 are not checked,
+    because their decoders detect missing data.
+
+    Args:
+        frame: The code stream of the frame.
+        syntax: The UID of the transfer syntax.
+
+    Returns:
+        False if the end marker of a JPEG image is missing, else True.
     """
     return syntax not in _JPEG or _JPEG_END in frame
 
 
 def frame_shape(frame: bytes, syntax: str) -> tuple[int, int, int] | None:
-    """Rows, columns and samples that the code stream of a JPEG, JPEG-LS or JPEG 2000 image says it has.
+    """Reads the size that the code stream of a JPEG, JPEG-LS or JPEG 2000 image declares.
 
-    Decoders believe it, and would reserve the memory for it. None if it does not say.
+    The decoders trust this size and allocate memory for it, so it must be checked before a frame is decoded.
+
+    Args:
+        frame: The code stream of the frame.
+        syntax: The UID of the transfer syntax.
+
+    Returns:
+        The numbers of rows, columns and samples per pixel; None if the code stream does not declare them.
     """
     if syntax in _JPEG_2000:
         siz = _of_jpeg_2000(frame, 42)
@@ -88,6 +104,6 @@ def frame_shape(frame: bytes, syntax: str) -> tuple[int, int, int] | None:
 
 
 def _of_jpeg_2000(frame: bytes, count: int | None = None) -> bytes:
-    """The first `count` bytes of the code stream, without boxes that may stand before it; none if there is none."""
+    """Returns the first `count` bytes of the code stream, without the boxes before it; empty if there is none."""
     start = frame.find(_J2K_START, 0, 1 << 16)
     return b"" if start < 0 else frame[start : None if count is None else start + count]

@@ -1,4 +1,7 @@
-"""Image files become arrays: PNG, JPEG, GIF, TIFF and the raw files of JSRT, each checked before it is decoded."""
+"""Decodes image files to arrays: PNG, JPEG, GIF, TIFF, DICOM (by `dicom`) and the raw files of JSRT.
+
+Each file is checked before it is decoded.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ _Made = TypeVar("_Made")
 _ORIENTATION = 0x0112
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PNG_END = b"IEND\xaeB`\x82"
-# Values to a pixel by type of colour; a palette gives colours and alpha.
+# Samples per pixel of each PNG colour type. A palette (type 3) may be decoded to RGB and alpha.
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
 _GIF = (b"GIF87a", b"GIF89a")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Those whose decoded size is known before they are decoded.
+# Only compressions whose decoded size is known before they are decoded are accepted.
 _TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8: "deflate", 32946: "deflate"} | {
     32773: "PackBits"
 }
@@ -41,28 +44,33 @@ _TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE = range(4)
 _JSRT_SIDE = 2048
 
 
-# What they would say is the reason why a file is set aside.
+# These libraries would log what is already reported as the reason why a file is set aside.
 for _library in ("tifffile", "imagecodecs"):
     logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
 def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Picture:
-    """Decodes an image file of any kind that is read; the content tells which, not the name.
+    """Decodes an image file of any supported format.
 
-    Alpha is dropped. As a mask, a palette with colours gives its indices, and DICOM its stored values; as an image,
-    they give what a viewer would show.
+    The content determines the format, not the name of the file. Alpha is dropped. For a mask, a palette with colours
+    gives its indices, and DICOM gives its stored values. For an image, both give what a viewer would display.
 
     Args:
-        data: the whole file.
-        name: of the file; the raw files of JSRT are known by it alone.
-        use: what the pixels are wanted for.
+        data: The content of the whole file.
+        name: The name of the file. Only the raw files of JSRT need it, because nothing in their content identifies
+            them.
+        use: What the pixels are used for: "image" or "mask".
+
+    Returns:
+        The pixels with the bits, the value of white and the pixel spacing of the file.
 
     Raises:
-        BadFileError: with the reason why the file cannot be used (see `REASONS`); never with a word of its content.
+        BadFileError: If the file cannot be used; its `reason` is one of `REASONS`. The message never quotes text from
+            the file.
     """
     if not data:
         raise BadFileError("empty_file", "expected an image, found 0 bytes")
-    # First, since what stands before its tags may make a DICOM file a TIFF file, too.
+    # DICOM comes first, because the bytes before its tags may make a DICOM file a TIFF file, too.
     if is_dicom(data):
         return decode_dicom(data, use=use)
     if data.startswith(_PNG):
@@ -83,7 +91,7 @@ def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Pictu
 
 
 def _guarded(decoder: Callable[[bytes], _Made], data: bytes) -> _Made:
-    """Whatever a library makes of damaged bytes is one reason to set them aside; its words may quote the file."""
+    """Turns every error of a decoder into a `BadFileError` without its message, which may quote the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -95,17 +103,17 @@ def _guarded(decoder: Callable[[bytes], _Made], data: bytes) -> _Made:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """The file's header, checked; nothing is decoded yet."""
+    """Reads and checks the header of a file, without decoding the pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF"))
-        # Of PNG, asking for EXIF decodes the whole file.
+        # In a PNG file, Pillow decodes the whole file to find EXIF data. This is avoided if the file has none.
         orientation = 1 if image.format == "PNG" and b"eXIf" not in data else image.getexif().get(_ORIENTATION, 1)
     except UnidentifiedImageError:
         raise BadFileError("unreadable", "damaged: its header cannot be read") from None
     except Image.DecompressionBombError:
         raise BadFileError("too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels") from None
     check_size(image.height, image.width)
-    # Not how many: of GIF, counting them reads the whole file.
+    # The number of images is not requested, because Pillow reads a whole GIF file to count them.
     if getattr(image, "is_animated", False):
         raise BadFileError("multi_frame", "expected one image, found several in one file")
     _check_orientation(orientation)
@@ -125,7 +133,7 @@ def _decode_png(data: bytes, use: Purpose) -> Picture:
     image = _guarded(_opened, data)
     if data.rfind(_PNG_END) < 0:
         raise BadFileError("unreadable", f"truncated: the end marker is missing after {len(data)} bytes")
-    # Its first chunk says bits and type of colour; Pillow's mode says neither.
+    # The first chunk contains the bits (byte 24) and the colour type (byte 25). Pillow's mode specifies neither.
     check_size(image.height, image.width, bits=data[24] * _PNG_SAMPLES.get(data[25], 4))
     if use == "mask" and image.mode == "P":
         return _guarded(lambda data: _of_pillow(_opened(data), use), data)
@@ -133,12 +141,12 @@ def _decode_png(data: bytes, use: Purpose) -> Picture:
 
 
 def _decode_whole_png(data: bytes, use: Purpose) -> Picture:
-    # Of damage, which the checksums of a PNG's parts show, OpenCV prints to the process's standard error; this raises.
+    # imagecodecs raises an error if a checksum in the file reveals damage. OpenCV prints to standard error instead.
     pixels = imagecodecs.png_decode(data)
     if pixels.ndim == 3:
         pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
     if use == "mask" and data[24] in (2, 4):
-        # They come spread over eight bits, and labels are not.
+        # The decoder scales values of 2 and 4 bits to 8 bits. This is undone, because labels are not scaled.
         pixels = pixels // (255 // (2 ** data[24] - 1))
     return _picture(pixels, bits=1 if data[24] == 1 else 8 * pixels.itemsize)
 
@@ -158,7 +166,7 @@ def _decode_jpeg(data: bytes) -> Picture:
 
 
 def _of_pillow(image: Image.Image, use: Purpose) -> Picture:
-    """GIF, and PNG with a palette."""
+    """Decodes GIF files, and PNG masks with a palette."""
     if image.mode == "P":
         palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return _of_palette(np.asarray(image), palette, use)
@@ -202,7 +210,7 @@ def _decode_tiff(data: bytes, use: Purpose) -> Picture:
     white = 2**bits - 1
     if kind == _TIFF_WHITE_IS_ZERO:
         if use == "mask":
-            # tifffile stores an array of truth values so, and means them as they are; viewers show them inverted.
+            # tifffile stores boolean arrays with this tag but without inversion, while viewers display them inverted.
             raise BadFileError(
                 "unsupported",
                 "0 is white in it (photometric interpretation MinIsWhite), so that viewers and programs disagree on "
@@ -210,13 +218,13 @@ def _decode_tiff(data: bytes, use: Purpose) -> Picture:
             )
         pixels = white - pixels
     if bits < 8 and use == "image":
-        # As in PNG: few bits reach the same white as eight.
+        # As in PNG, values of fewer than 8 bits are scaled to the same white as those of 8 bits.
         pixels, white = (pixels.astype(np.uint16) * 255 // white).astype(np.uint8), 255
     return Picture(np.ascontiguousarray(pixels), bits, float(white))
 
 
 def _check_tiff(page: tifffile.TiffPage, size: int) -> None:
-    """What is known before the pixels are decoded."""
+    """Checks everything that is known before the pixels are decoded."""
     samples = int(page.samplesperpixel)
     if page.imagedepth * page.tiledepth != 1 or not 1 <= samples <= 4:
         raise BadFileError("multi_frame", "expected one image, found a volume or many channels")
@@ -236,13 +244,13 @@ def _check_tiff(page: tifffile.TiffPage, size: int) -> None:
     orientation = page.tags.get(_ORIENTATION)
     _check_orientation(orientation.value if orientation else 1)
     ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    # Where a strip or a tile is missing, tifffile would fill in zeros, one after the other.
+    # tifffile would fill in zeros for missing strips or tiles, one after the other.
     if len(ends) < math.prod(page.chunked) or max(ends) > size:
         raise BadFileError("unreadable", f"truncated: pixels are missing after {size} bytes")
 
 
 def _decode_jsrt(data: bytes) -> Picture:
-    """2048 x 2048 px, 12 bits in big-endian 16, 0 is white."""
+    """Decodes 2048 x 2048 pixels of 12 bits, which are stored as big-endian 16-bit values with 0 for white."""
     stored = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
     if stored.max() > 4095:
         raise BadFileError("out_of_range", f"expected values of 12 bits, up to 4095, found {int(stored.max())}")

@@ -1,4 +1,4 @@
-"""Synthetic frontal chest X-rays with lung masks, so that everything can be tried without patients' data."""
+"""Draws synthetic frontal chest X-rays with lung masks, so that everything can be tried without data of patients."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from lungseg_ray.corpus.record import Record
 Layer = NDArray[np.floating[Any]]
 Points = NDArray[np.float64]
 _SCHEME = "phantom"
-# Of six images in a row, the last two show one patient: one patient in five has two images.
+# Of every six consecutive images, the last two show the same patient, so that one patient in five has two images.
 _BLOCK = 6
-# Sub-pixel bits of OpenCV's drawing functions.
+# The number of fractional bits of coordinates in the drawing functions of OpenCV.
 _SHIFT = 4
 
 
 def list_phantoms(settings: PhantomSettings) -> list[Record]:
-    """Records of the drawn corpus, ordered by `image_id`; one patient in five has two images.
+    """Lists the records of the synthetic corpus; one patient in five has two images.
 
-    The URIs, `phantom://<seed>/<size>/<index>`, carry all that `draw_uri` needs.
+    The URIs have the form `phantom://<seed>/<size>/<index>` and contain everything that `draw_uri` needs.
+
+    Args:
+        settings: The settings of the synthetic corpus: the number of images, their size and the seed.
+
+    Returns:
+        The records, ordered by `image_id`.
     """
     records = []
     for index in range(settings.count):
@@ -36,12 +42,12 @@ def list_phantoms(settings: PhantomSettings) -> list[Record]:
 
 
 def is_phantom(uri: str) -> bool:
-    """Whether the URI is one of `list_phantoms`."""
+    """Returns whether a URI has the scheme of the URIs of `list_phantoms`."""
     return uri.startswith(f"{_SCHEME}://")
 
 
 def draw_uri(uri: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draws the phantom that a URI of `list_phantoms` names; see `draw`."""
+    """Draws the X-ray and the lung mask that a URI of `list_phantoms` specifies, and returns them as `draw` does."""
     parts = urlsplit(uri)
     size, index = parts.path.strip("/").split("/")
     return draw(int(index), seed=int(parts.netloc), size=int(size))
@@ -50,18 +56,19 @@ def draw_uri(uri: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def draw(index: int, *, seed: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draws one synthetic chest X-ray and its lung mask.
 
-    Attenuations of body, lungs, mediastinum, heart, bones and sometimes devices, opacities and gas are added, then
-    exposed with varying window, gamma, gradient, blur, noise and collimation. The mask is the whole lung: the part that
-    the heart covers belongs to it, what lies below the dome of the diaphragm does not.
+    The attenuations of body, lungs, mediastinum, heart and bones, and sometimes of devices, opacities and gas, are
+    added up. They are then exposed with varying window, gamma, gradient, blur, noise and collimation. The mask covers
+    the whole lung: it includes the part that the heart hides, but not the part below the dome of the diaphragm.
 
     Args:
-        index: which one; images of one patient share the anatomy, not pose and exposure.
-        seed: another seed, other patients.
-        size: height and width, pixels.
+        index: The index of the image in the corpus. Images of one patient share the anatomy, but not the pose and the
+            exposure.
+        seed: The seed of the corpus. Another seed gives other patients.
+        size: The height and the width, pixels.
 
     Returns:
-        The image (size, size) and the mask (size, size) of 0 and 1, both uint8; the same for the same arguments in any
-        process.
+        The image, (size, size) uint8, and the mask, (size, size) uint8 with the labels 0 and 1. The same arguments give
+        the same result in every process.
     """
     body = _Anatomy.of(np.random.default_rng([seed % 2**64, _patient(index), 1]))
     rng = np.random.default_rng([seed % 2**64, index])
@@ -90,7 +97,7 @@ def _patient(index: int) -> int:
 
 @dataclass(frozen=True)
 class _Anatomy:
-    """Outlines in unit coordinates (x to the right, y down, the image is [0, 1] x [0, 1])."""
+    """The outlines of one patient in unit coordinates (x to the right, y down, the image is [0, 1] x [0, 1])."""
 
     lungs: tuple[Points, Points]
     gap: float
@@ -159,7 +166,7 @@ class _Anatomy:
 
 
 def _lung(side: int, gap: float, width: float, apex: float, base: float, rng: np.random.Generator) -> Points:
-    """The closed outline of one lung; `side` is -1 for the patient's right lung, which is on the left of the image."""
+    """Returns the closed outline of one lung; `side` is -1 for the right lung, which is on the left of the image."""
     dome = rng.uniform(0.07, 0.2)
     across_down = np.array(
         [
@@ -189,7 +196,7 @@ def _lung(side: int, gap: float, width: float, apex: float, base: float, rng: np
 
 
 def _spline(points: Points, *, closed: bool) -> Points:
-    """A Catmull-Rom curve through the points, 12 pieces between two."""
+    """Returns a Catmull-Rom curve through the points, with 12 segments between each two of them."""
     padded = np.concatenate([points[-1:], points, points[:2]] if closed else [points[:1], points, points[-1:]])
     before, start, end, after = padded[:-3, None], padded[1:-2, None], padded[2:-1, None], padded[3:, None]
     t = np.linspace(0, 1, 12, endpoint=False)[None, :, None]
@@ -203,7 +210,7 @@ def _spline(points: Points, *, closed: bool) -> Points:
 
 
 def _pose(rng: np.random.Generator) -> Points:
-    """A 2 x 3 matrix: the patient a little turned, sheared, off centre, near or far."""
+    """Returns a 2 x 3 affine matrix that slightly rotates, shears, shifts and scales the patient."""
     angle = np.deg2rad(rng.normal(0, 3.5))
     scale = rng.uniform(0.86, 1.18) * np.array([rng.uniform(0.93, 1.07), 1.0])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -213,7 +220,7 @@ def _pose(rng: np.random.Generator) -> Points:
 
 
 class _Canvas:
-    """Draws shapes given in unit coordinates as layers of (size, size) float32 in [0, 1]."""
+    """A canvas that draws shapes in unit coordinates as layers, (size, size) float32 in [0, 1]."""
 
     def __init__(self, size: int, pose: Points) -> None:
         self.size = size
@@ -221,45 +228,45 @@ class _Canvas:
 
     def _pixels(self, points: Points) -> NDArray[np.int32]:
         placed = points @ self.pose[:, :2].T + self.pose[:, 2]
-        # Pixel centres lie at half units; OpenCV counts from the first centre.
+        # The first pixel centre is at half a pixel here, and at 0 in OpenCV.
         return np.round((placed * self.size - 0.5) * 2**_SHIFT).astype(np.int32)
 
     def fill(self, outline: Points) -> Layer:
-        """A filled closed outline."""
+        """Draws a filled closed outline."""
         layer = np.zeros((self.size, self.size), np.uint8)
         cv2.fillPoly(layer, [self._pixels(outline)], 255, cv2.LINE_AA, _SHIFT)
         return layer.astype(np.float32) / 255
 
     def ellipse(self, centre: ArrayLike, half_axes: ArrayLike, degrees: float = 0.0) -> Layer:
-        """A filled ellipse by its centre and half axes."""
+        """Draws a filled ellipse with a given centre and half axes, rotated by an angle in degrees."""
         t, turn = np.linspace(0, 2 * np.pi, 48, endpoint=False), np.deg2rad(degrees)
         circle = np.stack([np.cos(t), np.sin(t)], 1) * half_axes
         turned = circle @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         return self.fill(turned + centre)
 
     def strokes(self, lines: list[Points], width: float) -> Layer:
-        """Lines of one width (of the image's)."""
+        """Draws lines of one width, which is a fraction of the width of the image."""
         layer = np.zeros((self.size, self.size), np.uint8)
         thickness = max(1, round(width * self.size))
         cv2.polylines(layer, [self._pixels(line) for line in lines], False, 255, thickness, cv2.LINE_AA, _SHIFT)
         return layer.astype(np.float32) / 255
 
     def blurred(self, layer: Layer, sigma: float) -> Layer:
-        """A Gaussian blur; sigma as a share of the image's width."""
+        """Applies a Gaussian blur, whose sigma is a fraction of the width of the image."""
         return cv2.GaussianBlur(layer, (0, 0), max(sigma * self.size, 0.3))
 
     def noise(self, cells: int, rng: np.random.Generator) -> Layer:
-        """A smooth random field of unit variance at its nodes, `cells` across."""
+        """Draws a smooth random field from `cells` x `cells` nodes of unit variance."""
         field = rng.standard_normal((cells, cells), dtype=np.float32)
         return cv2.resize(field, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
 
     def enlarged(self, layer: Layer, size: int) -> Layer:
-        """The layer at another size."""
+        """Resizes a layer to another size, pixels."""
         return cv2.resize(layer, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _soft_tissue(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Layer:
-    """Chest wall, abdomen, spine and the great vessels."""
+    """Draws the chest wall and the abdomen, and sometimes arms and gas below the diaphragm."""
     trunk = canvas.blurred(canvas.fill(body.outline), 0.008)
     rows = np.linspace(0, 1, canvas.size, dtype=np.float32)[:, None]
     layer = trunk * (rng.uniform(0.42, 0.6) + rng.uniform(0.0, 0.12) * rows)
@@ -275,7 +282,7 @@ def _soft_tissue(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> L
 
 
 def _arms(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Layer:
-    """Upper arms beside the chest, each with its bone."""
+    """Draws the upper arms beside the chest, each with its bone."""
     layer = np.zeros((canvas.size, canvas.size), np.float32)
     shoulder, swing, thick = body.outline[:, 0].max() - 0.5, rng.uniform(0.02, 0.16), rng.uniform(0.09, 0.13)
     for side in (-1, 1):
@@ -289,7 +296,7 @@ def _arms(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Layer:
 
 
 def _lung_field(body: _Anatomy, canvas: _Canvas, aeration: NDArray[np.float64], rng: np.random.Generator) -> Layer:
-    """What a lung adds where it lies: air takes away, vessels and opacities give back."""
+    """Draws the attenuation inside the lungs: air reduces it, vessels and opacities increase it."""
     columns = np.linspace(0, 1, canvas.size, dtype=np.float32)[None, :]
     right = 1 / (1 + np.exp((columns - 0.5) * 40))
     layer = np.broadcast_to(-(aeration[0] * right + aeration[1] * (1 - right)), (canvas.size, canvas.size)).astype(
@@ -317,12 +324,13 @@ def _lung_field(body: _Anatomy, canvas: _Canvas, aeration: NDArray[np.float64], 
             blob = canvas.ellipse(place, rng.uniform(0.03, 0.09, 2), rng.uniform(0, 180))
             cloud = canvas.blurred(blob, 0.02) * np.clip(1 + 0.5 * canvas.noise(20, rng), 0, None)
             layer += rng.uniform(0.08, 0.24) * cloud
-    # Little of the ray's way through the heart is air: its shadow hides vessels and most of the lung's inner border.
+    # A ray through the heart passes little air, so the shadow of the heart hides vessels and most of the inner border
+    # of the lung.
     return layer * (1 - rng.uniform(0.5, 0.85) * canvas.blurred(canvas.fill(body.heart), 0.006))
 
 
 def _in_front(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Layer:
-    """Mediastinum, heart, hila, breasts and the liver's edge, which cover lungs in part."""
+    """Draws mediastinum, heart, aortic knob, windpipe, hila and breasts, which cover parts of the lungs."""
     rows = np.linspace(body.apex - 0.3, 1.2, 9)
     edge = body.gap + rng.uniform(0.005, 0.02) + 0.02 * np.sin(np.linspace(0, 3, 9)) + rng.normal(0, 0.004, 9)
     column = np.concatenate([np.stack([0.5 - edge, rows], 1), np.stack([0.5 + edge, rows], 1)[::-1]])
@@ -345,7 +353,7 @@ def _in_front(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Laye
 
 
 def _bones(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Layer:
-    """Spine, ribs behind and in front, clavicles and shoulder blades."""
+    """Draws spine, posterior and anterior ribs, clavicles and shoulder blades."""
     height = body.base - body.apex
     reach = body.gap + body.width
     behind: list[Points] = []
@@ -396,7 +404,7 @@ def _bones(body: _Anatomy, canvas: _Canvas, rng: np.random.Generator) -> Layer:
 
 
 def _devices(canvas: _Canvas, rng: np.random.Generator) -> Layer:
-    """Leads and electrodes, a tube, a pacemaker: bright, thin and sharp."""
+    """Draws a random choice of electrodes with leads, a tube and a pacemaker, which are bright, thin and sharp."""
     layer = np.zeros((canvas.size, canvas.size), np.float32)
     kind = rng.random(3)
     if kind[0] < 0.6:
@@ -417,7 +425,7 @@ def _devices(canvas: _Canvas, rng: np.random.Generator) -> Layer:
 
 
 def _expose(attenuation: Layer, canvas: _Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Attenuation becomes grey values: window, gamma, gradient, blur, noise, letters and collimation."""
+    """Converts attenuation to grey values with window, gamma, gradient, blur, noise, a side marker and collimation."""
     low, high = rng.uniform(-0.08, 0.06), rng.uniform(0.8, 1.05)
     ramp = np.linspace(-0.5, 0.5, canvas.size, dtype=np.float32)
     shade = rng.normal(0, 0.06) * ramp[None, :] + rng.normal(0, 0.06) * ramp[:, None]

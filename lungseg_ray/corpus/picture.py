@@ -1,4 +1,4 @@
-"""A decoded image file, and the limits that are checked before anything is decoded."""
+"""The type of a decoded image file, and the limits that are checked before a file is read or decoded."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Purpose = Literal["image", "mask"]
 
 
 MOST_BYTES = 1 << 29
-"""Of a file; more are not read."""
+"""The maximum size of a file, bytes. Larger files are not read."""
 MOST_PIXELS = 1 << 26
-"""Of an image, rows x columns, such as 8192 x 8192; more are not decoded."""
+"""The maximum number of pixels of an image, rows x columns, such as 8192 x 8192. Larger images are not decoded."""
 MOST_DECODED = 1 << 28
-"""Bytes of an image's pixels: those of `MOST_PIXELS` have four at most."""
+"""The maximum size of the decoded pixels of an image, bytes: with `MOST_PIXELS` pixels, four bytes per pixel."""
 
 
-# A progressive JPEG has about ten scans; each costs a pass over the whole image, however few bytes it has.
+# A progressive JPEG has about ten scans. Each scan takes a pass over the whole image, however few bytes it has.
 _SCAN, _MOST_SCANS = b"\xff\xda", 100
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as its file holds it.
+    """An image at the full size and depth of its file.
 
     Attributes:
-        pixels: (H, W) grey or (H, W, 3) RGB; uint8, uint16, float32 or float64. Black is 0.
-        bits: that the file gives to each value.
-        white: value of the brightest pixel that the format has.
-        spacing: millimetres per pixel (row, column); None where the file does not say.
-        settled: whether the file itself says which value is white.
+        pixels: The image as (H, W) grey or (H, W, 3) RGB; uint8, uint16, float32 or float64. Black is 0.
+        bits: Bits per value in the file.
+        white: The value of the brightest pixel that the format allows.
+        spacing: Pixel spacing, millimetres (row, column); None if the file does not specify it.
+        settled: Whether the file itself determines which value is white.
     """
 
     pixels: NDArray[Any]
@@ -45,25 +45,28 @@ class Picture:
 
 
 def check_bytes(size: int) -> None:
-    """Makes sure, before it is read, that a file is not larger than is read.
+    """Checks, before a file is read, that it has at most `MOST_BYTES`.
+
+    Args:
+        size: The size of the file, bytes.
 
     Raises:
-        BadFileError: `too_large`.
+        BadFileError: With the reason `too_large` if the file has more.
     """
     if size > MOST_BYTES:
         raise BadFileError("too_large", f"expected at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB")
 
 
 def check_size(height: int, width: int, *, bits: int = 8) -> None:
-    """Makes sure, before anything is decoded, that an image is neither empty nor larger than is decoded.
+    """Checks, before an image is decoded, that it is neither empty nor larger than `MOST_PIXELS` and `MOST_DECODED`.
 
     Args:
-        height: rows.
-        width: columns.
-        bits: of a pixel, all its channels together.
+        height: The number of rows.
+        width: The number of columns.
+        bits: Bits per pixel, over all channels.
 
     Raises:
-        BadFileError: `too_large` or `unreadable`.
+        BadFileError: With the reason `unreadable` if the image is empty, or `too_large` if it exceeds a limit.
     """
     if height < 1 or width < 1:
         raise BadFileError("unreadable", f"expected an image, found {width} x {height} px")
@@ -79,10 +82,13 @@ def check_size(height: int, width: int, *, bits: int = 8) -> None:
 
 
 def check_scans(data: bytes) -> None:
-    """Makes sure, before it is decoded, that a JPEG file or frame does not ask for endless passes.
+    """Checks, before a JPEG file or frame is decoded, that it has at most 100 scans.
+
+    Args:
+        data: The content of the file or the frame.
 
     Raises:
-        BadFileError: `too_large`.
+        BadFileError: With the reason `too_large` if it has more.
     """
     if (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise BadFileError("too_large", f"expected at most {_MOST_SCANS} scans, found {scans}")

@@ -1,4 +1,4 @@
-"""Keys in place of identities: one person has one key, and nobody finds the person from it without the salt."""
+"""Replaces identities by keys: a person has one key, and nobody can find the person from it without the salt."""
 
 from __future__ import annotations
 
@@ -19,30 +19,43 @@ _DIGITS = 16
 
 @dataclass(frozen=True)
 class Salt:
-    """What makes keys. It is a secret: whoever has it can try out all ids of a hospital.
+    """A secret from which keys are computed.
+
+    It must be kept secret, because whoever has it can try out all IDs of a hospital.
 
     Attributes:
-        source: where it was found; may be shown.
+        source: Where the salt was found: the name of the variable or the path of the file. It may be displayed.
     """
 
     source: str
     _secret: bytes = field(repr=False)
 
     def key(self, kind: str, text: str) -> str:
-        """The key of a text: 16 hexadecimal digits, the first of its HMAC-SHA256.
+        """Computes the key of an identity.
 
         Args:
-            kind: of thing that the text names, so that a patient and a study of one name have two keys.
-            text: an identity.
+            kind: The kind of identity, such as "patient" or "study". A patient and a study with the same text have
+                different keys.
+            text: The identity.
+
+        Returns:
+            The first 16 hexadecimal digits of the HMAC-SHA256 of kind and text.
         """
         return hmac.new(self._secret, f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()[:_DIGITS]
 
 
 def find_salt() -> Salt:
-    """The salt of this user: the variable LUNGSEG_SALT, or a file in the home that is made once.
+    """Returns the salt of this user from the variable LUNGSEG_SALT, or else from a file.
+
+    The file is `lungseg-ray/salt` in XDG_CONFIG_HOME, or in `.config` in the home folder. It is created once, with a
+    random secret.
+
+    Returns:
+        The salt.
 
     Raises:
-        UserError: if the variable holds too little to be a secret, or if the file can be neither read nor made.
+        UserError: If the variable or the file is too short to be a secret (fewer than 16 characters), or if the file
+            can be neither read nor created.
     """
     text = os.environ.get(SALT)
     if text is not None:
@@ -65,7 +78,7 @@ def find_salt() -> Salt:
 
 
 def _make(place: Path) -> None:
-    """Writes a salt before it has its name; of two that come at the same moment, one makes it."""
+    """Writes a salt under a temporary name and links it to its name, so that of two processes only one creates it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".salt-{secrets.token_hex(4)}")
     part.touch(mode=0o600)

@@ -1,4 +1,7 @@
-"""The one way from a record to pixels: files are fetched, decoded, paired and checked."""
+"""Reads the pixels of a record: its files are fetched, decoded, combined and checked.
+
+This is the only way from a record to its pixels, so that the same checks apply everywhere.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,23 @@ from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
 LEAST_SIDE = 32
-"""Rows and columns of an image, pixels; networks here see 32 x 32 at least."""
+"""The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded image with its mask.
+    """A decoded image with its mask.
 
     Attributes:
-        image: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
-        mask: (H, W) uint8 label map; `IGNORE_LABEL` leaves a pixel out.
-        source_height: rows of the file, before it was reduced.
-        source_width: columns of the file, before it was reduced.
-        source_bits: that the file gives to each value, of which a sample keeps 8.
-        spacing: millimetres per source pixel (row, column); None where the file does not say.
-        image_sha256: of the image file's bytes (of the pixels of a phantom), hexadecimal.
-        mask_sha256: of the bytes of all mask files (of the pixels of a phantom), hexadecimal.
+        image: The image as (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        mask: The label map as (H, W) uint8; pixels with `IGNORE_LABEL` are left out.
+        source_height: Rows of the image in the file, before it was reduced.
+        source_width: Columns of the image in the file, before it was reduced.
+        source_bits: Bits per value in the file; a sample has 8.
+        spacing: Pixel spacing in the file, millimetres (row, column); None if the file does not specify it.
+        image_sha256: The SHA-256 of the image file (for a phantom, of its pixels), hexadecimal.
+        mask_sha256: The SHA-256 of all mask files in their order (for a phantom, of the mask's pixels), hexadecimal.
     """
 
     image: Pixels
@@ -58,12 +61,18 @@ def read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -
     """Reads the image and the mask of a record.
 
     Args:
-        record: what to read; a phantom is drawn.
-        settings: channels, the value of white, the labels of mask values, and what to do with empty masks.
-        longer_side: larger images are reduced to it, pixels.
+        record: The record to read. A phantom is drawn.
+        settings: The settings of the corpus: the channels, the value of white, the labels of mask values, and how to
+            handle empty masks.
+        longer_side: The maximum length of the longer side, pixels. Larger images are reduced to it.
+
+    Returns:
+        The image and the mask, both with the same number of rows and columns.
 
     Raises:
-        BadFileError: with the reason why the pair cannot be used (see `REASONS`).
+        BadFileError: If the pair cannot be used; its `reason` is one of `REASONS`.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer. The message contains the `image_id` in place
+            of the path if the record is private.
     """
     with redact_paths(record.image_id if record.private else ""):
         return _read_sample(record, settings, longer_side=longer_side)
@@ -78,7 +87,7 @@ def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) 
         data = _fetch(record.image_uri)
         image_hash, mask_hash = hashlib.sha256(data), hashlib.sha256()
         image = _decoded(data, record.image_uri, settings.channels, longer_side, settings.white)
-        # The image's bytes are of no more use: a worker holds one file at a time.
+        # The bytes of the image are released, so that a worker holds only one file in memory at a time.
         del data
         masks = []
         for uri in record.mask_uris:
@@ -102,16 +111,20 @@ def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) 
 
 
 def read_image(uri: str, *, channels: int, longer_side: int, white: float | None = None) -> Decoded:
-    """Reads an image that has no mask, for prediction.
+    """Reads an image without a mask, for prediction.
 
     Args:
-        uri: a path, an s3:// URI or a phantom's URI.
-        channels: 1 (grey) or 3 (RGB).
-        longer_side: larger images are reduced to it, by area, pixels.
-        white: pixel value of white in 16-bit and float files; None for the format's own.
+        uri: A path, an s3:// URI or the URI of a phantom.
+        channels: The number of channels of the result: 1 (grey) or 3 (RGB).
+        longer_side: The maximum length of the longer side, pixels. Larger images are reduced to it by area averaging.
+        white: The pixel value of white in 16-bit and float files. None: the maximum of the format.
+
+    Returns:
+        The image, with the size, the bits and the pixel spacing that it has in the file.
 
     Raises:
-        BadFileError: as in `read_sample`.
+        BadFileError: If the image cannot be used; its `reason` is one of `REASONS`.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer.
     """
     if phantom.is_phantom(uri):
         return _drawn(phantom.draw_uri(uri)[0], channels=channels, longer_side=longer_side)
@@ -184,9 +197,15 @@ def _fetch(uri: str, *, of: str = "image") -> bytes:
 
 
 def fault_of_file(error: OSError) -> str:
-    """Why a file cannot be opened, through a fault of its own; empty if a store or a disk does not answer.
+    """Returns why a file cannot be opened, if the file itself is the cause.
 
-    That says nothing about the file and must not set it aside.
+    If a disk or a bucket does not answer, the file may be good and must not be set aside.
+
+    Args:
+        error: The error that occurred when the file was opened or read.
+
+    Returns:
+        The cause as a clause; empty if the disk or the bucket is the cause.
     """
     if isinstance(error, FileNotFoundError):
         return "the file cannot be opened: there is no such file"
@@ -195,17 +214,21 @@ def fault_of_file(error: OSError) -> str:
 
 @contextmanager
 def redact_paths(key: str) -> Iterator[None]:
-    """Keeps paths out of the trouble with a disk or a store: they may say whose image it is.
+    """Removes paths from the errors of a disk or a bucket, because they may identify the patient.
 
     Args:
-        key: of the file, which stands for its path; empty if the path may be told.
+        key: The key of the file, which replaces its path in the message; empty if the path may be shown.
+
+    Raises:
+        OSError: If the block raises one. With a key, its message contains only the key and the cause; a `StorageError`
+            stays a `StorageError`.
     """
     try:
         yield
     except OSError as error:
         if not key:
             raise
-        # What a store says may hold the path in pieces.
+        # The message of a bucket may contain parts of the path, so none of it is kept.
         kind = StorageError if isinstance(error, StorageError) else OSError
         why = f" ({os.strerror(error.errno)})" if error.errno else ""
         raise kind(f"{key}: the file behind this key cannot be read from where it lies{why}.") from None
@@ -215,7 +238,7 @@ def _read(place: Location) -> bytes:
     if place.is_local:
         status = Path(place.path).stat()
         if not stat.S_ISREG(status.st_mode):
-            # Opening a pipe would wait for whoever writes into it.
+            # To open a pipe would block until another process writes to it.
             raise BadFileError("unreadable", "expected a file, found a folder, a pipe or a device")
         check_bytes(status.st_size)
         return place.read_bytes()

@@ -1,4 +1,7 @@
-"""What the rest of the system knows of one image: where it lies, whose it is, and on which side of the split."""
+"""The metadata of one image: its location, its patient, its split, and the reasons for which a file is set aside.
+
+All later stages of the system get images as these records, whatever the layout of the corpus.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 STUDY_KEY = "study_key"
-"""The group that says which study of DICOM an image is of; it is no subgroup to report apart."""
+"""The name of the group that contains the key of the DICOM study of an image. It is not reported as a subgroup."""
 
 REASONS = {
     "unreadable": "the file cannot be read or decoded",
@@ -37,6 +40,7 @@ REASONS = {
     "full_mask": "the mask marks every pixel alike",
     "duplicate": "another image of the corpus has the same bytes",
 }
+"""The reasons for which a file is set aside, each with an explanation for the user."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,19 @@ class Record:
     """One image of a corpus, before it is read.
 
     Attributes:
-        image_id: unique in the corpus; the file's stem (layout `pairs`) or its path.
-        image_uri: where the image lies.
-        mask_uris: the files that make its mask together (left and right lung); none if it is unlabelled.
-        patient_id: whose image it is; the image's own id where the corpus does not say.
-        split: the side that the corpus prescribes; None where the hash of the patient decides.
-        groups: further columns of the corpus, by name (`finding`, `sex`); evaluation reports them apart.
-        size: bytes of image and mask files together, as listed; part of the corpus's identity.
-        modified_ns: the latest of all files' times of change, nanoseconds; part of the corpus's identity.
-        mask_scale: rows of the image for each row of its mask.
-        private: whether the file's path may say whose image it is, so that only `image_id` is written anywhere.
+        image_id: The id of the image, unique in the corpus: the stem of the file, its path, or a key of its path,
+            depending on the layout.
+        image_uri: The URI of the image file.
+        mask_uris: The URIs of the files that form the mask together (left and right lung); empty if the image is
+            unlabelled.
+        patient_id: The id of the patient; that of the image if the corpus does not specify the patient.
+        split: The split that the corpus prescribes; None if the hash of the patient determines it.
+        groups: Further columns of the corpus, by name (`finding`, `sex`). Evaluation reports them as subgroups.
+        size: The size of the image and mask files together as listed, bytes. It is part of the identity of the corpus.
+        modified_ns: The latest time of change of these files, nanoseconds since 1970. It is part of the identity of the
+            corpus.
+        mask_scale: The rows of the image for each row of its mask.
+        private: Whether the path of the file may identify the patient, so that only `image_id` may be written anywhere.
     """
 
     image_id: str
@@ -69,25 +76,25 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """The record that was written as JSON by way of `asdict`."""
+        """Builds a record from the JSON text of its `asdict`."""
         fields = json.loads(text)
         return cls(**{**fields, "mask_uris": tuple(fields["mask_uris"])})
 
     @property
     def shown(self) -> str:
-        """What may be written of where the image lies."""
+        """The text that may be written for the location of the image: its URI, or its id if the record is private."""
         return self.image_id if self.private else self.image_uri
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A file that is not used, and why.
+    """A file that is not used, with the reason.
 
     Attributes:
-        image_id: as in `Record`; of a mask without an image, the mask's stem.
-        uri: the file at fault.
-        reason: one of `REASONS`.
-        detail: what was expected and found.
+        image_id: The id as in `Record`; for a mask without an image, the stem of the mask.
+        uri: The URI of the file that causes the problem.
+        reason: One of `REASONS`.
+        detail: What was expected and what was found, for a message.
     """
 
     image_id: str

@@ -1,4 +1,4 @@
-"""Every patient gets one side of the split: train, val or test."""
+"""Assigns every patient to one split: train, val or test."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from lungseg_ray.errors import UserError
 
 
 def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Record]:
-    """Deals patients to the sides, so that no patient stands on two of them.
+    """Assigns patients to splits, so that no patient is in two of them.
 
-    Where the corpus prescribes a side for any image of a patient, all of that patient's images take it. The others go
-    by sha256("<seed>:<patient>") as a number in [0, 1): below `test` to the test, then below `test + val` to
-    validation, the rest to training; whether other patients come or go makes no difference.
+    If the corpus prescribes a split for any image of a patient, all images of that patient get it. All other patients
+    are assigned by sha256("<seed>:<patient>") as a number in [0, 1): numbers below `test` to test, then numbers below
+    `test + val` to val, and the rest to train. Adding or removing other patients does not change the assignment.
 
-    One exception, for tiny corpora: a side with a share that got nobody takes, from a side with two patients or more,
-    the freely dealt patient whose number is nearest to its interval. A corpus that prescribes the side of every patient
-    is left as it is.
+    There is one exception, for tiny corpora. A split with a share above 0 that has no patient takes one from a split
+    with two or more patients: of those whose split the corpus does not prescribe, the patient whose number is nearest
+    to its interval. If the corpus prescribes the split of every patient, nothing is changed.
 
     Args:
-        records: in any order.
-        settings: shares of patients, and the seed.
+        records: The records, in any order.
+        settings: The shares of patients for val and test, and the seed.
 
     Returns:
-        The records in their order, each with its `split`.
+        The records in the order of the input, each with its `split`.
 
     Raises:
-        UserError: if the corpus puts a patient on two sides, or has too few patients for every side to get one.
+        UserError: If the corpus prescribes two splits for a patient, or has too few patients for every split to get
+            one.
     """
     sides = _one_side_each(records)
     free = {
@@ -54,7 +55,15 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
 
 
 def prescribed(records: Iterable[Record]) -> dict[str, list[Split]]:
-    """The sides on which the corpus puts each patient of whom it says so, in the order of `SPLITS`; mostly one."""
+    """Collects the splits that the corpus prescribes for each patient.
+
+    Args:
+        records: The records, in any order.
+
+    Returns:
+        The splits by patient, in the order of `SPLITS`; more than one is an error of the corpus. Patients without a
+        prescribed split are left out.
+    """
     found: dict[str, set[Split]] = {}
     for record in records:
         if record.split is not None:
@@ -75,7 +84,7 @@ def _one_side_each(records: Sequence[Record]) -> dict[str, Split]:
 
 
 def _number(patient: str, seed: int) -> float:
-    # 48 bits, which a float holds exactly.
+    # A float represents 48 bits exactly.
     return int.from_bytes(hashlib.sha256(f"{seed}:{patient}".encode()).digest()[:6], "big") / 2**48
 
 

@@ -1,4 +1,4 @@
-"""The augmentation presets: an image and its mask of any size become what the network sees."""
+"""The augmentation presets: they turn an image and mask of any size into an input of the network."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ import numpy as np
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import Pixels, resize_labels
+from lungseg_ray.names import PRESETS
 
 
 class Augment:
-    """A preset at one output size; the draw is a function of the seed alone."""
+    """An augmentation preset with a fixed output size; its random choices depend on the seed alone.
+
+    Args:
+        transforms: The Albumentations transforms, in the order in which they are applied.
+        size: Height and width of the output, pixels.
+    """
 
     def __init__(self, transforms: Sequence[Any], *, size: int) -> None:
         self.size = size
         self._compose = A.Compose(list(transforms), p=1.0)
 
     def __call__(self, image: Pixels, mask: Pixels, *, seed: int | Sequence[int]) -> tuple[Pixels, Pixels]:
-        """Draws one augmented pair.
+        """Augments an image together with its mask.
 
         Args:
             image: (H, W, C) uint8.
             mask: (H, W) uint8 label map.
-            seed: the same numbers give the same draw, in any process and after any history.
+            seed: Seed of the random choices. Equal seeds give equal results, in any process and after any earlier
+                calls.
 
         Returns:
             The image (size, size, C) and the mask (size, size), uint8 and contiguous; they may share memory with the
-            input. The mask holds values of the given mask and, under a constant border, 0.
+            input. The mask holds values of the given mask and, where a constant border was added, 0.
         """
         words = [part % 2**64 for part in ([seed] if isinstance(seed, int) else seed)]
         generator = np.random.default_rng(words)
-        # One generator for all transforms: `set_random_seed` would give each its own with the same seed, and the choice
-        # of a flip would then decide about the holes.
+        # All transforms share one generator. `set_random_seed` would give each transform its own generator with the
+        # same seed, so that the choice of a flip would also determine the choice of holes.
         self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         drawn = self._compose(image=image, mask=mask)
         pixels = np.ascontiguousarray(drawn["image"]).reshape(self.size, self.size, image.shape[2])
@@ -152,7 +159,7 @@ def _chest(size: int) -> list[Any]:
             p=0.5,
         ),
         A.RandomGamma(gamma_limit=(70, 140), p=0.3),
-        # Black beyond the border is what a collimator leaves; a mirrored border would show a second shoulder.
+        # A black border looks like the edge of a collimator. A mirrored border would show a second shoulder.
         _affine(scale=(0.85, 1.2), shift=0.06, degrees=10, shear=4.0, border_mode=cv2.BORDER_CONSTANT, p=0.9),
         A.OneOf(
             [
@@ -173,21 +180,25 @@ _BUILDERS: dict[str, Callable[[int], list[Any]]] = {
     "heavy": _heavy,
     "chest": _chest,
 }
-PRESETS: tuple[str, ...] = tuple(_BUILDERS)
 
 
 def build_augmentation(preset: str, *, size: int) -> Augment:
-    """Builds a preset by its name.
+    """Builds an augmentation preset from its name.
 
-    valid, light, medium, heavy: the published recipe's. chest: flips left and right, and otherwise moves, turns,
-    lights and blurs a chest only as far as a patient and a detector might.
+    - valid, light, medium, heavy: the presets of the published recipe. `valid` only resizes the image.
+    - chest: flips the image horizontally, and changes its geometry, exposure and sharpness only as far as patients and
+      detectors vary.
 
     Args:
-        preset: one of `PRESETS`.
-        size: height and width of the result, pixels; an image that is not square is stretched to it (the recipe).
+        preset: The name of the preset, one of `PRESETS`.
+        size: Height and width of the output, pixels. An image that is not square is stretched to this size, as in the
+            recipe.
+
+    Returns:
+        The preset, as a function of image, mask and seed.
 
     Raises:
-        UserError: if the preset is unknown.
+        UserError: If there is no preset of this name.
     """
     if preset not in _BUILDERS:
         raise UserError(f"Unknown augmentation preset {preset!r} (feed.preset): expected one of {', '.join(PRESETS)}.")

@@ -1,4 +1,4 @@
-"""What the feed hands to the training loop."""
+"""The batch that the feed passes to the training loop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank takes in one step.
+    """The images and masks that one rank processes in one step.
 
     Attributes:
-        step: global step, from 0, over all epochs.
+        step: In training, the global step, counted from 0 over all epochs; in validation, the number of the batch
+            within this rank's share, from 0.
         images: uint8 (n, channels, size, size), channels last in memory.
-        masks: uint8 (n, size, size), a label for each pixel.
-        image_ids: n names.
+        masks: uint8 (n, size, size), the label of each pixel.
+        image_ids: The ids of the n images.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""The order in which an epoch takes the rows of the shards."""
+"""The order in which an epoch reads the rows of the shards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from lungseg_ray.shards.format import Shard
 
 
 def epoch_order(shards: list[Shard], *, seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
-    """The order of an epoch: shards permuted, then the rows of each `window` shards shuffled together.
+    """Computes the order of the rows in an epoch.
+
+    The shards are permuted; then the rows of each `window` consecutive shards are shuffled together.
+
+    Args:
+        shards: The shards of a split.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        window: Number of shards whose rows are shuffled together.
 
     Returns:
-        (n, 2): at each place of the epoch, a number in `shards` and a row of that shard.
+        (n, 2) int64: for each place in the epoch, an index into `shards` and the number of a row in that shard.
     """
     generator = np.random.default_rng([seed, epoch])
     numbers = generator.permutation(len(shards))

@@ -1,4 +1,4 @@
-"""Prepares batches in a thread, ahead of the one that is used."""
+"""Preparation of batches in a background thread, ahead of the batch in use."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from lungseg_ray.feed.batch import Batch
 
 
 class ReadAhead:
-    """Runs an iterator of batches in a thread that keeps some of them ready, from the moment it is made.
+    """An iterator that runs another iterator of batches in a background thread and keeps some batches ready.
+
+    The thread starts when the object is created. An exception of the inner iterator is raised again by `next`.
 
     Args:
-        batches: what to run.
-        depth: how many batches to keep ready.
+        batches: The iterator to run.
+        depth: Number of batches to keep ready.
     """
 
     def __init__(self, batches: Iterator[Batch], *, depth: int) -> None:
@@ -37,7 +39,7 @@ class ReadAhead:
         raise self._last or StopIteration
 
     def close(self) -> None:
-        """Ends the thread; nothing more can be taken."""
+        """Ends the thread; the iterator then yields no further batches."""
         self._stop.set()
         self._thread.join(timeout=30)
 

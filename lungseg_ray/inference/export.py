@@ -1,4 +1,4 @@
-"""What a trained run leaves: its best model with a card, its curves, and its figures on the test side."""
+"""Exports the best model of a trained run: a folder with weights, preprocessing and a model card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
-from lungseg_ray.run import checkpoint
 from lungseg_ray.run.curves import curves
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.run.progress import Progress
@@ -17,19 +16,24 @@ CURVES = "curves.png"
 
 
 def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
-    """Writes the best model of a trained run, with its card, and the curves.
+    """Writes the best model of a trained run with its model card, and the curves.
+
+    Args:
+        run: The run.
+        settings: Its settings.
+        index: The index of its shards.
 
     Raises:
-        JobFailedError: if it has not come to its end.
+        JobFailedError: If training has not come to its end.
+        UserError: If the best checkpoint cannot be used.
     """
-    place, progress = run.best_checkpoint()
+    best, progress = run.read_best()
     if not progress.is_complete(epochs=settings.train.epochs, early_stop=settings.train.early_stop):
         raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
-    content = checkpoint.read_checkpoint(place)
     model = build_model(settings, weights="none")
-    model.load_state_dict(content.average if content.average is not None else content.weights)
+    model.load_state_dict(best.average if best.average is not None else best.weights)
     corpus = index.corpus
-    side = predictor.Sidecar(
+    sidecar = predictor.Sidecar(
         size=settings.feed.size,
         channels=corpus.channels,
         longer_side=index.longer_side,
@@ -38,13 +42,13 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
         threshold=settings.evaluate.first_threshold,
         white=corpus.white,
     )
-    run.tidy(keep=settings.checkpoint.keep)
+    run.prune_checkpoints(progress, keep=settings.checkpoint.keep)
     card = model_card(settings, index, validation_figures(progress), test=None)
-    predictor.save_model(run.place / BEST, model, side, card)
+    predictor.save_model(run.place / BEST, model, sidecar, card)
     run.write_history(progress.history)
     (run.place / CURVES).write_bytes(curves(progress.history))
 
 
 def validation_figures(progress: Progress) -> dict[str, float]:
-    """Loss, IoU and Dice on the validation images after the best epoch."""
+    """Returns `loss`, `iou` and `dice` on the validation images after the best epoch."""
     return {key: progress.best[f"val_{key}"] for key in ("loss", "iou", "dice")}

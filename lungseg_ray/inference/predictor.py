@@ -19,7 +19,7 @@ from torch import nn
 from lungseg_ray import models
 from lungseg_ray.config import Flips, differences
 from lungseg_ray.errors import UserError
-from lungseg_ray.imaging import resize_image
+from lungseg_ray.imaging import limited, resize_area, resize_image
 from lungseg_ray.numerics.metrics import probabilities
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location
@@ -114,6 +114,30 @@ class Predictor:
         # One after the other: a batch that fits in memory stays one that fits.
         found = [probabilities(model(inputs.flip(axes))).flip(axes) for axes in self._axes]
         return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()
+
+    def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Predicts the label map of one image, at the size of the image.
+
+        Args:
+            image: (H, W) grey or (H, W, C) uint8, with as many channels as the model was trained on.
+
+        Returns:
+            (H, W) uint8 labels, 0 is background.
+
+        Raises:
+            UserError: If the image has another dtype, or another number of channels.
+        """
+        pixels = image[:, :, None] if image.ndim == 2 else image
+        channels = self.sidecar.channels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
+            raise UserError(
+                f"Expected an image (H, W, {channels}) of uint8, found {image.shape} of {image.dtype}. Scale its "
+                "values to 0 to 255, and give it the channels that the model was trained on."
+            )
+        height, width = pixels.shape[:2]
+        small = resize_area(pixels, *limited(height, width, longer_side=self.sidecar.longer_side))
+        (probability,) = self([small.reshape(*small.shape[:2], channels)], [(height, width)])
+        return self.labels(probability)
 
     def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
         """The label map (h, w) uint8 of a probability map.

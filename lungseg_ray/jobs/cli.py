@@ -103,12 +103,15 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
     """Reads the settings of a job and runs it; whatever goes wrong becomes a message and an exit code.
 
     Args:
-        tree: the class of the job's settings.
-        job: the function to run; it takes the settings, and the console that the user reads.
-        arguments: of the command line.
+        tree: The class of the job's settings.
+        job: The function to run; it takes the settings, and the console that the user reads.
+        arguments: The arguments of the command line.
 
     Returns:
         The exit code: 0, 1 for a failure, 2 for a mistake of the user's, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Raises:
+        SystemExit: After `--help`, with the exit code 0.
     """
     console = Console(soft_wrap=True, markup=False)
     try:

@@ -39,7 +39,7 @@ def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
     """
     model = model_of(job)
     # All trials of a sweep train on the same shards.
-    kept = model.runs[0].kept()
+    kept = model.runs[0].started_with()
     listing: Listing | None = None
     if job.corpus is None:
         root = job.shards or kept.settings.shards.root

@@ -132,9 +132,12 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
 
 
 def _images(job: PredictJob) -> list[str]:
-    """Names of the images below the folder; what was predicted into a folder below it does not count.
+    """Names of the images below the folder, without what was predicted into a folder below it.
 
     In archives of DICOM, many files have no suffix.
+
+    Raises:
+        UserError: If there is no such folder, or if it holds no image.
     """
     place = job.images
     if not place.is_dir():

@@ -9,9 +9,8 @@ import yaml
 from rich.console import Console
 
 from lungseg_ray import models
-from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.planning import plan_training
-from lungseg_ray.cluster.session import available, cluster
+from lungseg_ray.cluster.session import available
 from lungseg_ray.config import Settings, TrainJob, merge
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import SHEET
@@ -20,9 +19,8 @@ from lungseg_ray.feed.stream import Source
 from lungseg_ray.inference.export import CURVES, export_best
 from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.display import TrainingDisplay
-from lungseg_ray.run import lease
+from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
-from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.workers.fit import fit
 
@@ -33,27 +31,25 @@ def main(job: TrainJob, console: Console) -> None:
 
 
 def train(settings: Settings, console: Console, *, started: float) -> dict[str, Any]:
-    """Runs a training job to its end, or goes on with it, or finds that it is finished.
+    """Runs a training job to its end, or resumes it, or finds that it is finished.
 
-    Shards that are not there are made first. The same command goes on with a run that was cut.
+    Shards that do not exist are built first. The same command resumes a run that was interrupted.
 
     Args:
-        settings: of the run.
-        console: to tell the user on.
-        started: when the command started, seconds since the epoch of the clock.
+        settings: The settings of the run.
+        console: The console that the user reads.
+        started: When the command started, seconds since the epoch of the clock.
 
     Returns:
         The content of `summary.json`.
 
     Raises:
-        UserError: for what a user can mend.
+        UserError: For a mistake of the user's.
+        JobFailedError: As `fit`.
+        StoppedError: If a signal asked for it.
     """
-    root = settings.shards.root
     run = Run(settings.runs.root / settings.runs.name)
-    check_lasting(run.place)
-    index = find_shards(root, settings)
-    if index:
-        settings = with_shard_settings(settings, index)
+    settings, index = known_shards(settings, run.place)
     models.check(
         architecture=settings.model.architecture,
         encoder=settings.model.encoder,
@@ -61,22 +57,18 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         classes=settings.corpus.classes,
         size=settings.feed.size,
     )
-    run.check(settings, fingerprint=index.fingerprint if index else None)
+    run.can_resume(settings, fingerprint=index.fingerprint if index else None)
     if finished := run.summary():
         console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
         _tell(run, finished, console)
         return finished
-    with (
-        lease.acquire(run.place, lambda text: console.print(text, highlight=False)) as hold,
-        cluster(processes=settings.train.workers),
-    ):
-        # Another driver may have had the run until now.
-        going_on = run.check(settings, fingerprint=index.fingerprint if index else None)
+    with held(run.place, console, processes=settings.train.workers) as lease:
+        # Another driver may have held the run until now.
         if finished := run.summary():
             _tell(run, finished, console)
             return finished
         cpus, gpus = available()
-        layout = plan_training(
+        plan = plan_training(
             cpus=cpus,
             gpus=gpus,
             workers=settings.train.workers,
@@ -84,26 +76,25 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
             device=settings.train.device,
             tasks=settings.feed.tasks,
         )
-        check_shared(run.place)
-        if not index:
-            index = build_missing_shards(settings, console)
-            run.check(settings, fingerprint=index.fingerprint)
+        settings, index = usable_shards(settings, index, run.place, console)
+        resuming = run.can_resume(settings, fingerprint=index.fingerprint)
         source = Source.of(settings, index)
-        if not going_on:
+        if not resuming:
             run.start(settings, fingerprint=index.fingerprint)
-        console.print(f"{'Going on with' if going_on else 'Starting'} the run {run.place}", highlight=False)
+        console.print(f"{'Going on with' if resuming else 'Starting'} the run {run.place}", highlight=False)
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
             with display:
-                fit(settings, run=run, source=source, layout=layout, watch=display, lease=hold)
+                fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
         export_best(run, settings, index)
         summary = evaluate_test_split(run, settings, index, console)
         summary["seconds"] = {
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
             "total": round(time.time() - started, 1),
         }
-        hold.check()
+        lease.check()
         run.write_summary(summary)
+        run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
 
@@ -132,7 +123,7 @@ def winner_of(job: TrainJob) -> Settings:
     if job.from_sweep is None:
         return Settings.model_validate(given)
     sweep = Sweep(job.from_sweep)
-    sweep.kept()
+    sweep.started_with()
     try:
         tree = yaml.safe_load((sweep.place / WINNER).read_text())
     except FileNotFoundError:

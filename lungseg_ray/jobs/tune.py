@@ -8,17 +8,15 @@ import ray
 import torch
 from rich.console import Console
 
-from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.planning import cores, plan_trials
-from lungseg_ray.cluster.session import available, cluster
+from lungseg_ray.cluster.session import available
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.evaluation.finished_run import evaluate_test_split
+from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.page.render import write_sweep_page
-from lungseg_ray.run import lease
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
 from lungseg_ray.shards.format import ShardIndex, read_table
-from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
 from lungseg_ray.storage import Location, retry
 from lungseg_ray.sweep.compare import summarise_sweep
 from lungseg_ray.sweep.ledger import REPORT, Sweep
@@ -38,46 +36,40 @@ def main(job: SweepJob, console: Console) -> None:
 
 
 def tune(job: SweepJob, console: Console) -> dict[str, Any]:
-    """Runs a sweep to its end, or goes on with it, or finds that it is finished.
+    """Runs a sweep to its end, or resumes it, or finds that it is finished.
 
     Args:
-        job: its settings.
-        console: to tell the user on.
+        job: The settings of the sweep.
+        console: The console that the user reads.
 
     Returns:
-        What it found, as `compare.summarise` returns it.
+        What it found, as `summarise_sweep` returns it.
 
     Raises:
-        UserError: for what a user can mend.
-        JobFailedError: if nothing moves any more, storage fails for too long, or another driver has taken over.
-        StoppedError: if a signal asked for it.
+        UserError: For a mistake of the user's.
+        JobFailedError: If nothing makes progress, the storage fails for too long, or another driver has taken over.
+        StoppedError: If a signal asked for it.
     """
-    root = job.shards.root
-    place = Sweep(job.runs.root / job.runs.name)
-    check_lasting(place.place)
+    sweep = Sweep(job.runs.root / job.runs.name)
     if not job.sweep.space:
         raise UserError(
             "sweep.space: nothing is searched. Name settings and their values in a file, as configs/encoders.yaml "
             "does, and give it with --config."
         )
-    if (place.place / RUN_CONFIG).exists():
-        raise UserError(f"{place.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
-    if job.train.precision == "auto" and place.is_one(place.place):
-        job = _in_precision(job, place.kept().job.train.precision)
-    index = find_shards(root, job)
-    job = with_shard_settings(job, index) if index else job
-    if place.check(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, place):
-        console.print(f"The sweep {place.place} is finished; nothing to do.", highlight=False)
-        found = place.summary() or {}
-        page = place.place / REPORT
-        _tell(found, page if page.exists() else write_sweep_page(place.place, shards=root), console)
+    if (sweep.place / RUN_CONFIG).exists():
+        raise UserError(f"{sweep.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
+    if job.train.precision == "auto" and Sweep.is_one(sweep.place):
+        job = _in_precision(job, sweep.started_with().settings.train.precision)
+    job, index = known_shards(job, sweep.place)
+    if sweep.can_resume(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, sweep):
+        console.print(f"The sweep {sweep.place} is finished; nothing to do.", highlight=False)
+        found = sweep.summary() or {}
+        page = sweep.place / REPORT
+        _tell(found, page if page.exists() else write_sweep_page(sweep.place, shards=job.shards.root), console)
         return found
-    with (
-        lease.acquire(place.place, lambda text: console.print(text, highlight=False)) as hold,
-        cluster(processes=_processes(job) - 1),
-    ):
+    with held(sweep.place, console, processes=_processes(job) - 1) as lease:
         cpus, gpus = available()
-        layout = plan_trials(
+        plan = plan_trials(
             cpus=cpus,
             gpus=gpus,
             workers=job.train.workers,
@@ -86,29 +78,28 @@ def tune(job: SweepJob, console: Console) -> dict[str, Any]:
             concurrent=job.sweep.concurrent,
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )
-        check_shared(place.place)
-        if not index:
-            index = build_missing_shards(job, console)
-            job = with_shard_settings(job, index)
+        job, index = usable_shards(job, index, sweep.place, console)
         if job.train.precision == "auto":
-            # One for all trials: each of them, timing its own, might come to another.
-            probe = _probe.options(num_cpus=layout.cpus, num_gpus=layout.gpus or int(layout.training.device == "cuda"))
-            job = _in_precision(job, ray.get(probe.remote(job, layout.training.device)))
-        going_on = place.check(job, fingerprint=index.fingerprint)
-        place.write_config(job, fingerprint=index.fingerprint)
+            # One precision for all trials: timing their own, they might come to different ones.
+            probe = _probe.options(num_cpus=plan.cpus, num_gpus=plan.gpus or int(plan.training.device == "cuda"))
+            job = _in_precision(job, ray.get(probe.remote(job, plan.training.device)))
+        resuming = sweep.can_resume(job, fingerprint=index.fingerprint)
+        sweep.config.write(job, fingerprint=index.fingerprint)
         console.print(
-            f"{'Going on with' if going_on else 'Starting'} the sweep {place.place}: {layout.concurrent} trial(s) at a "
-            f"time on {'GPUs' if layout.training.device == 'cuda' else 'CPUs'}",
+            f"{'Going on with' if resuming else 'Starting'} the sweep {sweep.place}: {plan.concurrent} trial(s) at a "
+            f"time on {'GPUs' if plan.training.device == 'cuda' else 'CPUs'}",
             highlight=False,
         )
-        place.reopen()
-        shared = _share(root, index, console)
+        sweep.reopen()
+        shared = _share(job.shards.root, index, console)
         for stage in _STAGES:
-            TrialRunner(job, place, index, shared, layout, hold, console, stage).conduct()
-        _measure_finalists(job, place, index, console)
-        hold.check()
-        found = _conclude(job, place)
-        page = write_sweep_page(place.place, shards=root)
+            TrialRunner(
+                job, sweep=sweep, index=index, shared=shared, plan=plan, lease=lease, console=console, stage=stage
+            ).run()
+        _measure_finalists(job, sweep, index, console)
+        lease.check()
+        found = _conclude(job, sweep)
+        page = write_sweep_page(sweep.place, shards=job.shards.root)
         _tell(found, page, console)
         return found
 

@@ -1,20 +1,19 @@
-"""Segmentation networks: build one, start it from pretrained weights, and hand it on."""
+"""Segmentation networks: their construction, pretrained encoder weights, cost, and export."""
 
 from lungseg_ray.models.cost import Cost, cost
 from lungseg_ray.models.export import export, load_export
 from lungseg_ray.models.factory import (
-    ARCHITECTURES,
     build,
     check,
     find_unused_parameters,
     freeze_unused_parameters,
+    known_encoder,
     memory_format,
     resolve_encoder,
 )
 from lungseg_ray.models.menu import MENU
 
 __all__ = [
-    "ARCHITECTURES",
     "MENU",
     "Cost",
     "build",
@@ -23,6 +22,7 @@ __all__ = [
     "export",
     "find_unused_parameters",
     "freeze_unused_parameters",
+    "known_encoder",
     "load_export",
     "memory_format",
     "resolve_encoder",

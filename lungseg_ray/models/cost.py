@@ -1,4 +1,4 @@
-"""What a network costs, found without its weights or an image: its parameters and its floating point operations."""
+"""The cost of a network, computed without its weights or an image: parameters and floating point operations."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ from lungseg_ray.models.factory import build, check
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
-        parameters: numbers that it learns, those included that get no gradient with this pair.
-        gflops: 10^9 floating point operations of one image's forward pass in evaluation mode, a multiplication and an
-            addition counted as two; those of convolutions and matrix products, nothing else.
+        parameters: Number of learnable parameters, including those that get no gradient with this pair of architecture
+            and encoder.
+        gflops: Floating point operations of the forward pass of one image in evaluation mode, in 10^9. A multiplication
+            and an addition count as two operations. Only convolutions and matrix products are counted.
     """
 
     parameters: int
@@ -25,17 +26,22 @@ class Cost:
 
 
 def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, size: int) -> Cost:
-    """Return what a pair costs; takes a second or so, and no memory, as `check` does.
+    """Computes the cost of a pair of architecture and encoder.
+
+    Like `check`, this builds the network on the meta device where possible: it takes about a second and no memory.
 
     Args:
-        architecture: one of `ARCHITECTURES`, in any case.
-        encoder: as for `resolve_encoder`.
-        in_channels: channels of the images.
-        classes: output channels.
-        size: height and width of the image in pixels.
+        architecture: One of `ARCHITECTURES`, in upper or lower case.
+        encoder: Name of the encoder, as for `resolve_encoder`.
+        in_channels: Number of channels of the images.
+        classes: Number of output channels.
+        size: Height and width of the image, pixels.
+
+    Returns:
+        The cost of the network for one image of this size.
 
     Raises:
-        UserError: as `check`, with the reason.
+        UserError: If the pair does not exist or does not work, as in `check`.
     """
     check(architecture=architecture, encoder=encoder, in_channels=in_channels, classes=classes, size=size)
     with torch.random.fork_rng(devices=[]):
@@ -43,9 +49,10 @@ def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, siz
             with torch.device("meta"):
                 model = build(architecture=architecture, encoder=encoder, in_channels=in_channels, classes=classes)
         except UserError:
-            # What can be built all the same reads values meanwhile, as Mix Transformer encoders do.
+            # The pair has passed `check`, so the meta device is the cause. Some encoders read values while they are
+            # built, such as Mix Transformers.
             model = build(architecture=architecture, encoder=encoder, in_channels=in_channels, classes=classes)
-    # Shapes are enough from here on; on the CPU, fused attention would count as nothing.
+    # The count needs only shapes. It runs on the meta device because fused attention counts as nothing on the CPU.
     model = model.to("meta").eval()
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -54,11 +61,14 @@ def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, siz
 
 
 def flops(model: nn.Module, images: Tensor) -> int:
-    """Return the floating point operations of the convolutions and matrix products in a forward pass.
+    """Counts the floating point operations of the convolutions and matrix products in a forward pass.
 
     Args:
-        model: on the device of the images; it stays as it is.
+        model: A network on the device of the images; it is not changed.
         images: (N, C, H, W).
+
+    Returns:
+        The number of operations for all N images.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)

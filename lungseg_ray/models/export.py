@@ -1,4 +1,4 @@
-"""The form in which a trained model leaves: a folder that segmentation_models_pytorch opens without this project."""
+"""Export of a trained model to a folder that segmentation_models_pytorch can open without this project."""
 
 import contextlib
 import io
@@ -12,14 +12,15 @@ from lungseg_ray.errors import UserError
 
 
 def export(model: SegmentationModel, directory: Path) -> None:
-    """Write `config.json`, `model.safetensors` and a model card, for `segmentation_models_pytorch.from_pretrained`.
+    """Writes `config.json`, `model.safetensors` and a model card, for `segmentation_models_pytorch.from_pretrained`.
 
-    The configuration names no pretrained encoder weights, since the folder holds all weights itself and opening it
-    would otherwise ask the network for them.
+    The configuration names no pretrained encoder weights: the folder holds all weights itself, and `from_pretrained`
+    would otherwise download the encoder weights.
 
     Args:
-        model: from `build`, not wrapped, in any mode and on any device.
-        directory: created if need be; files of an earlier export in it are overwritten.
+        model: A model from `build`, not wrapped, in any mode and on any device.
+        directory: The folder to write; it is created if it does not exist, and files of an earlier export are
+            overwritten.
     """
     config = {name: value for name, value in model.config.items() if name != "pretrained_cfg_overlay"}
     config |= {"encoder_weights": None, "_model_class": type(model).__name__}
@@ -27,16 +28,16 @@ def export(model: SegmentationModel, directory: Path) -> None:
 
 
 def load_export(directory: Path) -> SegmentationModel:
-    """Open a folder that `export` wrote; needs no network.
+    """Opens a folder that `export` wrote; no network access is needed.
 
     Args:
-        directory: the folder.
+        directory: The folder.
 
     Returns:
-        The model in evaluation mode, on the CPU, giving logits of shape (N, classes, H, W).
+        The model in evaluation mode on the CPU; its output is logits of shape (N, classes, H, W).
 
     Raises:
-        UserError: the folder lacks a file, or its files do not fit together.
+        UserError: If the folder lacks a file, or if its files do not fit together.
     """
     missing = [name for name in ("config.json", "model.safetensors") if not (directory / name).is_file()]
     if missing:
@@ -45,7 +46,7 @@ def load_export(directory: Path) -> SegmentationModel:
             f"{' and no '.join(missing)}. Give the folder that a finished run wrote its best model to."
         )
     try:
-        # The hub's loader prints a line for each folder that it opens.
+        # The loader of huggingface_hub prints a line for each folder that it opens.
         with contextlib.redirect_stdout(io.StringIO()):
             model = smp.from_pretrained(str(directory))
     except (AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""One way to a network: an architecture and an encoder of segmentation_models_pytorch, checked before it is built."""
+"""Construction of a network from an architecture and an encoder of segmentation_models_pytorch, with checks."""
 
 import copy
 import difflib
@@ -11,28 +11,32 @@ from torch import nn
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.models.weights import load_encoder_weights
-
-ARCHITECTURES = ("Unet", "UnetPlusPlus", "FPN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "MAnet")
+from lungseg_ray.names import ARCHITECTURES
 
 
 def build(
     *, architecture: str, encoder: str, in_channels: int, classes: int, encoder_weights: str = "none"
 ) -> nn.Module:
-    """Return a network that takes images (N, in_channels, H, W) to logits (N, classes, H, W).
+    """Builds a network that maps images (N, in_channels, H, W) to logits (N, classes, H, W).
 
-    H and W must be divisible by the encoder's output stride (32). Weights that are not pretrained come from torch's
-    global generator: seed it first.
+    H and W must be divisible by the encoder's output stride (32). Weights that are not pretrained are drawn from the
+    global random generator of PyTorch: seed it first.
 
     Args:
-        architecture: one of `ARCHITECTURES`, in any case.
-        encoder: as for `resolve_encoder`.
-        in_channels: 1 for grey, 3 for RGB; others work.
-        classes: number of output channels; 1 for binary, otherwise background included.
-        encoder_weights: "imagenet" (asks the network), "none", or the path of a weights file.
+        architecture: One of `ARCHITECTURES`, in upper or lower case.
+        encoder: Name of the encoder, as for `resolve_encoder`.
+        in_channels: Number of channels of the images: 1 for grey, 3 for RGB; other numbers work as well.
+        classes: Number of output channels: 1 for a binary mask, otherwise the number of labels including the
+            background.
+        encoder_weights: "imagenet" or another name of published weights (needs network access unless they are cached),
+            "none", or the path of a weights file; see `load_encoder_weights`.
+
+    Returns:
+        The network in training mode, on the default device of PyTorch.
 
     Raises:
-        UserError: there is no such architecture, encoder or weights, or they do not fit together.
-    """
+        UserError: If the architecture, the encoder or the weights do not exist, or if they do not fit together.
+    """  # noqa: DOC501 - `_refused` returns a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
     try:
         model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
@@ -43,26 +47,28 @@ def build(
 
 
 def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int = 1, size: int = 256) -> None:
-    """Raise if the pair does not exist or cannot work; costs a fraction of a second and no memory.
+    """Checks that a pair of architecture and encoder exists and works; takes a fraction of a second and no memory.
 
-    The network is built and run on the meta device, where tensors have shapes but no values.
+    The network is built and run on the meta device, where tensors have shapes but no values. A pair that reads values
+    while it is built is checked on the CPU instead.
 
     Args:
-        architecture: one of `ARCHITECTURES`, in any case.
-        encoder: as for `resolve_encoder`.
-        in_channels: channels of the images.
-        classes: output channels.
-        size: height and width of the images in pixels.
+        architecture: One of `ARCHITECTURES`, in upper or lower case.
+        encoder: Name of the encoder, as for `resolve_encoder`.
+        in_channels: Number of channels of the images.
+        classes: Number of output channels.
+        size: Height and width of the images, pixels.
 
     Raises:
-        UserError: with the reason, and the nearest names for an unknown one.
-    """
+        UserError: If the pair does not exist or does not work. The message contains the reason, and the nearest names
+            if a name is unknown.
+    """  # noqa: DOC501 - `_refused` returns a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             with torch.device("meta"):
                 model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
-            # A patched first convolution is made outside the default device.
+            # If the first convolution is adapted to `in_channels`, its weights are created outside the default device.
             output = model.to("meta").eval()(torch.empty(1, in_channels, size, size, device="meta"))
     except Exception as error:
         if "meta tensor" in str(error):
@@ -77,7 +83,7 @@ def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int
 
 
 def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes: int, size: int) -> None:
-    """Check a pair that reads values while it is built, such as Mix Transformer encoders."""
+    """Checks a pair that reads values while it is built, such as one with a Mix Transformer encoder."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
@@ -87,14 +93,17 @@ def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes:
 
 
 def resolve_encoder(name: str) -> str:
-    """Return the name under which segmentation_models_pytorch knows an encoder.
+    """Returns the name of an encoder in segmentation_models_pytorch.
 
     Args:
-        name: a name of that library ("resnet34"), a timm model with its prefix ("tu-regnety_004") or without
+        name: A name in that library ("resnet34"), a timm model with its prefix ("tu-regnety_004") or without it
             ("regnety_004"), or an older name ("timm-regnety_004").
 
+    Returns:
+        The name in segmentation_models_pytorch; for a timm model, the name with the prefix "tu-".
+
     Raises:
-        UserError: there is no such encoder; the nearest names are in the message.
+        UserError: If there is no such encoder; the message contains the nearest names.
     """
     if name in encoders:
         return name
@@ -105,6 +114,25 @@ def resolve_encoder(name: str) -> str:
             return f"tu-{candidate}"
     known = [*encoders, *(f"tu-{model}" for model in timm.list_models())]
     raise UserError(f"There is no encoder {name!r}.{_nearest(name, known)} Any timm model works as tu-<name>.")
+
+
+def known_encoder(name: str) -> str:
+    """Returns the spelling of an encoder's name that may be written in any case.
+
+    Args:
+        name: A name as for `resolve_encoder`, in upper or lower case.
+
+    Raises:
+        UserError: If there is no such encoder; the message has the nearest names.
+    """
+    by_lower = {known.lower(): known for known in encoders}
+    spelled = by_lower.get(name.lower(), name.lower())
+    try:
+        resolve_encoder(name)
+    except UserError:
+        resolve_encoder(spelled)
+        return spelled
+    return name
 
 
 def _resolve_architecture(name: str) -> str:
@@ -135,33 +163,41 @@ def _refused(architecture: str, encoder: str, error: Exception) -> UserError:
 
 
 def find_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -> list[str]:
-    """Return the names of the trainable parameters that get no gradient, found in one step on a copy of the model.
+    """Returns the names of the trainable parameters that get no gradient.
 
-    Distributed data parallel training waits for the gradient of every trainable parameter and fails on such ones; among
-    the pairs that have them are VGG11 with UNet++ and EfficientNet with everything. The model and the random state stay
-    as they are.
+    They are found by one forward and backward pass on a copy of the model; the model and the random state are not
+    changed. Distributed data parallel training waits for the gradient of every trainable parameter, and fails if one
+    gets none. Such pairs include VGG11 with UNet++, and EfficientNet with every architecture.
 
     Args:
-        model: from `build`, on any device, not wrapped.
-        in_channels: channels of the images.
-        size: height and width of the probe in pixels; 64 does, unless the encoder takes one size only.
+        model: A model from `build`, on any device, not wrapped.
+        in_channels: Number of channels of the images.
+        size: Height and width of the probe image, pixels; 64 is enough unless the encoder accepts only one size.
+
+    Returns:
+        The names, as in `named_parameters`.
     """
     probe = copy.deepcopy(model).train()
     probe.zero_grad()
     device = next(probe.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        # Two images: normalisation over a batch of one fails where a branch pools to one pixel.
+        # Two images are needed: with one image, batch normalisation fails in a branch that pools to one pixel.
         probe(torch.zeros(2, in_channels, size, size, device=device)).sum().backward()
     return [name for name, parameter in probe.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
 
 def freeze_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -> list[str]:
-    """Freeze what `find_unused_parameters` finds, in place, and return the names; call it before DDP and the optimiser.
+    """Freezes the parameters that `find_unused_parameters` finds, in place.
+
+    Call this before the model is wrapped for DDP and before the optimiser is built.
 
     Args:
-        model: from `build`, on any device, not wrapped.
-        in_channels: channels of the images.
-        size: height and width of the probe in pixels.
+        model: A model from `build`, on any device, not wrapped.
+        in_channels: Number of channels of the images.
+        size: Height and width of the probe image, pixels.
+
+    Returns:
+        The names of the frozen parameters.
     """
     unused = find_unused_parameters(model, in_channels=in_channels, size=size)
     for name in unused:
@@ -170,15 +206,19 @@ def freeze_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -
 
 
 def memory_format(model: nn.Module, *, device: torch.device) -> torch.memory_format:
-    """Return the fastest layout of images and weights that a model can be trained in: channels last where it is safe.
+    """Returns the fastest memory layout of images and weights in which a model can safely be trained.
 
-    On CPUs, the gradient of the weights of a 1 x 1 convolution with a stride over fewer than 16 channels, channels
-    last, overruns its memory in oneDNN (https://github.com/uxlfoundation/oneDNN/issues/6035): training crashes, or
-    learns from wrong gradients. GERNet-S and the MobileOne encoders have one.
+    This is channels last, except on CPUs for a model that has a 1 x 1 convolution with a stride above 1 and fewer than
+    16 input channels. With channels last, oneDNN overruns its memory when it computes the gradient of the weights of
+    such a convolution (https://github.com/uxlfoundation/oneDNN/issues/6035): training crashes, or learns from wrong
+    gradients. GERNet-S and the MobileOne encoders have such convolutions.
 
     Args:
-        model: from `build`.
-        device: that it is trained on.
+        model: A model from `build`.
+        device: The device on which it is trained.
+
+    Returns:
+        `torch.channels_last`, or `torch.contiguous_format` where channels last is not safe.
     """
     overruns = device.type == "cpu" and any(
         isinstance(module, nn.Conv2d)

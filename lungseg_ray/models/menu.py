@@ -1,4 +1,4 @@
-"""The encoders that are shipped: named, tried with U-Net and U-Net++, and measured in docs/encoders.md."""
+"""The encoders that the project offers; each is tested with U-Net and U-Net++, and measured in docs/encoders.md."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ MENU: Mapping[str, tuple[str, ...]] = {
     "ResNeSt": ("timm-resnest14d", "timm-resnest200e"),
     "Res2Net": ("timm-res2net50_26w_4s",),
     "RegNet": ("timm-regnety_002", "timm-regnety_004"),
-    # GERNet-S is left out: `memory_format` says why.
+    # GERNet-S is left out because it is not safe in channels last on CPUs; see `memory_format`.
     "GERNet": ("timm-gernet_m",),
     "SE-Net": ("se_resnet50",),
     "SK-Net": ("timm-skresnet18",),
@@ -20,4 +20,7 @@ MENU: Mapping[str, tuple[str, ...]] = {
     "VGG": ("vgg11",),
     "Xception": ("xception",),
 }
-"""One or two encoders, by name as for `build`, of each of the 15 families that the published recipe compares."""
+"""The menu lists one or two encoders of each of the 15 families that the published recipe compares.
+
+Keys are the names of the families, and values the names of encoders, as for `build`.
+"""

@@ -1,4 +1,4 @@
-"""Pretrained weights for an encoder: published ones from the network, or a file."""
+"""Pretrained weights of an encoder, from published downloads or from a file."""
 
 import pickle
 from pathlib import Path
@@ -16,22 +16,28 @@ from torch import Tensor, nn
 from lungseg_ray.errors import UserError
 
 _REACH_SECONDS = 10
+"""The hub counts as unreachable if it does not respond within this time, seconds."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Checkpoints hold the state dict of the model under one of these keys, or directly."""
 _PREFIXES = ("module", "model", "encoder", "backbone")
+"""Wrappers add these prefixes to the names of an encoder's tensors."""
 
 
 def load_encoder_weights(encoder: nn.Module, weights: str, *, name: str, in_channels: int) -> None:
-    """Load pretrained weights into an encoder, in place.
+    """Loads pretrained weights into an encoder, in place.
 
     Args:
-        encoder: the `.encoder` of a model, built for `in_channels`.
-        weights: "none"; "imagenet" or another name that segmentation_models_pytorch publishes for the encoder; or the
-            path of a weights file, .safetensors or (read without executing pickled code) .pt, .pth or .bin.
-        name: the encoder's name, as `resolve_encoder` returns it.
-        in_channels: weights for three channels are summed for one, and repeated and scaled for other numbers.
+        encoder: The `.encoder` of a model that was built for `in_channels`.
+        weights: "none"; "imagenet" or another name of weights that segmentation_models_pytorch publishes for the
+            encoder; or the path of a weights file, which is .safetensors, or .pt, .pth or .bin (these are read without
+            executing pickled code).
+        name: The name of the encoder, as `resolve_encoder` returns it.
+        in_channels: Number of channels of the images. Weights for three channels are summed for one channel, and
+            repeated and scaled for other numbers.
 
     Raises:
-        UserError: the weights cannot be had, the file cannot be read, or it holds other weights than the encoder's.
+        UserError: If the weights cannot be downloaded, if the file cannot be read, or if it does not hold the weights
+            of this encoder.
     """
     if weights == "none":
         return
@@ -52,7 +58,7 @@ def _published(name: str) -> list[str]:
 
 
 def _download(name: str, weights: str, *, in_channels: int) -> dict[str, Tensor]:
-    """Fetch published weights, or take them from the local cache, as a state dict of the encoder."""
+    """Downloads published weights, or reads them from the local cache, as a state dict of the encoder."""
     if weights not in _published(name):
         raise UserError(
             f"Encoder {name} has no weights named {weights!r}, only {', '.join(_published(name))}. Name one of these, "
@@ -70,7 +76,8 @@ def _download(name: str, weights: str, *, in_channels: int) -> dict[str, Tensor]
         "random weights with 'none'."
     )
     if repository is not None:
-        # The hub's client retries an unreachable network for up to a minute per file: look once, and quickly.
+        # The hub's client retries for up to a minute per file if the network is unreachable. One short request avoids
+        # this wait.
         cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors", revision=revision)
         if not isinstance(cached, str) and (reason := _unreachable()):
             raise UserError(
@@ -87,7 +94,7 @@ def _download(name: str, weights: str, *, in_channels: int) -> dict[str, Tensor]
 
 
 def _unreachable() -> str | None:
-    """Say why the hub cannot be reached, or None if it can."""
+    """Returns the reason why the hub cannot be reached, or None if it can."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_REACH_SECONDS)
     except Exception as error:
@@ -96,7 +103,7 @@ def _unreachable() -> str | None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weights file by name; a checkpoint's usual wrapping is taken off."""
+    """Reads the tensors of a weights file by name, without the outer dictionaries that checkpoints usually have."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -114,14 +121,14 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(encoder: nn.Module, found: dict[str, Tensor], *, source: str, name: str, in_channels: int) -> None:
-    """Copy a file's tensors into the encoder; what else the file holds (a classifier) is left."""
+    """Copies the tensors of a file into the encoder; other tensors of the file, such as a classifier's, are ignored."""
     by_name = {_plain(key): value for key, value in found.items()}
     state = encoder.state_dict()
     missing, misshapen = [], []
     for key, own in state.items():
         value = by_name.get(_plain(key))
         if value is None:
-            # Files from before PyTorch 0.4.1 lack this counter, which nothing reads while momentum is set.
+            # Files from before PyTorch 0.4.1 lack this counter. It is not read as long as the momentum is set.
             if not key.endswith("num_batches_tracked"):
                 missing.append(key)
             continue
@@ -141,7 +148,7 @@ def _fill(encoder: nn.Module, found: dict[str, Tensor], *, source: str, name: st
 
 
 def _plain(key: str) -> str:
-    """Make a tensor's name comparable: timm's feature extractors write `_` for `.`, and wrappers add prefixes."""
+    """Normalises a tensor's name for comparison: timm may write `_` for `.`, and wrappers add prefixes."""
     parts = key.replace("_", ".").split(".")
     while len(parts) > 1 and parts[0] in _PREFIXES:
         parts = parts[1:]

@@ -1,4 +1,4 @@
-"""Dice plus cross-entropy: the training loss of a micro-batch and the validation loss of each image."""
+"""Dice loss plus cross-entropy: the training loss of a micro-batch and the validation loss of each image."""
 
 from typing import NamedTuple, cast
 
@@ -13,7 +13,13 @@ _DENOMINATOR_FLOOR = 1e-7
 
 
 class LossParts(NamedTuple):
-    """A loss and what it is made of: `total = dice_weight * dice + bce_weight * bce`."""
+    """A loss and its two terms: `total = dice_weight * dice + bce_weight * bce`.
+
+    Attributes:
+        total: The weighted sum of the terms.
+        dice: The Dice loss.
+        bce: The cross-entropy.
+    """
 
     total: Tensor
     dice: Tensor
@@ -21,15 +27,22 @@ class LossParts(NamedTuple):
 
 
 class SegmentationLoss(nn.Module):
-    """Training loss of one micro-batch: weighted Dice loss plus cross-entropy (the published recipe: 1.0 and 0.8).
+    """The training loss of a micro-batch: a weighted sum of Dice loss and cross-entropy.
 
-    With `classes == 1` the model has one logit channel (sigmoid, label 1 positive) and the second term is binary
-    cross-entropy; with `classes >= 2` it has that many channels (softmax, label 0 background) and the second term is
-    cross-entropy. Pixels labelled `IGNORE_LABEL` count in neither term; a batch of nothing else costs 0.
+    With `classes == 1`, the model has one logit channel (sigmoid, label 1 is positive) and the second term is the
+    binary cross-entropy. With `classes >= 2`, it has that number of channels (softmax, label 0 is the background) and
+    the second term is the cross-entropy. Pixels with `IGNORE_LABEL` count in neither term; the loss of a batch of such
+    pixels alone is 0.
 
-    The Dice term is that of segmentation_models_pytorch: it pools the micro-batch, so it does not add up over workers
-    or accumulation steps, and a class without a single true pixel in the micro-batch contributes 0 whatever is
-    predicted. For empty images only the cross-entropy pushes false positives down.
+    The Dice term is that of segmentation_models_pytorch. It pools all pixels of the micro-batch, so its values for
+    several workers or accumulation steps do not add up to that of the whole batch. A class without any true pixel in
+    the micro-batch contributes 0, whatever the prediction is. Therefore only the cross-entropy reduces false positives
+    in images without foreground.
+
+    Args:
+        classes: Number of logit channels: 1 for a binary mask, otherwise the number of labels including the background.
+        dice_weight: Weight of the Dice loss in the total (1.0 in the published recipe).
+        bce_weight: Weight of the cross-entropy in the total (0.8 in the published recipe).
     """
 
     def __init__(self, *, classes: int, dice_weight: float = 1.0, bce_weight: float = 0.8) -> None:
@@ -40,12 +53,15 @@ class SegmentationLoss(nn.Module):
         self.dice = DiceLoss(mode="binary" if classes == 1 else "multiclass", ignore_index=IGNORE_LABEL)
 
     def forward(self, logits: Tensor, target: Tensor) -> LossParts:
-        """Return the loss as float32 scalars that carry gradients.
+        """Computes the loss of a micro-batch.
 
         Args:
-            logits: (N, classes, H, W), any floating dtype; taken to float32 outside autocast, because at half
-                precision the sums over a batch of 256 x 256 images overflow.
-            target: (N, H, W) uint8 labels in [0, max(classes, 2)) or `IGNORE_LABEL`.
+            logits: (N, classes, H, W), any floating dtype. They are converted to float32 outside autocast, because the
+                sums over a batch of 256 x 256 images overflow at half precision.
+            target: (N, H, W) uint8 labels in [0, max(classes, 2)), or `IGNORE_LABEL`.
+
+        Returns:
+            Float32 scalars that carry gradients.
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
             logits = logits.float()
@@ -59,18 +75,18 @@ class SegmentationLoss(nn.Module):
 def validation_losses(
     logits: Tensor, target: Tensor, *, classes: int, dice_weight: float = 1.0, bce_weight: float = 0.8
 ) -> LossParts:
-    """Return each image's own loss, which does not depend on the batch that the image stands in.
+    """Computes the loss of each image, which does not depend on the other images of the batch.
 
-    The Dice loss is the soft Dice formula of the training loss applied to one image; as there, a class that the image
-    does not show contributes 0 whatever is predicted. The cross-entropy is the mean over the image's valid pixels, and
-    0 for an image without any.
+    The Dice loss is the soft Dice formula of the training loss, applied to one image. As in training, a class without
+    any true pixel in the image contributes 0, whatever the prediction is. The cross-entropy is the mean over the valid
+    pixels of the image, and 0 for an image without valid pixels.
 
     Args:
         logits: (N, classes, H, W), any floating dtype.
-        target: (N, H, W) uint8 labels in [0, max(classes, 2)) or `IGNORE_LABEL`.
-        classes: 1 for binary, otherwise the number of channels, background included.
-        dice_weight: weight of the Dice loss in the total.
-        bce_weight: weight of the cross-entropy in the total.
+        target: (N, H, W) uint8 labels in [0, max(classes, 2)), or `IGNORE_LABEL`.
+        classes: Number of logit channels: 1 for a binary mask, otherwise the number of labels including the background.
+        dice_weight: Weight of the Dice loss in the total.
+        bce_weight: Weight of the cross-entropy in the total.
 
     Returns:
         Float64 tensors of shape (N,).
@@ -94,7 +110,7 @@ def validation_losses(
 
 
 def _pixel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of every pixel, (N, H, W), 0 where the pixel is ignored."""
+    """Computes the cross-entropy of every pixel, (N, H, W); it is 0 where the pixel is ignored."""
     if logits.shape[1] > 1:
         return F.cross_entropy(logits, target.long(), ignore_index=IGNORE_LABEL, reduction="none")
     valid = target != IGNORE_LABEL

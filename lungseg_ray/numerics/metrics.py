@@ -1,4 +1,4 @@
-"""Quality of label maps: overlap counts, sums over a validation set, surface distances and intervals."""
+"""Quality of label maps: overlap counts, sums over a validation set, surface distances and confidence intervals."""
 
 import math
 import warnings
@@ -16,7 +16,13 @@ from lungseg_ray.numerics.losses import validation_losses
 
 
 class Counts(NamedTuple):
-    """True positives, false positives and false negatives: int64 of shape (N, F), F foreground classes."""
+    """Numbers of pixels by image and foreground class, each of shape (N, F) for F foreground classes.
+
+    Attributes:
+        tp: True positives, int64.
+        fp: False positives, int64.
+        fn: False negatives, int64.
+    """
 
     tp: Tensor
     fp: Tensor
@@ -24,7 +30,13 @@ class Counts(NamedTuple):
 
 
 class SurfaceDistances(NamedTuple):
-    """Distances between two outlines in the unit of the spacing; `empty` if exactly one of the masks has no pixel."""
+    """Distances between the outlines of two masks, in the unit of the spacing.
+
+    Attributes:
+        hd95: The larger of the two directed 95th percentiles of the distance (Hausdorff distance).
+        assd: The average symmetric surface distance.
+        empty: Whether exactly one of the two masks is empty.
+    """
 
     hd95: float
     assd: float
@@ -32,7 +44,13 @@ class SurfaceDistances(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds of its confidence interval."""
+    """A mean and its confidence interval.
+
+    Attributes:
+        mean: The mean.
+        low: The lower bound of the interval.
+        high: The upper bound of the interval.
+    """
 
     mean: float
     low: float
@@ -40,20 +58,27 @@ class Interval(NamedTuple):
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Return float32 probabilities (N, K, H, W): the sigmoid of one channel, the softmax over several.
+    """Converts logits to probabilities: by sigmoid for one channel, by softmax for several.
 
     Args:
         logits: (N, K, H, W), any floating dtype.
+
+    Returns:
+        (N, K, H, W) float32, in [0, 1].
     """
     return logits.float().sigmoid() if logits.shape[1] == 1 else logits.float().softmax(dim=1)
 
 
 def predict_labels(probability: Tensor, *, threshold: float = 0.5) -> Tensor:
-    """Return the predicted label map (N, H, W) as uint8.
+    """Converts probabilities to label maps.
 
     Args:
         probability: (N, K, H, W) in [0, 1], as `probabilities` returns it.
-        threshold: with one channel, label 1 is where the probability is above it; several channels take the largest.
+        threshold: With one channel, a pixel has label 1 if its probability is above this value, in [0, 1]. With several
+            channels, a pixel gets the label with the largest probability and the threshold is not used.
+
+    Returns:
+        (N, H, W) uint8 labels.
     """
     if probability.shape[1] == 1:
         return (probability[:, 0] > threshold).to(torch.uint8)
@@ -61,12 +86,13 @@ def predict_labels(probability: Tensor, *, threshold: float = 0.5) -> Tensor:
 
 
 def confusion_counts(prediction: Tensor, target: Tensor, *, classes: int) -> Counts:
-    """Count the pixels of each image and foreground class; ignored pixels are left out.
+    """Counts true positive, false positive and false negative pixels of each image and foreground class.
 
     Args:
         prediction: (N, H, W) integer labels.
-        target: (N, H, W) integer labels; pixels of `IGNORE_LABEL` count nowhere.
-        classes: 1 for binary (foreground: label 1), otherwise the number of labels (foreground: all but label 0).
+        target: (N, H, W) integer labels; pixels with `IGNORE_LABEL` are not counted.
+        classes: 1 for a binary mask (foreground: label 1), otherwise the number of labels (foreground: all but label
+            0).
 
     Returns:
         Int64 counts of shape (N, F) with F = max(classes - 1, 1).
@@ -83,12 +109,12 @@ def confusion_counts(prediction: Tensor, target: Tensor, *, classes: int) -> Cou
 
 
 def dice(counts: Counts) -> Tensor:
-    """Return Dice = 2 tp / (2 tp + fp + fn) as float64 of the counts' shape; 1 where truth and prediction are empty."""
+    """Returns Dice = 2 tp / (2 tp + fp + fn), float64 of the counts' shape; 1 if truth and prediction are empty."""
     return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn)
 
 
 def iou(counts: Counts) -> Tensor:
-    """Return IoU = tp / (tp + fp + fn) as float64 of the counts' shape; 1 where truth and prediction are empty."""
+    """Returns IoU = tp / (tp + fp + fn), float64 of the counts' shape; 1 if truth and prediction are empty."""
     return _ratio(counts.tp, counts.tp + counts.fp + counts.fn)
 
 
@@ -97,10 +123,18 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 class ValidationSums:
-    """Float64 sums over the images of a validation set, from which its figures follow.
+    """Float64 sums over the images of a validation set, from which the figures of the whole set are computed.
 
-    Sums of several workers add up: each calls `update` on its images, one all-reduce (SUM) of `as_tensor()` joins them,
-    and `load` puts the result back. How the images were dealt to batches and workers changes nothing but the last bits.
+    The sums of several workers can be added up: each worker calls `update` with its images, one all-reduce (SUM) of
+    `as_tensor()` adds the sums of all workers, and `load` stores the result. How the images are distributed to batches
+    and workers affects only the last bits of the figures.
+
+    Args:
+        classes: Number of logit channels: 1 for a binary mask, otherwise the number of labels including the background.
+        dice_weight: Weight of the Dice loss in the loss.
+        bce_weight: Weight of the cross-entropy in the loss.
+        threshold: Threshold of the probability for a binary mask, in [0, 1].
+        device: The device of the sums.
     """
 
     _MEANS = ("loss", "loss_dice", "loss_bce", "iou", "dice")
@@ -123,11 +157,11 @@ class ValidationSums:
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Add a batch.
+        """Adds a batch to the sums.
 
         Args:
-            logits: (N, classes, H, W), any floating dtype, on the device given to the constructor.
-            target: (N, H, W) uint8 labels, `IGNORE_LABEL` allowed.
+            logits: (N, classes, H, W), any floating dtype, on the device that was given to the constructor.
+            target: (N, H, W) uint8 labels; `IGNORE_LABEL` is allowed.
         """
         losses = validation_losses(
             logits, target, classes=self.classes, dice_weight=self.dice_weight, bce_weight=self.bce_weight
@@ -141,22 +175,23 @@ class ValidationSums:
         self._sums += torch.cat([per_image.sum(dim=1), pooled.double()])
 
     def as_tensor(self) -> Tensor:
-        """Return a copy of the sums, a flat float64 tensor on the constructor's device, ready for one all-reduce."""
+        """Returns a copy of the sums, a flat float64 tensor on the constructor's device, ready for one all-reduce."""
         return self._sums.clone()
 
     def load(self, sums: Tensor) -> None:
-        """Replace the sums by those of `as_tensor`, summed over workers."""
+        """Replaces the sums with those of `as_tensor`, added up over all workers."""
         self._sums.copy_(sums)
 
     def result(self) -> dict[str, float]:
-        """Return the figures of all images seen.
+        """Computes the figures of all images that were added.
 
-        Keys: `loss`, `loss_dice`, `loss_bce`, `iou`, `dice` (means over images; IoU and Dice first averaged over the
-        foreground classes of an image), `iou_pooled` (pixels of all images together, averaged over the foreground
-        classes) and `n` (number of images).
+        Returns:
+            `loss`, `loss_dice`, `loss_bce`, `iou` and `dice` (means over images; IoU and Dice are first averaged over
+            the foreground classes of an image), `iou_pooled` (from the pixels of all images together, averaged over the
+            foreground classes), and `n` (number of images).
 
         Raises:
-            UserError: no image was seen.
+            UserError: If no image was added.
         """
         sums = self._sums.cpu()
         n = int(sums[len(self._MEANS)])
@@ -173,18 +208,22 @@ class ValidationSums:
 def surface_distances(
     prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, spacing: tuple[float, float] = (1.0, 1.0)
 ) -> SurfaceDistances:
-    """Return HD95 and ASSD between the outlines of two masks, as MONAI computes them.
+    """Computes HD95 and ASSD between the outlines of two masks, with MONAI.
 
-    HD95 is the larger of the two directed 95th percentiles; ASSD is the mean distance to the other outline over the
-    outline pixels of both masks. Both masks empty: 0. One of them empty: the image diagonal, and `empty` is set.
+    HD95 is the larger of the two directed 95th percentiles. ASSD is the mean distance from the outline pixels of both
+    masks to the other outline. If both masks are empty, the distances are 0. If one of them is empty, they are the
+    length of the image diagonal, and `empty` is set.
 
     Args:
         prediction: (H, W) bool.
         truth: (H, W) bool.
-        spacing: height and width of a pixel; it carries the unit of the result (1 = pixels, or mm).
+        spacing: Height and width of a pixel. It determines the unit of the result: (1, 1) for pixels, or mm.
+
+    Returns:
+        The two distances in the unit of the spacing, and whether exactly one mask is empty.
 
     Raises:
-        UserError: the masks differ in shape.
+        UserError: If the masks differ in shape.
     """
     if prediction.shape != truth.shape:
         raise UserError(
@@ -197,14 +236,14 @@ def surface_distances(
         diagonal = math.hypot(truth.shape[0] * spacing[0], truth.shape[1] * spacing[1])
         return SurfaceDistances(hd95=diagonal, assd=diagonal, empty=True)
 
-    # MONAI takes seconds to import (more than ten from a cold disk), and only evaluation needs it.
+    # MONAI is imported here because it takes seconds (more than ten from a cold disk) and only evaluation needs it.
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.surface_distance import compute_average_surface_distance
 
-    # Copies: arrays from a shared object store are read-only, which torch takes with a warning.
+    # The masks are copied because arrays from a shared object store are read-only, and PyTorch warns about such arrays.
     pair = [mask[None, None].astype(np.float32) for mask in (prediction, truth)]
     with warnings.catch_warnings():
-        # MONAI 1.6 warns of an argument that it passes to itself.
+        # MONAI 1.6 issues a warning about an argument that it passes to itself.
         warnings.simplefilter("ignore", FutureWarning)
         hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
         assd = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing)
@@ -212,14 +251,14 @@ def surface_distances(
 
 
 def clean_up(mask: NDArray[np.bool_], *, components: int = 2) -> NDArray[np.bool_]:
-    """Keep the largest connected components of a mask (the two lungs) and fill their holes.
+    """Keeps the largest connected components of a mask, such as the two lungs, and fills their holes.
 
-    Components are 4-connected, as are the lungs' outlines in `surface_distances`; of equal ones the first in reading
-    order is kept.
+    Components are 4-connected, like the outlines of the lungs in `surface_distances`. Of components with equal size,
+    the first in reading order is kept.
 
     Args:
         mask: (H, W) bool.
-        components: how many to keep; a mask with fewer keeps all of them.
+        components: Number of components to keep; a mask with fewer components keeps all of them.
 
     Returns:
         (H, W) bool, a new array.
@@ -232,11 +271,11 @@ def clean_up(mask: NDArray[np.bool_], *, components: int = 2) -> NDArray[np.bool
 
 
 def clean_up_labels(labels: NDArray[np.uint8], *, classes: int) -> NDArray[np.uint8]:
-    """`clean_up` for each label of a map; what fills a hole takes the place of background alone.
+    """Applies `clean_up` to each label of a label map; holes are filled only where the map has background.
 
     Args:
-        labels: (H, W) uint8, 0 is background.
-        classes: labels from 1 to this one are cleaned.
+        labels: (H, W) uint8 label map; label 0 is the background.
+        classes: The highest label; labels 1 to `classes` are cleaned.
 
     Returns:
         (H, W) uint8, a new array.
@@ -250,20 +289,23 @@ def clean_up_labels(labels: NDArray[np.uint8], *, classes: int) -> NDArray[np.ui
 def bootstrap_interval(
     values: ArrayLike, patients: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Return the mean over images with a percentile bootstrap interval over patients.
+    """Computes the mean over images with a percentile bootstrap interval over patients.
 
-    Patients are drawn with replacement and a patient's images go together, since images of one patient are not
-    independent; the mean of a resample is over its images. One patient alone gives an interval of width 0.
+    Patients are drawn with replacement, each with all of its images, because images of one patient are not independent.
+    The mean of a resample is the mean over its images. With one patient alone, the interval has width 0.
 
     Args:
         values: (N,) one figure per image.
-        patients: (N,) the patient of each image, any sortable values.
-        confidence: probability mass between the bounds, in (0, 1).
-        resamples: number of bootstrap samples.
-        seed: seed of the draws; the same arguments give the same interval.
+        patients: (N,) the patient of each image, of any sortable type.
+        confidence: Probability mass between the bounds, in (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Seed of the draws; equal arguments give equal intervals.
+
+    Returns:
+        The mean and the bounds of its confidence interval.
 
     Raises:
-        UserError: no values, or not one patient per value.
+        UserError: If there are no values, or if values and patients are not one-dimensional arrays of the same length.
     """
     figures = np.asarray(values, dtype=np.float64)
     owners = np.asarray(patients)

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and averaged weights, each of which resumes exactly."""
+"""Optimiser, learning-rate schedule and averaged weights; each of them resumes exactly from its saved state."""
 
 import copy
 import math
@@ -21,16 +21,20 @@ _ONE_CYCLE_START = 1 / 25
 def parameter_groups(
     model: nn.Module, *, lr: float, encoder_lr: float, weight_decay: float, encoder_weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Return the optimiser's parameter groups: encoder against the rest, and biases without weight decay.
+    """Builds the parameter groups of the optimiser: the encoder and the rest of the model, each with separate biases.
 
-    Frozen parameters and empty groups are left out. Each group has a `name`, "encoder" or "decoder" (decoder and head).
+    Biases have no weight decay. Frozen parameters and empty groups are left out. Each group has a `name`: "encoder", or
+    "decoder" for decoder and head.
 
     Args:
-        model: its encoder is what lies under `.encoder`; without one, everything is decoder.
-        lr: learning rate of decoder and head (the published recipe: 5e-3).
-        encoder_lr: learning rate of the encoder (the published recipe: 5e-4).
-        weight_decay: of decoder and head (the published recipe: 3e-4).
-        encoder_weight_decay: of the encoder (the published recipe: 3e-5).
+        model: The model. Its encoder is the submodule `encoder`; without one, all parameters belong to the decoder.
+        lr: Learning rate of decoder and head (5e-3 in the published recipe).
+        encoder_lr: Learning rate of the encoder (5e-4 in the published recipe).
+        weight_decay: Weight decay of decoder and head (3e-4 in the published recipe).
+        encoder_weight_decay: Weight decay of the encoder (3e-5 in the published recipe).
+
+    Returns:
+        At most four groups, in the form that the optimisers of PyTorch accept.
     """
     rates = {"decoder": (lr, weight_decay), "encoder": (encoder_lr, encoder_weight_decay)}
     groups: dict[tuple[str, bool], dict[str, Any]] = {
@@ -56,20 +60,24 @@ def build_optimizer(
     lookahead_k: int = 5,
     lookahead_alpha: float = 0.5,
 ) -> Optimizer:
-    """Return RAdam or AdamW over `parameter_groups`, both with decoupled weight decay, in Lookahead.
+    """Builds RAdam or AdamW over `parameter_groups`, both with decoupled weight decay, and wraps it in Lookahead.
 
-    Sources: RAdam, arXiv:1908.03265; AdamW, arXiv:1711.05101; Lookahead, arXiv:1907.08610; the published recipe uses
+    Sources: RAdam, arXiv:1908.03265; AdamW, arXiv:1711.05101; Lookahead, arXiv:1907.08610. The published recipe uses
     RAdam with k = 5 and alpha = 0.5.
 
     Args:
-        model: the model; freeze what is to stay frozen first.
-        name: the inner optimiser.
-        lr: learning rate of decoder and head.
-        encoder_lr: learning rate of the encoder.
-        weight_decay: of decoder and head; biases have none.
-        encoder_weight_decay: of the encoder; biases have none.
-        lookahead_k: steps between two pulls towards the slow weights; 0: no Lookahead.
-        lookahead_alpha: how far a pull goes, in [0, 1].
+        model: The model; freeze the parameters that are not to be trained first.
+        name: The inner optimiser.
+        lr: Learning rate of decoder and head.
+        encoder_lr: Learning rate of the encoder.
+        weight_decay: Weight decay of decoder and head; biases have none.
+        encoder_weight_decay: Weight decay of the encoder; biases have none.
+        lookahead_k: Number of steps between two updates of the slow weights; 0 disables Lookahead.
+        lookahead_alpha: Fraction of the distance to the fast weights that an update of the slow weights covers, in [0,
+            1].
+
+    Returns:
+        The optimiser.
     """
     groups = parameter_groups(
         model, lr=lr, encoder_lr=encoder_lr, weight_decay=weight_decay, encoder_weight_decay=encoder_weight_decay
@@ -79,10 +87,16 @@ def build_optimizer(
 
 
 class Schedule:
-    """A learning-rate schedule, told of every optimiser step and of every epoch's validation loss.
+    """A learning-rate schedule that is updated after every optimiser step and after every epoch.
 
-    By step, each group's rate is its starting rate times `multiplier(steps done)`, for the first `by_step` steps (None:
-    for all of them). From then on the plateau rule, where there is one, is told of the epochs.
+    For the first `by_step` steps, the learning rate of each group is its initial rate times `multiplier(completed
+    steps)`. From then on, the plateau rule, if there is one, adjusts the rates by the validation loss of each epoch.
+
+    Args:
+        optimizer: The optimiser whose learning rates are set.
+        multiplier: Maps the number of completed steps to the factor of the initial learning rates.
+        by_step: Number of steps for which `multiplier` applies; None for all steps.
+        plateau: The rule that applies from then on; None if the rates do not change from then on.
     """
 
     def __init__(
@@ -103,21 +117,21 @@ class Schedule:
         return self._by_step is None or self._lambda.last_epoch < self._by_step
 
     def after_step(self) -> None:
-        """Move on by one step of the optimiser; call it after `optimizer.step()`."""
+        """Updates the rates by one step; call it after each `optimizer.step()`."""
         if self._follows_steps:
             self._lambda.step()
 
     def after_epoch(self, validation_loss: float) -> None:
-        """Move on by one epoch, whose validation loss was this."""
+        """Updates the rates by one epoch with this validation loss."""
         if self._plateau is not None and not self._follows_steps:
             self._plateau.step(validation_loss)
 
     def rates(self) -> dict[str, float]:
-        """Return the learning rate of each part ("encoder", "decoder") for the next step."""
+        """Returns the learning rate of each part ("encoder", "decoder") for the next step."""
         return {group["name"]: float(group["lr"]) for group in self._optimizer.param_groups}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state: plain numbers and texts only."""
+        """Returns the state, which consists of plain numbers and strings."""
         return {
             "rates": [group["lr"] for group in self._optimizer.param_groups],
             "lambda": self._lambda.state_dict(),
@@ -125,7 +139,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`; the optimiser's own state is loaded beside it."""
+        """Resumes from a state that `state_dict` returned; the state of the optimiser is loaded separately."""
         for group, rate in zip(self._optimizer.param_groups, state["rates"], strict=True):
             group["lr"] = rate
         self._lambda.load_state_dict(state["lambda"])
@@ -142,21 +156,25 @@ def build_scheduler(
     factor: float = 0.25,
     patience: int = 10,
 ) -> Schedule:
-    """Return the schedule of a run.
+    """Builds the learning-rate schedule of a run.
 
-    - plateau: after a linear warm-up, ReduceLROnPlateau on the validation loss (the published recipe: no warm-up).
-    - cosine: linear warm-up, then half a cosine down to 0 at the run's end (arXiv:1608.03983).
-    - one_cycle: half a cosine up from 1/25, then half a cosine down to 0 (arXiv:1708.07120); the momentum
-      stays.
-    - constant: after a linear warm-up, the starting rates.
+    - plateau: a linear warm-up, then ReduceLROnPlateau on the validation loss (the published recipe has no warm-up).
+    - cosine: a linear warm-up, then half a cosine down to 0 at the end of the run (arXiv:1608.03983).
+    - one_cycle: half a cosine up from 1/25 of the initial rates, then half a cosine down to 0 (arXiv:1708.07120); the
+      momentum is not changed.
+    - constant: a linear warm-up, then the initial rates.
 
     Args:
-        optimizer: from `build_optimizer`; on resume, build both anew and then load both states.
-        kind: which schedule.
-        total_steps: optimiser steps of the whole run; from there on the rates stay.
-        warmup_steps: optimiser steps in which the rates rise.
-        factor: plateau: the rates are multiplied by this.
-        patience: plateau: epochs without a better validation loss to wait for.
+        optimizer: An optimiser from `build_optimizer`. To resume, build both anew and then load both states.
+        kind: The kind of schedule.
+        total_steps: Number of optimiser steps in the whole run; the rates of "cosine" and "one_cycle" do not change
+            after it.
+        warmup_steps: Number of optimiser steps in which the rates rise.
+        factor: For "plateau": the factor by which the rates are multiplied.
+        patience: For "plateau": the number of epochs without a lower validation loss that are tolerated.
+
+    Returns:
+        The schedule.
     """
     if kind in ("plateau", "constant"):
         plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=patience) if kind == "plateau" else None
@@ -183,13 +201,17 @@ def _cosine_rise(step: int, *, steps: int) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a model's parameters and buffers (Polyak averaging).
+    """Exponential moving average of the parameters and buffers of a model (Polyak averaging).
 
-    The decay rises with the number of updates n as (1 + n) / (10 + n) up to its bound, so that the random weights of
-    the start are soon forgotten. What is not floating point (BatchNorm's step counter) is copied.
+    The decay after n updates is (1 + n) / (10 + n), but not more than its upper bound, so that the random initial
+    weights are soon forgotten. Values that are not floating point, such as the step counter of BatchNorm, are copied.
+
+    Args:
+        model: The model whose initial weights start the average.
+        decay: Upper bound of the decay, in [0, 1].
 
     Attributes:
-        module: the averaged model, in evaluation mode and without gradients.
+        module: The averaged model, in evaluation mode and without gradients.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -199,7 +221,11 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of `model`, which has the structure of the one averaged; call it after each step."""
+        """Adds the weights of a model to the average; call it after each step.
+
+        Args:
+            model: A model with the structure of the averaged one.
+        """
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         current = model.state_dict()
         for name, average in self.module.state_dict().items():
@@ -210,10 +236,10 @@ class WeightAverage:
         self._updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates and the averaged weights: tensors and plain numbers only."""
+        """Returns the number of updates and the averaged weights, which consist of tensors and plain numbers."""
         return {"updates": self._updates, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`."""
+        """Resumes from a state that `state_dict` returned."""
         self._updates = state["updates"]
         self.module.load_state_dict(state["module"])

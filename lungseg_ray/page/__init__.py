@@ -1,1 +1,1 @@
-"""The page of a sweep or a run: one file that opens anywhere, without a network."""
+"""The HTML page of a sweep, a run or an audit: a single file that opens in any browser without a network connection."""

@@ -1,4 +1,4 @@
-"""What the page of an audit says."""
+"""The content of the page of an audit."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ from lungseg_ray.page.pictures import embedded
 from lungseg_ray.text import counted
 
 _SIDE = 256
-"""Longest side of a picture, pixels."""
+"""The longer side of a picture, in pixels."""
 _ACROSS = 3
+"""The number of pictures in a row."""
 _PAIRS = 12
-"""Pairs that are shown as pictures."""
+"""The largest number of pairs of duplicates that are shown as pictures."""
 _ROWS = 500
-"""Of a table."""
+"""The largest number of rows of a table."""
 _POINTS = 2000
-"""Of a chart."""
+"""The largest number of points of a chart."""
 _NO_SIDE = "no side"
 
 Figure = Callable[[ImageFacts], float | None]
 
 
 def audit_page(audit: Audit) -> Page:
-    """The page of an audit; its few pictures are read again."""
+    """Builds the page of an audit, for which it reads the few images that are shown as pictures again."""
     chapters = [
         _headline(audit),
         _files(audit),
@@ -262,7 +263,7 @@ def _twins(audit: Audit) -> Chapter:
         }
         parts.append(make_table(audit.twins[:_ROWS], columns, sortable=True))
         parts += _cut(len(audit.twins))
-        # Those that spoil figures first.
+        # Pairs across two splits come first, since they bias the metrics on the val and test splits.
         shown = sorted(audit.twins, key=lambda pair: not pair.torn)[:_PAIRS]
         rows = [[_picture(audit, one, _whose(one)) for one in (pair.first, pair.second)] for pair in shown]
         parts.append(ImageGrid(["first", "second"], rows, _SIDE, _outlines(audit)))
@@ -372,7 +373,7 @@ def _side(one: ImageFacts) -> str:
 
 
 def _looks(images: Sequence[ImageFacts]) -> dict[str, charts.Style]:
-    """A look for each side of the split on which some images stand; the same on all charts."""
+    """Returns a style for each split that contains some of the images; a split has the same style on all charts."""
     there = {_side(one) for one in images}
     looks = {
         side: charts.Style(side, colour, "square")
@@ -403,7 +404,7 @@ def _outlines(audit: Audit) -> list[Key]:
 
 
 def _picture(audit: Audit, one: ImageFacts, text: str) -> Image:
-    """A small picture of an image with the outlines of its labels."""
+    """Draws a small picture of an image with the outlines of its labels."""
     try:
         sample = read_for_audit(audit.records[one.image_id], audit.corpus, longer_side=_SIDE)
     except (BadFileError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Charts, as items that BokehJS draws. All foreign text is data in them, and never markup."""
+"""Charts as JSON items that BokehJS draws. Text from outside the project is data in them, and never markup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lungseg_ray.page.elements import Key
 from lungseg_ray.text import counted
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, which people with any colour vision tell apart; without yellow, which is faint on white."""
+"""The colours of Okabe and Ito, which people with any colour vision can tell apart, as `#rrggbb`. Their yellow is
+left out, since it is faint on white."""
 
 _GLYPHS = {"circle": "●", "square": "■", "triangle": "▲", "diamond": "◆", "inverted_triangle": "▼", "star": "★"}
 _HEIGHT = 300
@@ -25,7 +26,13 @@ _GREY = "#999999"
 
 @dataclass(frozen=True)
 class Style:
-    """How the points of a group look."""
+    """The appearance of a group of points.
+
+    Attributes:
+        label: The name of the group, for the legend and for the text that is shown on hover.
+        colour: The colour as `#rrggbb`.
+        marker: The name of the Bokeh marker, one of the keys of `_GLYPHS`.
+    """
 
     label: str
     colour: str
@@ -33,20 +40,20 @@ class Style:
 
     @property
     def key(self) -> Key:
-        """Its entry of the legend."""
+        """The entry of the group in a legend."""
         return Key(self.label, self.colour, _GLYPHS[self.marker])
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one look.
+    """Points of one style.
 
     Attributes:
-        style: their look.
-        x: across.
-        y: upwards.
-        notes: for each point the words shown on hover.
-        hollow: whether they are rings.
+        style: The style of all points.
+        x: The horizontal coordinate of each point.
+        y: The vertical coordinate of each point.
+        notes: The text of each point that is shown on hover.
+        hollow: Whether the points are drawn as outlines only.
     """
 
     style: Style
@@ -57,7 +64,7 @@ class Series:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A look for each name; 42 of them differ."""
+    """Returns a style for each distinct name; the first 42 styles differ from one another."""
     markers = list(_GLYPHS)
     return {
         name: Style(name, COLOURS[number % len(COLOURS)], markers[number % len(markers)])
@@ -75,16 +82,19 @@ def scatter(
     y_log: bool = False,
     y_bounds: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """A chart of points.
+    """Builds a scatter chart.
 
     Args:
-        series: what is drawn.
-        x_title: with the unit.
-        y_title: with the unit.
-        lines: whether the points of a series are joined; then x counts in whole numbers.
-        x_log: a logarithmic axis.
-        y_log: a logarithmic axis.
-        y_bounds: lowest and highest value shown; by default those that there are.
+        series: The points to draw.
+        x_title: The title of the x axis, with the unit.
+        y_title: The title of the y axis, with the unit.
+        lines: Whether a line joins the points of a series. The ticks of the x axis are then whole numbers.
+        x_log: Whether the x axis is logarithmic.
+        y_log: Whether the y axis is logarithmic.
+        y_bounds: The values at the bottom and at the top of the y axis; by default, the range of the points.
+
+    Returns:
+        The item that BokehJS draws.
     """
     options: dict[str, Any] = {"y_range": y_bounds} if y_bounds else {}
     plot = _figure(
@@ -111,14 +121,18 @@ def scatter(
 def histogram(
     values: Mapping[Style, Sequence[float]], x_title: str, y_title: str, *, whole: bool = False, bins: int = 32
 ) -> dict[str, Any]:
-    """A chart of how often values occur, those of each look on top of those before it.
+    """Builds a histogram in which the bars of each style are stacked on those of the styles before it.
 
     Args:
-        values: what is counted; at least one value.
-        x_title: with the unit.
-        y_title: what is counted.
-        whole: whether the values are whole numbers, each of which has a bar if there are not more than `bins`.
-        bins: bars at most.
+        values: The values to count, for each style; at least one value in total.
+        x_title: The title of the x axis, with the unit.
+        y_title: The title of the y axis, which names what is counted.
+        whole: Whether the values are whole numbers. Each number then has a bar of its own if their range contains no
+            more than `bins` numbers.
+        bins: The largest number of bars.
+
+    Returns:
+        The item that BokehJS draws.
     """
     everything = np.concatenate([np.asarray(one, np.float64) for one in values.values()])
     low, high = float(everything.min()), float(everything.max())
@@ -155,13 +169,16 @@ def histogram(
 
 
 def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: str) -> dict[str, Any]:
-    """A chart with a line for each pair, from one score to the other.
+    """Builds a chart with a line for each pair of trials, from one score to the other.
 
     Args:
-        rows: pairs as `compare.pairs` returns them: `label`, `epochs`, `of` and `over`.
-        of: look of the first.
-        over: look of the second.
-        x_title: with the unit.
+        rows: The pairs, as `compare.pairs` returns them, with the keys `label`, `epochs`, `of` and `over`.
+        of: The style of the scores `of`.
+        over: The style of the scores `over`.
+        x_title: The title of the x axis, with the unit.
+
+    Returns:
+        The item that BokehJS draws.
     """
     plot = _figure(x_title, "", height=60 + 38 * len(rows), y_range=(-0.4, len(rows) - 0.3))
     plot.yaxis.visible = False
@@ -176,7 +193,7 @@ def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: s
             "note": [f"{row['label']}, both after {counted(row['epochs'], 'epoch')}" for row in rows],
         }
     )
-    # Above its line, a long name takes no width from the chart.
+    # The label is above its line, so that a long label does not reduce the width of the chart.
     plot.text("left", "y", "label", source=data, y_offset=-7, text_font_size="12px", text_baseline="bottom")
     plot.segment("of", "y", "over", "y", source=data, color=_GREY, line_width=2)
     for x, style in (("over", over), ("of", of)):
@@ -186,7 +203,7 @@ def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: s
 
 
 def _figure(x_title: str, y_title: str, *, height: int = _HEIGHT, **options: Any) -> figure:
-    # A finger on the chart scrolls the page until one chooses to zoom.
+    # No drag tool is active at first, so that a finger on the chart scrolls the page until the reader selects zoom.
     plot = figure(
         height=height,
         sizing_mode="stretch_width",
@@ -206,19 +223,19 @@ def _figure(x_title: str, y_title: str, *, height: int = _HEIGHT, **options: Any
 
 
 def _bar(start: float, end: float, *, whole: bool) -> str:
-    """What values a bar counts."""
+    """Formats the range of the values that a bar counts."""
     if not whole:
         return f"{start:.3g} to {end:.3g}"
     return f"{start + 0.5:.0f}" if end - start == 1 else f"{start + 0.5:.0f} to {end - 0.5:.0f}"
 
 
 def _digits(log: bool) -> str:
-    """How a value is written on hover."""
+    """Returns the format of a value that is shown on hover."""
     return "{%.3g}" if log else "{0.[0000]}"
 
 
 def _log_ticks(values: Iterable[float]) -> list[float]:
-    """1, 2 and 5 times the powers of ten about some values."""
+    """Returns 1, 2 and 5 times the powers of ten that enclose the values, as the ticks of a logarithmic axis."""
     positive = [value for value in values if value > 0] or [1.0]
     powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
     return [mantissa * 10.0**power for power in powers for mantissa in (1, 2, 5)]
@@ -240,10 +257,10 @@ def _points(plot: figure, data: ColumnDataSource, x: str, style: Style, *, size:
 
 
 def _hover(plot: figure, values: dict[str, str]) -> None:
-    """Shows the note of a point and some values; what is in the data is escaped by BokehJS, the names are our own."""
+    """Shows the note and some values of a point on hover; BokehJS escapes the data, and the names are constants."""
     points: list[Any] = [renderer for renderer in plot.renderers if renderer.name == "points"]
     rows = "".join(f"<div>{name}: {value}</div>" for name, value in values.items())
-    # Narrow, so that a phone has room for it on one side of the point.
+    # The text is narrow, so that it fits on one side of the point on a phone.
     words = f'<div style="max-width: 150px; overflow-wrap: anywhere"><b>@note</b>{rows}</div>'
     plot.add_tools(HoverTool(renderers=points, tooltips=words, visible=False))
 

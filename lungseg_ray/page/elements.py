@@ -1,4 +1,4 @@
-"""What a page is made of; `template.html` draws each kind, and escapes all text in it."""
+"""The elements of a page. `template.html` renders each kind of element and escapes all text in it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 NONE = "–"
-"""Where there is no value."""
+"""The text that stands for a missing value."""
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A figure of the headline: what it is, the figure, how it is meant."""
+    """A figure at the top of a page.
+
+    Attributes:
+        name: What the figure is.
+        value: The figure as text.
+        detail: A short explanation of the figure.
+    """
 
     name: str
     value: str
@@ -24,7 +30,12 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """The figures of the headline."""
+    """The figures at the top of a page.
+
+    Attributes:
+        facts: The figures.
+        kind: The name of this kind of element in `template.html`.
+    """
 
     facts: list[KeyFigure]
     kind: str = "facts"
@@ -32,7 +43,13 @@ class KeyFigures:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph; under a heading of its own where it has one."""
+    """A paragraph.
+
+    Attributes:
+        text: The text of the paragraph; may be empty.
+        heading: The heading above the paragraph; empty for none.
+        kind: The name of this kind of element in `template.html`.
+    """
 
     text: str
     heading: str = ""
@@ -44,8 +61,8 @@ class Column:
     """A column of a table.
 
     Attributes:
-        title: above it.
-        filtered: whether one may choose among its values.
+        title: The heading of the column.
+        filtered: Whether the reader can filter the rows by the values of the column.
     """
 
     title: str
@@ -54,7 +71,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, what it is sorted by, where it leads."""
+    """A cell of a table.
+
+    Attributes:
+        text: The text of the cell.
+        order: The value by which the rows are sorted.
+        link: The address that the text links to; empty for none.
+    """
 
     text: str
     order: float | str = ""
@@ -63,7 +86,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `sortable` ones can be searched, too."""
+    """A table.
+
+    Attributes:
+        columns: The columns, in their order.
+        rows: The cells of each row, in the order of the columns.
+        sortable: Whether the reader can sort and search the table.
+        kind: The name of this kind of element in `template.html`.
+    """
 
     columns: list[Column]
     rows: list[list[Cell]]
@@ -73,7 +103,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend."""
+    """An entry of a legend.
+
+    Attributes:
+        label: The text of the entry.
+        colour: The colour of the glyph, as `#rrggbb`.
+        glyph: The character before the text.
+    """
 
     label: str
     colour: str
@@ -82,7 +118,13 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: a title above it, what BokehJS draws, and a legend of its own."""
+    """A chart.
+
+    Attributes:
+        title: The title above the chart; empty for none.
+        item: The item that BokehJS draws.
+        keys: The entries of the legend of this chart.
+    """
 
     title: str
     item: dict[str, Any]
@@ -91,7 +133,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside each other, under a legend that they share."""
+    """Charts beside each other.
+
+    Attributes:
+        charts: The charts.
+        keys: The entries of the legend that the charts share.
+        kind: The name of this kind of element in `template.html`.
+    """
 
     charts: list[Chart]
     keys: Sequence[Key] = ()
@@ -100,7 +148,12 @@ class Charts:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture as a data URI, and the words under it."""
+    """A picture.
+
+    Attributes:
+        uri: The picture as a data URI; empty if it cannot be shown.
+        text: The text below the picture.
+    """
 
     uri: str
     text: str
@@ -108,7 +161,15 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Rows of pictures under the heads of their columns, each so many pixels wide at most, with a legend."""
+    """Rows of pictures.
+
+    Attributes:
+        heads: The headings of the columns.
+        rows: The pictures of each row, in the order of the columns.
+        width: The largest width of a picture, in pixels.
+        keys: The entries of the legend.
+        kind: The name of this kind of element in `template.html`.
+    """
 
     heads: list[str]
     rows: list[list[Image]]
@@ -119,7 +180,14 @@ class ImageGrid:
 
 @dataclass(frozen=True)
 class SettingsTree:
-    """Nested settings that unfold."""
+    """Nested settings that the reader can expand.
+
+    Attributes:
+        title: The title of the tree.
+        tree: The settings, in nested dictionaries.
+        open: Whether the tree is expanded at first.
+        kind: The name of this kind of element in `template.html`.
+    """
 
     title: str
     tree: dict[str, Any]
@@ -132,7 +200,13 @@ Part = KeyFigures | Note | Table | Charts | ImageGrid | SettingsTree
 
 @dataclass(frozen=True)
 class Chapter:
-    """A part of a page: a heading, a sentence that says how to read it, and what there is to see."""
+    """A section of a page.
+
+    Attributes:
+        title: The heading.
+        caption: A sentence that explains how to read the section.
+        parts: The elements of the section.
+    """
 
     title: str
     caption: str
@@ -141,7 +215,13 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its title, what must be known first, and its chapters."""
+    """A page.
+
+    Attributes:
+        title: The title.
+        warning: What the reader must know first; empty for none.
+        chapters: The sections of the page.
+    """
 
     title: str
     warning: str
@@ -151,19 +231,22 @@ class Page:
 def make_table(
     rows: Iterable[Item], columns: dict[Column, Callable[[Item], Cell | float | str | None]], *, sortable: bool = False
 ) -> Table:
-    """A table with a row for each of some things.
+    """Builds a table with a row for each item.
 
     Args:
-        rows: the things.
-        columns: what each column shows of a thing.
-        sortable: whether the reader may sort and search it.
+        rows: The items.
+        columns: For each column, the function that returns its value for an item.
+        sortable: Whether the reader can sort and search the table.
+
+    Returns:
+        The table.
     """
     cells = [[make_cell(of(row)) for of in columns.values()] for row in rows]
     return Table(list(columns), cells, sortable)
 
 
 def make_cell(value: Cell | float | str | None) -> Cell:
-    """A value as a cell that is sorted by it."""
+    """Converts a value to a cell that is sorted by the value; a float is shown with four significant digits."""
     if isinstance(value, Cell):
         return value
     if value is None:
@@ -172,12 +255,21 @@ def make_cell(value: Cell | float | str | None) -> Cell:
 
 
 def decimals(value: float | None, digits: int) -> Cell:
-    """A number as a cell that is sorted by its full precision."""
+    """Converts a number to a cell with `digits` decimals that is sorted by the full precision of the number."""
     return make_cell(None) if value is None or math.isnan(value) else Cell(f"{value:.{digits}f}", value)
 
 
 def interval(found: dict[str, Any], digits: int = 4, *, sign: str = "") -> str:
-    """A mean with its interval: `0.9500 (0.9410 to 0.9580)`; the mean alone where there is no interval."""
+    """Formats a mean with its confidence interval, such as `0.9500 (0.9410 to 0.9580)`.
+
+    Args:
+        found: The `mean`, and the bounds `low` and `high`, which are None or missing if there is no interval.
+        digits: The number of decimals.
+        sign: "+" if positive numbers have a sign, else empty.
+
+    Returns:
+        The text; the mean alone if there is no interval.
+    """
     text = f"{found['mean']:{sign}.{digits}f}"
     if found.get("low") is None:
         return text

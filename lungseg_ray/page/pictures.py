@@ -1,4 +1,4 @@
-"""Pictures inside a page: validation images with their outlines, and a contact sheet."""
+"""The pictures of a page: validation images with outlines of their labels, and PNG files that are embedded in it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ from lungseg_ray.shards.format import ShardRow, read_index, read_rows
 from lungseg_ray.storage import Location
 
 IMAGES = 4
+"""The largest number of validation images that are shown."""
 _SIDE = 400
-"""Longest side of a picture, pixels."""
+"""The longer side of a picture, in pixels."""
 _QUALITY = 85
+"""The quality of JPEG pictures, 0 to 100."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: str) -> ImageGrid | Note:
-    """The same few validation images as several models see them; a sentence where they cannot be shown.
+    """Draws the outlines that several models predict on the same few validation images.
 
     Args:
-        models: folders `best/`, by what stands above their pictures.
-        shards: where the shards lie.
-        fingerprint: of the shards that the models were trained on.
+        models: The folder `best/` of each model, by the heading of its pictures.
+        shards: The folder of the shards.
+        fingerprint: The fingerprint of the shards that the models were trained on.
+
+    Returns:
+        A row for each image: the image alone, then one picture for each model. A note with the reason if the pictures
+        cannot be drawn, for example because the shards are missing or have another fingerprint.
     """
     try:
         index = read_index(shards)
@@ -57,7 +63,7 @@ def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: s
 
 
 def embedded(png: bytes) -> str:
-    """A picture from a file as a data URI; as JPEG, which is a tenth of the size."""
+    """Converts the content of a PNG file to a data URI with a JPEG picture, which has a tenth of the size."""
     return _uri(np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8))
 
 

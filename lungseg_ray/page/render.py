@@ -1,4 +1,4 @@
-"""Writes the page of a sweep, a run or an audit."""
+"""The rendering of the page of a sweep, a run or an audit to an HTML file."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from lungseg_ray.sweep.ledger import REPORT, Sweep
 
 
 def write_sweep_page(place: Location, *, shards: Location | None = None, out: Location | None = None) -> Location:
-    """Writes the page of a sweep, finished or not.
+    """Writes the page of a sweep, which need not be finished.
 
     Args:
-        place: the sweep's folder.
-        shards: where its shards lie now; by default where they lay in training.
-        out: folder for the page; by default the sweep's.
+        place: The folder of the sweep.
+        shards: The folder that now contains its shards; by default, the folder that contained them during training.
+        out: The folder for the page; by default, the folder of the sweep.
 
     Returns:
-        The file.
+        The HTML file.
 
     Raises:
-        UserError: if there is no sweep, or if it cannot be read.
+        UserError: If there is no sweep, or if it cannot be read.
     """
     base = "" if out in (None, place) else f"{place.uri}/"
     return _write(sweep_page(Sweep(place), shards=shards, base=base), (out or place) / REPORT)
 
 
 def write_run_page(place: Location, *, out: Location | None = None) -> Location:
-    """Writes the page of a run, finished or not.
+    """Writes the page of a run, which need not be finished.
 
     Args:
-        place: the run's folder.
-        out: folder for the page; by default the run's.
+        place: The folder of the run.
+        out: The folder for the page; by default, the folder of the run.
 
     Returns:
-        The file.
+        The HTML file.
 
     Raises:
-        UserError: if there is no run, or if its configuration cannot be read.
+        UserError: If the folder contains a sweep or no run, or if the configuration of the run cannot be read.
     """
     if Sweep.is_one(place):
         raise UserError(f"{place}: expected a run, found a sweep. Use --sweep {place}.")
@@ -62,11 +62,11 @@ def write_audit_page(audit: Audit, out: Location) -> Location:
     """Writes the page of an audit.
 
     Args:
-        audit: what was found.
-        out: folder for the page.
+        audit: The results of the audit.
+        out: The folder for the page.
 
     Returns:
-        The file.
+        The HTML file.
     """
     return _write(audit_page(audit), out / PAGE)
 
@@ -81,7 +81,7 @@ def _write(page: Page, target: Location) -> Location:
         lstrip_blocks=True,
     )
     environment.globals["plain"] = _plain
-    # In a chart, what is referred to must come first.
+    # The order of the keys is kept, since an object in a chart must come before the references to it.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     text = environment.get_template("template.html").render(
         page=page,
@@ -94,7 +94,7 @@ def _write(page: Page, target: Location) -> Location:
     if target.is_local:
         target.write_text(text)
         return target
-    # Without its type, a browser would save the page and not show it.
+    # Without the content type, a browser would download the page instead of showing it.
     kind = {"Content-Type": "text/html; charset=utf-8"}
     with translate_errors(target), target.filesystem.open_output_stream(target.path, metadata=kind) as stream:
         stream.write(text.encode())
@@ -102,7 +102,7 @@ def _write(page: Page, target: Location) -> Location:
 
 
 def _plain(value: Any) -> str:
-    """A leaf of a tree of settings, for a person."""
+    """Formats a leaf of a tree of settings for the reader."""
     if value is None or value in ("", [], {}):
         return NONE
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What the page of a single run says."""
+"""The content of the page of a single run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lungseg_ray.text import duration
 History = list[dict[str, float]]
 
 _SHEET = 1200
-"""Width of the contact sheet, pixels."""
+"""The largest width of the contact sheet, in pixels."""
 _COLUMNS = {
     "loss": ("training loss", 4),
     "val_loss": ("validation loss", 4),
@@ -44,15 +44,22 @@ _COLUMNS = {
     "images_per_second": ("images per s", 1),
     "seconds": ("time, s", 1),
 }
+"""The title and the number of decimals of columns of the table of epochs, by their key in the history."""
 
 
 def run_page(run: Run) -> Page:
-    """The page of a run, finished or not.
+    """Builds the page of a run, which need not be finished.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The page.
 
     Raises:
-        UserError: if there is no run, or if its configuration cannot be read.
+        UserError: If there is no run, or if its configuration cannot be read.
     """
-    settings = run.kept().settings
+    settings = run.started_with().settings
     summary, history = run.summary(), run.read_history()
     chapters = [_headline(history, summary, settings.train.epochs)]
     if history:
@@ -152,7 +159,7 @@ def _epochs(history: History) -> Chapter:
 
 
 def environment(runs: Iterator[Location]) -> Iterator[Part]:
-    """The environment of the first run that has one."""
+    """Yields the environment of the first run that has recorded one; nothing if no run has."""
     for place in runs:
         try:
             text = (place / ENVIRONMENT).read_text()

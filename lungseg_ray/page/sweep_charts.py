@@ -1,4 +1,4 @@
-"""What the page of a sweep draws: curves, scores against size, time and learning rate, and pictures."""
+"""The charts of the page of a sweep (curves, and scores against size, time and learning rate) and its pictures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lungseg_ray.sweep.ledger import Trial, describe_params
 ENCODER, ARCHITECTURE, RATE = "model.encoder", "model.architecture", "optim.lr"
 SCORE = "validation IoU"
 _MOST_LOOKS = 12
-"""Where more sets of values differ than this, their lines look alike."""
+"""The largest number of sets of values that have a style each; with more, their lines would be hard to distinguish."""
 
 
 def curves(view: SweepView) -> Iterator[Chapter]:
-    """Validation IoU against the epoch: a panel for each architecture, a line for each trial."""
+    """Yields a chapter with validation IoU against the epoch: a panel for each architecture, a line for each trial."""
     histories = {trial.number: history for trial in view.search if (history := view.sweep.history(trial))}
     trials = [trial for trial in view.search if trial.number in histories]
     if not trials:
@@ -54,7 +54,7 @@ def curves(view: SweepView) -> Iterator[Chapter]:
 
 
 def quality(view: SweepView) -> Iterator[Chapter]:
-    """Scores against the number of parameters and against time, by architecture."""
+    """Yields a chapter with scores against the number of parameters and against time, by architecture."""
     sizes = _series(view, ARCHITECTURE, lambda trial: trial.parameters and trial.parameters / 1e6)
     times = _series(view, ARCHITECTURE, lambda trial: trial.seconds or None)
     axes = (("Against size", "parameters, millions", sizes), ("Against time", "training and validation, s", times))
@@ -69,7 +69,7 @@ def quality(view: SweepView) -> Iterator[Chapter]:
 
 
 def rates(view: SweepView) -> Iterator[Chapter]:
-    """Scores against the learning rate, by encoder, where it is searched."""
+    """Yields a chapter with scores against the learning rate, by encoder, if the learning rate is searched."""
     series = _series(view, ENCODER, lambda trial: trial.params.get(RATE))
     if series:
         item = charts.scatter(series, "learning rate (optim.lr)", SCORE, x_log=True)
@@ -81,8 +81,17 @@ def rates(view: SweepView) -> Iterator[Chapter]:
 
 
 def overlays(view: SweepView, shards: Location, fingerprint: str) -> Chapter:
-    """Validation images as the best and the smallest trial see them."""
-    # The sidecar is written last.
+    """Builds a chapter with what the best and the smallest trial predict on validation images.
+
+    Args:
+        view: The sweep.
+        shards: The folder of the shards.
+        fingerprint: The fingerprint of the shards that the trials were trained on.
+
+    Returns:
+        The chapter, with a note in place of the pictures if they cannot be drawn.
+    """
+    # The sidecar is the last file of a model that is written, so that a model with a sidecar is complete.
     there = [trial for trial in view.order() if (_best(view, trial) / predictor.SIDECAR).exists()]
     parts: list[Part] = []
     if there:
@@ -108,11 +117,11 @@ def _others(trial: Trial) -> str:
 
 
 def _note(trial: Trial) -> str:
-    return f"trial {trial.number}: {trial.label}"
+    return f"trial {trial.number}: {trial.description}"
 
 
 def _series(view: SweepView, setting: str, x: Callable[[Trial], float | None]) -> list[charts.Series]:
-    """Scores of the search against something, with a look for each value of a setting; early leavers are rings."""
+    """Returns the scores against x with a style for each value of a setting; trials that ended early are hollow."""
     made = []
     for name, style in view.styles(setting).items():
         for hollow in (False, True):
@@ -134,4 +143,4 @@ def _best(view: SweepView, trial: Trial) -> Location:
 
 def _named(trial: Trial) -> str:
     size = f", {trial.parameters / 1e6:.1f} M parameters" if trial.parameters else ""
-    return f"trial {trial.number}, {trial.label}{size}"
+    return f"trial {trial.number}, {trial.description}{size}"

@@ -1,4 +1,4 @@
-"""What the page of a sweep says."""
+"""The content of the page of a sweep."""
 
 from __future__ import annotations
 
@@ -40,20 +40,23 @@ _TEST = {"dice": ("Dice", 4), "iou": ("IoU", 4), "hd95": ("HD95, px", 1)}
 
 
 def sweep_page(sweep: Sweep, *, shards: Location | None, base: str) -> Page:
-    """The page of a sweep, finished or not.
+    """Builds the page of a sweep, which need not be finished.
 
     Args:
-        sweep: its folder.
-        shards: where its shards lie; None: where they lay in training.
-        base: what links to the trials' folders start with; empty for a page within the sweep's folder.
+        sweep: The sweep.
+        shards: The folder of its shards; None for the folder that contained them during training.
+        base: The beginning of the links to the folders of the trials; empty for a page in the folder of the sweep.
+
+    Returns:
+        The page.
 
     Raises:
-        UserError: if there is no sweep, or if it cannot be read.
+        UserError: If there is no sweep, or if it cannot be read.
     """
-    kept, trials = sweep.kept(), sweep.trials()
-    found = compare.summarise_sweep(kept.job, trials, sweep.seconds())
-    view = SweepView(sweep, kept.job, trials, found, sweep.summary() is not None, base)
-    root = shards or kept.job.shards.root
+    started_with, trials = sweep.started_with(), sweep.trials()
+    found = compare.summarise_sweep(started_with.settings, trials, sweep.seconds())
+    view = SweepView(sweep, started_with.settings, trials, found, sweep.summary() is not None, base)
+    root = shards or started_with.settings.shards.root
     chapters = [
         _headline(view),
         _finalists(view),
@@ -62,11 +65,11 @@ def sweep_page(sweep: Sweep, *, shards: Location | None, base: str) -> Page:
         *curves(view),
         *quality(view),
         *rates(view),
-        overlays(view, root, kept.shards),
+        overlays(view, root, started_with.shards),
         _configuration(view),
     ]
     warning = "" if view.finished else "This sweep is not finished: the page shows what is known so far."
-    return Page(f"Sweep {kept.job.runs.name}", warning, chapters)
+    return Page(f"Sweep {started_with.settings.runs.name}", warning, chapters)
 
 
 def _headline(view: SweepView) -> Chapter:
@@ -155,7 +158,7 @@ def _test(key: str, digits: int) -> Show:
 
 
 def _figure(found: dict[str, Any] | None, digits: int) -> Cell:
-    """A mean with its interval, sorted by the mean."""
+    """Returns a cell with a mean and its confidence interval that is sorted by the mean."""
     return make_cell(None) if not found or found["mean"] is None else Cell(interval(found, digits), found["mean"])
 
 
@@ -230,7 +233,7 @@ def _trials(view: SweepView) -> Chapter:
 def _value(name: str) -> Show:
     def show(trial: Trial) -> float | str | None:
         value = trial.params.get(name)
-        # A setting that is on or off is no number.
+        # A Boolean is a number in Python, but the table shows it as text.
         return str(value) if isinstance(value, bool | list | dict) else value
 
     return show
@@ -258,7 +261,7 @@ def _configuration(view: SweepView) -> Chapter:
 
 
 def _way(dimension: Dimension) -> dict[str, Any]:
-    """How the values of a setting are told, and they."""
+    """Returns the values of a dimension of the search space, by the way in which they are specified."""
     return dimension.model_dump(exclude={"also"}, exclude_none=True)
 
 

@@ -1,4 +1,4 @@
-"""A sweep as it is read once for its page."""
+"""The data of a sweep that the chapters of its page share, so that they are read once."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lungseg_ray.sweep.ledger import Sweep, Trial
 
 @dataclass(frozen=True)
 class SweepView:
-    """A sweep as it is read once for its page.
+    """The data of a sweep, which is read once for its page.
 
     Attributes:
-        sweep: its folder.
-        job: its settings.
-        trials: all, by number.
-        found: what `compare.summarise` says of them.
-        finished: whether nothing is left to do.
-        base: what links to the trials' folders start with.
+        sweep: The folder of the sweep.
+        job: The settings of the sweep.
+        trials: All trials, ordered by number.
+        found: The results, as `compare.summarise_sweep` returns them.
+        finished: Whether the sweep is finished.
+        base: The beginning of the links to the folders of the trials.
     """
 
     sweep: Sweep
@@ -34,18 +34,18 @@ class SweepView:
 
     @cached_property
     def search(self) -> list[Trial]:
-        """Trials of stage 1 with a score, which can be compared with each other."""
+        """The trials of stage 1 whose scores can be compared with each other, ordered by number."""
         by_number = {trial.number: trial for trial in self.trials}
         return [by_number[number] for number in sorted(self.found["ranking"])]
 
     def styles(self, setting: str) -> dict[str, charts.Style]:
-        """A look for each value of a setting; one for all if it is not searched."""
+        """Returns a style for each value of a setting such as `model.encoder`; one style if it is not searched."""
         dimension = self.job.sweep.space.get(setting)
         listed = [str(value) for value in (dimension.values if dimension else None) or ()]
         return charts.styles([*listed, *(value_of(trial, setting) for trial in self.search)])
 
     def order(self) -> Iterator[Trial]:
-        """Trials from the best on: the finalists' as they came out, then those of the search."""
+        """Yields the trials from the best to the worst: the finalists in their order, then those of the search."""
         by_number = {trial.number: trial for trial in self.trials}
         for row in self.found["finalists"]:
             yield from sorted((by_number[number] for number in row["trials"]), key=lambda trial: -(trial.score or 0))
@@ -53,5 +53,5 @@ class SweepView:
 
 
 def value_of(trial: Trial, setting: str) -> str:
-    """A trial's value of a setting; `all trials` if it is not searched."""
+    """Returns the value of a setting in a trial as text; `all trials` if the setting is not searched."""
     return str(trial.params.get(setting, "all trials"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from lungseg_ray.imaging import figure_png
-from lungseg_ray.run.progress import rank_epochs
+from lungseg_ray.run.progress import History, rank_epochs
 
 
-def curves(history: list[dict[str, float]]) -> bytes:
-    """A PNG with loss, IoU and Dice, and the learning rate, against the epoch.
+def curves(history: History) -> bytes:
+    """Draws loss, validation IoU and Dice, and the learning rate, against the epoch.
 
     Args:
-        history: a row for each epoch, as in `history.csv`.
+        history: A row for each epoch, as in `history.csv`.
+
+    Returns:
+        A PNG file.
     """
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(12, 3.6), dpi=110, layout="constrained")

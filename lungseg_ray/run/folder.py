@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, and whether a command may go on with it."""
+"""The folder of a run: what lies in it, and whether a command may resume it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from lungseg_ray.config import Section, Settings, differences, dump
+from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.run import checkpoint
-from lungseg_ray.run.progress import Progress, steps_to_keep
+from lungseg_ray.run.checkpoint import Checkpoint, DamagedCheckpointError
+from lungseg_ray.run.event_log import EventLog
+from lungseg_ray.run.progress import History, Progress, steps_to_keep
+from lungseg_ray.run.started_with import ConfigFile, StartedWith
 from lungseg_ray.storage import Location
 
 CONFIG = "config.yaml"
@@ -27,110 +27,84 @@ SUMMARY = "summary.json"
 BEST = "best"
 EVALUATION = "evaluation"
 
-FREE = (
-    "corpus",
-    "shards",
-    "runs",
-    "evaluate",
-    "checkpoint",
-    "storage",
-    "feed.tasks",
-    "feed.ahead",
-    "train.workers",
-    "train.threads",
-    "train.min_workers",
-    "train.device",
-    "train.early_stop",
-    "train.max_failures",
-    "train.max_skipped",
-    "train.stall_seconds",
-)
-"""Settings that may change while a run goes on: they move or speed it, and leave what it learns as it is. The corpus
-is held by the fingerprint of its shards."""
-
 _PACKAGES = ("ray", "torch", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "numpy", "lungseg-ray")
-
-
-class Kept(Section):
-    """What the run's `config.yaml` holds.
-
-    Attributes:
-        settings: the resolved tree.
-        shards: fingerprint of the shards that it trains on.
-    """
-
-    settings: Settings
-    shards: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, on a disk or in a bucket."""
+    """A run's folder, on a disk or in a bucket.
+
+    Attributes:
+        place: The folder.
+    """
 
     place: Location
 
-    def check(self, settings: Settings, *, fingerprint: str | None) -> bool:
-        """Whether the run has a checkpoint already, and may be gone on with; without one, it starts anew.
+    @property
+    def config(self) -> ConfigFile[Settings]:
+        """The file with the settings that the run was started with."""
+        return ConfigFile(self.place / CONFIG, Settings, "run")
+
+    @property
+    def events(self) -> EventLog:
+        """The event log of the run."""
+        return EventLog(self.place)
+
+    def can_resume(self, settings: Settings, *, fingerprint: str | None) -> bool:
+        """Whether the run has a checkpoint that a command may resume; without one, the run starts anew.
 
         Args:
-            settings: that the command asks for.
-            fingerprint: of the shards; None while they are not made.
+            settings: The settings of the command.
+            fingerprint: The fingerprint of the shards; None while they are not built.
 
         Raises:
-            UserError: if a run of that name was started with other settings or other shards.
+            UserError: If a run of that name was started with other settings or other shards.
         """
-        place = self.place / CONFIG
-        if not place.exists():
-            if checkpoint.list_checkpoints(self.place):
-                raise UserError(f"{place}: is missing beside the checkpoints. Restore it, or use another runs.name.")
+        has_checkpoint = bool(checkpoint.list_checkpoints(self.place))
+        if not self.config.place.exists():
+            if has_checkpoint:
+                raise UserError(
+                    f"{self.config.place}: is missing beside the checkpoints. Restore it, or use another runs.name."
+                )
             return False
-        if not checkpoint.list_checkpoints(self.place) and not (self.place / HISTORY).exists():
+        if not has_checkpoint and not (self.place / HISTORY).exists():
             return False
-        kept = self.kept()
-        changed = list(_binding(differences(kept.settings.model_dump(mode="json"), settings.model_dump(mode="json"))))
-        if fingerprint and kept.shards != fingerprint:
-            changed.append(f"shards in {settings.shards.root}: fingerprint {kept.shards[:12]} -> {fingerprint[:12]}")
-        if changed:
-            raise UserError(
-                f"{self.place}: this run was started otherwise:\n  " + "\n  ".join(changed) + "\n"
-                "Use another runs.name, or the former settings to go on."
-            )
+        self.config.check(settings, fingerprint=fingerprint)
         return True
 
     def start(self, settings: Settings, *, fingerprint: str) -> None:
-        """Writes down the settings and the environment of a new run."""
-        self.write_environment()
-        (self.place / CONFIG).write_text(dump(Kept(shards=fingerprint, settings=settings)))
+        """Writes the settings and the environment of a new run.
 
-    def kept(self) -> Kept:
-        """The settings that the run was started with.
+        Args:
+            settings: The settings of the run.
+            fingerprint: The fingerprint of its shards.
+        """
+        self.write_environment()
+        self.config.write(settings, fingerprint=fingerprint)
+
+    def started_with(self) -> StartedWith[Settings]:
+        """Returns the settings and the shards that the run was started with.
 
         Raises:
-            UserError: if there is no run, or if its configuration cannot be read.
+            UserError: If there is no run, or if its configuration cannot be read.
         """
-        place = self.place / CONFIG
-        try:
-            return Kept.model_validate(yaml.safe_load(place.read_text()))
-        except FileNotFoundError:
-            raise UserError(f"{self.place}: there is no run here: {CONFIG} is missing.") from None
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"{place}: cannot be read: {error}") from None
+        return self.config.read()
 
     def summary(self) -> dict[str, Any] | None:
-        """The figures of the finished run; None while it is not finished."""
+        """Returns the figures of the finished run; None while it is not finished."""
         place = self.place / SUMMARY
         return json.loads(place.read_text()) if place.exists() else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Marks the run as finished."""
+        """Writes the figures of the run, which marks it as finished."""
         (self.place / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
-    def write_history(self, history: list[dict[str, float]]) -> None:
-        """Writes one line for each finished epoch; with none, the file says that the run has a checkpoint."""
+    def write_history(self, history: History) -> None:
+        """Writes a line for each finished epoch; a file without lines says that the run has a checkpoint."""
         (self.place / HISTORY).write_csv(history, list(history[0]) if history else ["epoch", "step"])
 
-    def read_history(self) -> list[dict[str, float]]:
-        """What `write_history` wrote; none before the first."""
+    def read_history(self) -> History:
+        """Returns the rows that `write_history` wrote; none before the first."""
         try:
             lines = (self.place / HISTORY).read_text().splitlines()
         except FileNotFoundError:
@@ -138,7 +112,7 @@ class Run:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
     def write_environment(self) -> None:
-        """Writes down what the run was started with: versions, machine, command."""
+        """Writes the versions, the machine and the command with which the run was started."""
         found = {
             "command": sys.argv,
             "python": platform.python_version(),
@@ -148,82 +122,88 @@ class Run:
         }
         (self.place / ENVIRONMENT).write_text(json.dumps(found, indent=2) + "\n")
 
-    def newest_checkpoint(self) -> tuple[Location | None, list[str]]:
-        """The newest checkpoint that can be used, None before the first; and what is wrong with the newer ones.
+    def newest_progress(self) -> Progress | None:
+        """Returns how far the run has come, by its newest checkpoint; None before the first. Reads no weights.
 
         Raises:
-            UserError: if the run has finished a checkpoint, but none can be used.
+            UserError: If the run has finished a checkpoint, and none can be used.
         """
-        return checkpoint.find_newest(self.place, any_finished=(self.place / HISTORY).exists())
+        return checkpoint.find_newest(
+            self.place, any_finished=self._any_finished(), read=checkpoint.read_progress
+        ).content
 
-    def history(self) -> list[dict[str, float]]:
-        """A row of figures for each finished epoch, as the newest checkpoint has them; none before the first.
+    def newest_files(self) -> checkpoint.Newest[dict[str, bytes]]:
+        """Reads the newest checkpoint that can be used; each of its files is read once.
 
         Raises:
-            UserError: if the run has finished a checkpoint, but none can be used.
+            UserError: If the run has finished a checkpoint, and none can be used.
         """
-        place, _ = self.newest_checkpoint()
-        return self._progress(place).history if place else []
+
+        def read(place: Location) -> dict[str, bytes]:
+            files = checkpoint.read_files(place)
+            # A file may match its checksum and still not load.
+            checkpoint.parse(files, place)
+            return files
+
+        return checkpoint.find_newest(self.place, any_finished=self._any_finished(), read=read)
 
     def progress(self) -> Progress:
-        """How far the run has come.
+        """Returns how far the run has come, with at least one finished epoch. Reads no weights.
 
         Raises:
-            UserError: if no checkpoint can be used, or if it has finished no epoch yet.
+            UserError: If no checkpoint can be used, or if the run has not finished any epoch.
         """
-        place, _ = self.newest_checkpoint()
-        if place is None:
+        progress = self.newest_progress()
+        if progress is None:
             raise UserError(f"{self.place}: the run has no checkpoint yet.")
-        progress = self._progress(place)
         if not progress.history:
             raise UserError(f"{self.place}: the run has finished no epoch yet.")
         return progress
 
-    def tidy(self, *, keep: int) -> None:
-        """Deletes the checkpoints but the best and the newest that can be used, and what a killed writer left.
+    def prune_checkpoints(self, progress: Progress | None, *, keep: int) -> None:
+        """Deletes all checkpoints but the best and the latest two, and what an interrupted writer left.
 
-        Raises:
-            UserError: if the run has finished a checkpoint, but none can be used; then nothing is deleted.
+        Args:
+            progress: The progress of the newest checkpoint that can be used; newer ones are damaged and are deleted.
+                None if there is none.
+            keep: The number of best epochs whose checkpoints are kept.
         """
-        place, _ = self.newest_checkpoint()
-        history = self._progress(place).history if place else []
-        there = [checkpoint.step_of(other) for other in checkpoint.list_checkpoints(self.place)]
-        usable = [step for step in there if place and step <= checkpoint.step_of(place)]
-        stay = steps_to_keep(history, usable, best=keep)
-        for other, _ in self.place.list():
-            if checkpoint.is_unfinished(other) or (
-                checkpoint.is_checkpoint(other) and checkpoint.step_of(other) not in stay
-            ):
-                other.delete()
+        there = [place for place, _ in self.place.list()]
+        steps = [checkpoint.step_of(place) for place in there if checkpoint.is_checkpoint(place)]
+        usable = [step for step in steps if progress and step <= progress.step]
+        kept = steps_to_keep(progress.history if progress else [], usable, best=keep)
+        for place in there:
+            superfluous = checkpoint.is_checkpoint(place) and checkpoint.step_of(place) not in kept
+            if superfluous or checkpoint.is_unfinished(place):
+                place.delete()
 
     def is_trained(self, settings: Settings) -> bool:
-        """Whether the last epoch, or the one of early stopping, has its checkpoint."""
-        place, _ = self.newest_checkpoint()
-        if place is None:
-            return False
-        train = settings.train
-        return self._progress(place).is_complete(epochs=train.epochs, early_stop=train.early_stop)
+        """Whether training has come to its end, with its last epoch or by early stopping.
 
-    def best_checkpoint(self) -> tuple[Location, Progress]:
-        """The checkpoint with the lowest validation loss, and how far the run has come.
+        Args:
+            settings: The settings of the run.
+        """
+        progress = self.newest_progress()
+        train = settings.train
+        return progress is not None and progress.is_complete(epochs=train.epochs, early_stop=train.early_stop)
+
+    def read_best(self) -> tuple[Checkpoint, Progress]:
+        """Reads the checkpoint with the lowest validation loss.
+
+        Returns:
+            The checkpoint, and how far the run has come since.
 
         Raises:
-            UserError: if no checkpoint can be used.
+            UserError: If there is no checkpoint, or if the best one cannot be used.
         """
         progress = self.progress()
-        best = self.place / checkpoint.folder_name(int(progress.best["step"]))
-        reason = checkpoint.find_damage(best)
-        if reason:
-            raise UserError(f"{reason}. It is the run's best; restore it, or train again under another runs.name.")
+        try:
+            best = checkpoint.read_checkpoint(self.place / checkpoint.folder_name(int(progress.best["step"])))
+        except DamagedCheckpointError as error:
+            raise UserError(
+                f"{error}. It is the run's best; restore it, or train again under another runs.name."
+            ) from None
         return best, progress
 
-    def _progress(self, place: Location) -> Progress:
-        return Progress(**json.loads((place / checkpoint.PROGRESS).read_text()))
-
-
-def _binding(lines: Iterator[str]) -> Iterator[str]:
-    """Of the lines of `differences`, those that change what a run learns."""
-    for line in lines:
-        key = line.split(":")[0]
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
-            yield line
+    def _any_finished(self) -> bool:
+        return (self.place / HISTORY).exists()

@@ -1,8 +1,9 @@
-"""The right to write a run: one driver has it at a time, on a disk or in a bucket.
+"""The lease of a run: the right of one driver at a time to write its folder, on a disk or in a bucket.
 
-A lease is a numbered file in the run's folder. The highest number counts, and a file can be created only once
-(`Location.create`), so that of any number of drivers one alone gets the next. Its owner writes it again and again, and
-others see its heart beat; no clocks are compared. An owner that finds a higher number has lost the run.
+A lease is a numbered file in the folder of the run. The highest number counts, and a file can be created only once
+(`Location.create`), so that of any number of drivers exactly one gets the next number. The owner rewrites its file
+again and again, and other drivers see that its heartbeat grows; no clocks are compared. An owner that finds a higher
+number has lost the run.
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ from pathlib import Path
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.storage import Location
 
-_NAME = re.compile(r"lease-(\d{6})\.json")
 BEAT_SECONDS = 10.0
+"""Seconds between two heartbeats of an owner."""
 SILENCE_SECONDS = 35.0
-"""An owner on another machine that is not heard for so long is taken for dead."""
+"""Seconds without a heartbeat after which an owner on another machine is considered dead."""
+_NAME = re.compile(r"lease-(\d{6})\.json")
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a run.
+    """The driver that holds a run.
 
     Attributes:
-        host: name of the machine, for people.
-        machine: identifies its boot and its process namespace.
-        pid: of the driver.
-        born: when that process started, in ticks since the boot; tells it from a later one of the same number.
-        since: when it took the run, for people.
-        beat: grows while it lives.
+        host: The name of the machine, for people.
+        machine: Identifies the boot of the machine and the process namespace.
+        pid: The process id of the driver.
+        born: The start time of that process, in ticks since the boot; distinguishes it from a later process with the
+            same id.
+        since: The time at which it took the run, for people.
+        beat: The heartbeat, a number that grows while the driver lives.
     """
 
     host: str
@@ -49,7 +52,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """This process."""
+        """Returns this process as an owner."""
         pid = os.getpid()
         return cls(socket.gethostname(), _machine(), pid, _born(pid), time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
@@ -59,22 +62,22 @@ class Owner:
 
 @dataclass(frozen=True)
 class LeaseToken:
-    """What shows, in any process, that a driver holds a run.
+    """Proves, in any process, that a driver holds a run.
 
     Attributes:
-        run: its folder.
-        owner: the driver.
+        run: The folder of the run.
+        owner: The driver.
     """
 
     run: Location
     owner: Owner
 
     def check(self) -> None:
-        """Looks whether the owner still holds the run.
+        """Reads from the storage whether the owner still holds the run.
 
         Raises:
-            JobFailedError: if another driver has taken the run over.
-            OSError: if the storage does not say.
+            JobFailedError: If another driver has taken the run over.
+            OSError: If the storage does not answer.
         """
         newest = _newest(self.run)
         other = _owner(newest) if newest else None
@@ -89,38 +92,40 @@ class Lease:
     """A lease that is held.
 
     Attributes:
-        ticket: for those who write in the driver's name.
+        token: For processes that write in the name of the driver.
+        taken_over_from: The driver that held the run before and is dead; None if there was none.
     """
 
-    def __init__(self, ticket: LeaseToken, place: Location) -> None:
-        self.ticket = ticket
+    def __init__(self, token: LeaseToken, place: Location, *, taken_over_from: Owner | None = None) -> None:
+        self.token = token
+        self.taken_over_from = taken_over_from
         self._place = place
         self._beats = 0
         self._lost: JobFailedError | None = None
 
     def check(self) -> None:
-        """Does nothing while the lease is held.
+        """Checks, without asking the storage, whether the lease is known to be lost.
 
         Raises:
-            JobFailedError: if another driver has taken the run over.
+            JobFailedError: If another driver has taken the run over.
         """
         if self._lost:
             raise self._lost
 
     def beat(self) -> None:
-        """Shows that the owner lives, and looks whether another has taken over."""
+        """Writes a heartbeat, and notes whether another driver has taken over."""
         try:
-            self.ticket.check()
+            self.token.check()
         except JobFailedError as error:
             self._lost = error
             return
         self._beats += 1
-        self._place.write_text(json.dumps(asdict(replace(self.ticket.owner, beat=self._beats))))
+        self._place.write_text(json.dumps(asdict(replace(self.token.owner, beat=self._beats))))
 
-    def give_back(self) -> None:
-        """Ends the lease, if it is still this driver's."""
+    def release(self) -> None:
+        """Ends the lease, if this driver still holds it."""
         try:
-            self.ticket.check()
+            self.token.check()
         except JobFailedError:
             return
         self._place.delete()
@@ -128,20 +133,23 @@ class Lease:
 
 @contextmanager
 def acquire(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
-    """The lease of a run, for the time of the block.
+    """Holds the lease of a run for the time of the block.
 
     Args:
-        run: its folder.
-        note: told of a takeover, and of what cannot be relied on.
+        run: The folder of the run.
+        note: Called with a message about a takeover, and about a storage that cannot guarantee the lease.
+
+    Yields:
+        The lease.
 
     Raises:
-        UserError: if another driver holds it and is alive.
+        UserError: If another driver holds the run and is alive.
     """
     owner = Owner.here()
-    if not run.honours_create():
+    if not run.supports_exclusive_create():
         note(f"{run}: the storage does not honour conditional writes; two drivers that start at once go unnoticed.")
-    place = _acquire(run, owner, note)
-    lease = Lease(LeaseToken(run, owner), place)
+    place, before = _acquire(run, owner, note)
+    lease = Lease(LeaseToken(run, owner), place, taken_over_from=before)
     end = threading.Event()
 
     def work() -> None:
@@ -149,23 +157,24 @@ def acquire(run: Location, note: Callable[[str], None]) -> Iterator[Lease]:
             try:
                 lease.beat()
             except OSError:
-                # Whoever takes over meanwhile is seen as soon as the storage answers again.
+                # A driver that takes over meanwhile is noticed as soon as the storage answers again.
                 continue
 
-    heart = threading.Thread(target=work, name="lease", daemon=True)
-    heart.start()
+    heartbeat = threading.Thread(target=work, name="lease", daemon=True)
+    heartbeat.start()
     try:
         yield lease
     finally:
         end.set()
-        heart.join()
+        heartbeat.join()
         try:
-            lease.give_back()
+            lease.release()
         except OSError as error:
             note(f"The lease {place} could not be given back ({error}); it lapses by itself.")
 
 
-def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> Location:
+def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> tuple[Location, Owner | None]:
+    """Creates the next lease; returns its file, and the dead driver that held the run before."""
     while True:
         newest = _newest(run)
         other = _owner(newest) if newest else None
@@ -180,10 +189,11 @@ def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> Locati
             for old in _leases(run):
                 if _number(old) < _number(place):
                     old.delete()
-            return place
+            return place, other
 
 
 def _alive(place: Location, owner: Owner, note: Callable[[str], None]) -> bool:
+    """Whether the owner of a lease lives; listens for its heartbeat if it runs on another machine."""
     if owner.machine == _machine() and owner.born:
         return _born(owner.pid) == owner.born
     note(f"The run was last in the hands of {owner}. Listening for {SILENCE_SECONDS:.0f} s whether that is alive.")
@@ -212,7 +222,7 @@ def _number(place: Location | None) -> int:
 
 
 def _owner(place: Location) -> Owner | None:
-    """Who wrote a lease; None if it is gone or cannot be read."""
+    """The driver that wrote a lease; None if the file is gone or cannot be read."""
     try:
         return Owner(**json.loads(place.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -228,7 +238,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process started; empty if there is none, if it has died, or where this cannot be known."""
+    """The start time of a process; empty if there is none, if it has died, or where it cannot be known."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:

@@ -15,11 +15,11 @@ _TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_se
 
 
 class TensorBoardWriter:
-    """TensorBoard's file of one run; a disk without room ends the file, and not the run.
+    """Writes the TensorBoard file of a run. Where the disk is full, the file ends and the run continues.
 
     Args:
-        place: folder of the file.
-        note: told why it is not written any more.
+        place: The folder of the file.
+        note: Called with a message when the file is not written any more.
     """
 
     def __init__(self, place: Location, note: Callable[[str], None]) -> None:
@@ -29,7 +29,11 @@ class TensorBoardWriter:
         self._writer: SummaryWriter | None = None
 
     def open(self, *, epoch: int) -> None:
-        """Starts a file in which the epochs after `epoch` hide what was written of them before."""
+        """Starts a file.
+
+        Args:
+            epoch: Finished epochs; what earlier files hold of later epochs is hidden.
+        """
         self.close()
         try:
             self._writer = SummaryWriter(str(self._local), purge_step=epoch + 1)
@@ -37,7 +41,11 @@ class TensorBoardWriter:
             self._give_up(error)
 
     def write(self, row: dict[str, float]) -> None:
-        """Writes the figures of an epoch."""
+        """Writes the figures of an epoch.
+
+        Args:
+            row: The epoch's row of the history.
+        """
         if not self._writer:
             return
         try:
@@ -56,7 +64,7 @@ class TensorBoardWriter:
                 self._note(f"TensorBoard's file could not be written to {self._place}: {error}")
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         writer, self._writer = self._writer, None
         if writer:
             try:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 
 from lungseg_ray.cluster.places import check_lasting, check_shared
-from lungseg_ray.config import CorpusSettings, Settings
+from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
@@ -111,11 +111,12 @@ def shard(settings: Settings) -> Outcome:
     check_lasting(root)
     check_shared(root)
     listing = list_corpus(settings.corpus)
+    content = select(settings.model_dump(mode="json"), set(marked(Settings, Mark.IN_SHARDS)))
     source = _fingerprint(
         [asdict(record) for record in listing.records],
         [asdict(one) for one in listing.set_aside],
-        settings.corpus.model_dump(mode="json", exclude={"root", "about", "licence"}),
-        settings.shards.model_dump(mode="json", exclude={"root", "max_set_aside"}),
+        content["corpus"],
+        content["shards"],
         SCHEMA_VERSION,
     )
     current = _current(root, source)

@@ -1,4 +1,4 @@
-"""Whether the shards that exist fit a job, and how missing ones are made."""
+"""Whether the shards that exist fit a job, and how missing ones are built."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from lungseg_ray.config import Settings, differences, merge, non_default
+from lungseg_ray.config import Mark, Settings, differences, explicitly_set, marked, merge, select
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.build import describe_outcome, shard
 from lungseg_ray.shards.format import INDEX, ShardIndex, read_index
@@ -15,38 +15,40 @@ from lungseg_ray.storage import Location
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-_WORDS = ("about", "licence")
-"""Settings of the corpus that are for people; the shards do not depend on them."""
-
-
 def find_shards(root: Location, settings: Settings) -> ShardIndex | None:
-    """The index of the shards that are there; None if they must be made.
+    """Returns the index of the shards in a folder; None if they must be built.
+
+    Args:
+        root: The folder of the shards.
+        settings: The settings of the job. Only what the user set is compared with the shards.
 
     Raises:
-        UserError: if they were made otherwise than the command asks for.
+        UserError: If the shards were built with other settings than the user asks for, or if the index is damaged.
     """
     if not (root / INDEX).exists():
         return None
     index = read_index(root)
-    made = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
-    asked = {"corpus": non_default(settings.corpus), "shards": non_default(settings.shards)}
-    asked["shards"] = {key: value for key, value in asked["shards"].items() if key == "longer_side"}
-    for word in _WORDS:
-        asked["corpus"].pop(word, None)
-    other = list(differences(made, merge(made, asked)))
-    if other:
+    built = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
+    asked = select(explicitly_set(settings), {"corpus", "shards.longer_side"})
+    changed = list(differences(built, merge(built, asked), ignore=set(marked(Settings, Mark.DESCRIPTION))))
+    if changed:
         raise UserError(
-            f"{root}: these shards were made otherwise than asked for:\n  " + "\n  ".join(other) + "\n"
+            f"{root}: these shards were made otherwise than asked for:\n  " + "\n  ".join(changed) + "\n"
             "Make others with jobs/shard.py and another --shards.root, or leave these settings out."
         )
     return index
 
 
 def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:
-    """Makes the shards that a job finds missing, and tells of it. Needs a running Ray cluster.
+    """Builds the shards that a job finds missing, and tells the user. Needs a running Ray cluster.
+
+    Args:
+        settings: The settings of the job.
+        console: The console that the user reads.
 
     Raises:
-        UserError: as `shard`.
+        UserError: As `shard`.
+        OSError: As `shard`.
     """
     console.print(f"No shards in {settings.shards.root} yet: making them from {settings.corpus.root}", highlight=False)
     outcome = shard(settings)
@@ -55,11 +57,17 @@ def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:
 
 
 def with_shard_settings(settings: AnySettings, index: ShardIndex) -> AnySettings:
-    """The settings with what the shards were made with; words for people are the command's, where it has some."""
-    words = {word: value for word in _WORDS if (value := getattr(settings.corpus, word))}
+    """Returns the settings of a job with those that its shards were built with in their place.
+
+    Args:
+        settings: The settings of the job; its descriptions of the data are kept where it has some.
+        index: The index of the shards.
+    """
+    described = select(settings.model_dump(), set(marked(Settings, Mark.DESCRIPTION)))["corpus"]
+    given = {key: text for key, text in described.items() if text}
     return settings.model_copy(
         update={
-            "corpus": index.corpus.model_copy(update=words),
+            "corpus": index.corpus.model_copy(update=given),
             "shards": settings.shards.model_copy(update={"longer_side": index.longer_side}),
         }
     )

@@ -1,4 +1,4 @@
-"""Files and folders on a disk or in a bucket."""
+"""Access to files and folders on a local disk or in a bucket, and the repetition of operations that fail."""
 
 from lungseg_ray.storage.location import DEEPEST_LINK, REQUESTS, Location, locate, translate_errors
 from lungseg_ray.storage.retries import PATIENCE_SECONDS, StorageError, retry

@@ -1,4 +1,7 @@
-"""A URI becomes a place that can be read, listed and written whole; nothing else in the project parses URIs."""
+"""Locations of files and folders on a local disk or in a bucket, with operations to read, list and write them.
+
+No other module of the project parses URIs.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,9 @@ SCHEMES = ("s3", "gs")
 
 
 REQUESTS = 8
-"""Files of a folder that are uploaded or deleted at the same time."""
+"""The number of files of a folder that are uploaded or deleted at the same time."""
 DEEPEST_LINK = 4
-"""Links to folders that a path may lead through where folders are listed."""
+"""The largest number of symbolic links to folders that a path may lead through when folders are listed."""
 
 
 @lru_cache(maxsize=64)
@@ -44,13 +47,17 @@ def _filesystem(root: str) -> fs.FileSystem:
 
 @contextmanager
 def translate_errors(place: Location) -> Iterator[None]:
-    """Turns what pyarrow and botocore raise about a place in a bucket into a `StorageError`.
+    """Converts the exceptions that pyarrow and botocore raise about a location in a bucket to `StorageError`.
 
-    Errors of a disk, and files that are missing in a bucket that is there, stay as they are.
+    Three kinds of exceptions pass unchanged: all those about a local disk, `FileNotFoundError` for a file that is
+    missing in a bucket that exists, and `IsADirectoryError` and `NotADirectoryError`.
+
+    Args:
+        place: The location that the block operates on.
 
     Raises:
-        StorageError: for all other trouble with a bucket.
-    """
+        StorageError: For every other problem with a bucket, one that does not exist included.
+    """  # noqa: DOC501 - the others pass through
     try:
         yield
     except (StorageError, IsADirectoryError, NotADirectoryError):
@@ -67,13 +74,13 @@ def translate_errors(place: Location) -> Iterator[None]:
 def _sentence(place: Location, error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if place.is_s3 and "No response body" in text:
-        # A refused HEAD request carries no reason. A listing does.
+        # The answer to a refused HEAD request contains no reason, unlike the answer to a refused listing.
         try:
             place.filesystem.get_file_info(fs.FileSelector(place.path, allow_not_found=True))
         except OSError as better:
             text = str(better)
     store = (endpoint_url() or "AWS S3") if place.is_s3 else "The store"
-    # A name of a file means nothing.
+    # Quoted names are removed, since the name of a file may contain words that are searched for below.
     bare = re.sub(r"'[^']*'|\"[^\"]*\"", "''", text)
     for pattern, meaning in TROUBLES:
         if place.is_s3 and re.search(pattern, bare, re.IGNORECASE):
@@ -84,20 +91,20 @@ def _sentence(place: Location, error: Exception) -> str:
     return f"{place}: {store} answered: {' '.join(text.split()).rstrip('.')}."
 
 
-# By endpoint and bucket: those that are known to be there, and whether they keep the promise of `Location.create`.
+# By endpoint and bucket: the buckets that are known to exist, and what `supports_exclusive_create` found.
 _known_buckets: set[tuple[str, str]] = set()
-_honours: dict[tuple[str, str], bool] = {}
+_exclusive_create: dict[tuple[str, str], bool] = {}
 
 
 def _require_bucket(place: Location) -> None:
-    """Raises a `StorageError` if the bucket is missing; pyarrow takes that for a file that is missing."""
+    """Raises `StorageError` if the bucket does not exist, which pyarrow reports as a missing file."""
     key = (endpoint_url(), place.bucket)
     if not place.is_s3 or key in _known_buckets:
         return
     try:
         found = place.filesystem.get_file_info(place.bucket).type != fs.FileType.NotFound
     except OSError as error:
-        # Whoever may use a prefix alone may not ask about its bucket; the store has answered, that is enough.
+        # Credentials for a prefix may not permit a query of its bucket. It is sufficient that the store has answered.
         if "ACCESS_DENIED" not in str(error):
             raise StorageError(_sentence(place, error)) from error
         found = True
@@ -107,16 +114,19 @@ def _require_bucket(place: Location) -> None:
 
 
 class Location:
-    """A file or a folder, on a disk or in a bucket.
+    """A file or a folder on a local disk or in a bucket.
 
-    It is pickled as its URI alone: every process opens the file system from its own environment, so that no
-    credential travels.
+    A location is pickled as its URI alone. Every process opens the file system from its own environment, so that no
+    credentials are sent from one process to another.
 
-    Every operation raises `StorageError` where a bucket cannot be used, one that does not exist included, and the
-    `OSError`s of Python for a disk.
+    Every operation raises `StorageError` if a bucket cannot be used, one that does not exist included. On a local disk,
+    it raises Python's own subclasses of `OSError`.
+
+    Args:
+        uri: An absolute path, or a URI with a scheme, a bucket and a prefix.
 
     Attributes:
-        uri: an absolute path, or a scheme, a bucket and a prefix.
+        uri: The absolute path or the URI.
     """
 
     __slots__ = ("uri",)
@@ -135,17 +145,17 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path of this machine's file system."""
+        """Whether this is a path on a file system of this machine."""
         return self.uri.startswith("/")
 
     @property
     def is_s3(self) -> bool:
-        """Whether this is a place in a bucket of AWS or of another store that speaks S3."""
+        """Whether this is a location in a bucket of AWS S3 or of a compatible store."""
         return self.uri.startswith("s3://")
 
     @property
     def bucket(self) -> str:
-        """The bucket's name; empty on a disk."""
+        """The name of the bucket; empty on a local disk."""
         return self.path.split("/", 1)[0]
 
     @property
@@ -155,7 +165,7 @@ class Location:
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """The pyarrow file system that holds this place."""
+        """The pyarrow file system that contains this location."""
         if self.is_s3:
             with translate_errors(self):
                 return s3_filesystem(endpoint_url(), region_of(self.bucket))
@@ -183,7 +193,7 @@ class Location:
         return Location(f"{self.uri.rstrip('/')}/{name}")
 
     def info(self) -> fs.FileInfo:
-        """What is there: type, size in bytes, time of the last change."""
+        """Queries the type, the size in bytes and the time of the last modification of the file or folder."""
         with translate_errors(self):
             found = self.filesystem.get_file_info(self.path)
             if found.type == fs.FileType.NotFound:
@@ -191,37 +201,40 @@ class Location:
             return found
 
     def exists(self) -> bool:
-        """Whether a file or a folder is there."""
+        """Returns whether a file or a folder exists at this location."""
         return self.info().type != fs.FileType.NotFound
 
     def is_file(self) -> bool:
-        """Whether a file is there."""
+        """Returns whether a file exists at this location."""
         return self.info().type == fs.FileType.File
 
     def is_dir(self) -> bool:
-        """Whether a folder is there."""
+        """Returns whether a folder exists at this location."""
         return self.info().type == fs.FileType.Directory
 
     def read_bytes(self) -> bytes:
-        """The whole file.
+        """Reads the whole file.
+
+        Returns:
+            The content.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: If the file does not exist.
         """
         if self.is_local:
             return Path(self.path).read_bytes()
-        # A file knows its size and is read in one request, a stream in pieces of 256 KB.
+        # The size of an input file is known, so that it is read in one request. A stream is read in pieces of 256 KB.
         with translate_errors(self), self.filesystem.open_input_file(self.path) as file:
             return file.read()
 
     def read_text(self) -> str:
-        """The whole file as UTF-8 text."""
+        """Reads the whole file as UTF-8 text."""
         return self.read_bytes().decode()
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
-        """Writes the whole file so that a reader sees the old content or the new, never a part."""
+        """Writes the whole file atomically: a reader sees the old content or the new content, never a part of it."""
         if not self.is_local:
-            # All of it in one call: a stream that is closed half-way leaves half a file.
+            # The data is written in one call, since a stream that is closed half-way leaves half a file.
             with translate_errors(self), self.filesystem.open_output_stream(self.path) as stream:
                 stream.write(data)
             return
@@ -229,15 +242,16 @@ class Location:
             part.replace(self.path)
 
     def write_text(self, text: str) -> None:
-        """Writes UTF-8 text, whole or not at all."""
+        """Writes the whole file as UTF-8 text, atomically."""
         self.write_bytes(text.encode())
 
     def write_csv(self, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
-        """Writes a table as CSV with a header line, whole or not at all.
+        """Writes a table as a CSV file with a header line, atomically.
 
         Args:
-            rows: the value of each column by name; a missing value is an empty cell, an unknown key is left out.
-            columns: in their order.
+            rows: The values of each row, by the name of the column. A missing value becomes an empty cell, and a key
+                that is not a column is ignored.
+            columns: The names of the columns, in their order.
         """
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, extrasaction="ignore")
@@ -246,12 +260,16 @@ class Location:
         self.write_text(text.getvalue())
 
     def create(self, data: bytes) -> bool:
-        """Writes the whole file if there is none; of any number of processes and machines, one alone gets True.
+        """Writes the whole file if it does not exist.
 
-        Where `honours_create` is False, two that come at the same moment may both get it.
+        Of any number of processes and machines that call this function, only one gets True. If
+        `supports_exclusive_create` returns False, two that call it at the same moment may both get True.
+
+        Args:
+            data: The content of the file.
 
         Returns:
-            False if there is a file already, which is left as it is.
+            True if this call wrote the file; False if the file existed already, in which case it stays unchanged.
         """
         if self.is_s3:
             with translate_errors(self):
@@ -266,10 +284,10 @@ class Location:
             try:
                 os.link(part, target)
             except FileExistsError:
-                # A network file system may have lost the answer to a link that it made.
+                # A network file system may have created the link and lost the answer to the request.
                 return part.stat().st_nlink > 1
             except OSError:
-                # Links are refused here.
+                # This file system does not support hard links.
                 try:
                     stream = target.open("xb")
                 except FileExistsError:
@@ -280,25 +298,35 @@ class Location:
                     os.fsync(stream.fileno())
         return True
 
-    def honours_create(self) -> bool:
-        """Whether the storage keeps the promise of `create`; a bucket is asked once, with a file below this folder."""
+    def supports_exclusive_create(self) -> bool:
+        """Returns whether `create` gives True to one caller only, for files below this folder.
+
+        A local disk always guarantees it. A bucket of an S3 store is tested with a probe file below this folder, once
+        per process. Other stores do not guarantee it.
+        """
         if not self.is_s3:
             return self.is_local
         key = (endpoint_url(), self.bucket)
-        if key not in _honours:
-            _honours[key] = _honours_create(self)
-        return _honours[key]
+        if key not in _exclusive_create:
+            _exclusive_create[key] = _supports_exclusive_create(self)
+        return _exclusive_create[key]
 
     def list(self, *, recursive: bool = False) -> list[tuple[Location, fs.FileInfo]]:
-        """Files and folders below this one, in the order of their names; empty if this folder does not exist.
+        """Lists the files and folders below this folder, in the order of their names.
 
-        On a disk, a folder that a link leads back to is named and not entered again; a link that leads nowhere is a
-        file without bytes; and a name that is not UTF-8 has lone surrogates, as everywhere in Python, which `path` of
-        the `FileInfo` holds escaped.
+        On a local disk, a folder that a symbolic link leads back to is listed but not entered again. A broken link is
+        listed as a file of 0 bytes. A name that is not UTF-8 contains lone surrogates, as everywhere in Python; the
+        `path` of its `FileInfo` contains them escaped.
+
+        Args:
+            recursive: Whether the content of all folders below this one is listed as well.
+
+        Returns:
+            The location and the `FileInfo` of each file and folder; empty if this folder does not exist.
 
         Raises:
-            OSError: on a disk, if one of the folders cannot be listed, or a path leads through more than `DEEPEST_LINK`
-            links to folders; with its name as `filename`.
+            OSError: On a local disk, if a folder cannot be listed, or if a path leads through more than `DEEPEST_LINK`
+                links to folders. Its `filename` is the folder or the path.
         """
         if self.is_local:
             return sorted(_walk(self.path, recursive=recursive), key=lambda found: found[0].uri)
@@ -311,7 +339,7 @@ class Location:
 
     def _listed(self, selector: fs.FileSelector) -> Any:
         for _ in range(20):
-            # pyarrow fails where a file goes between the folder's being read and the file's being looked at.
+            # pyarrow raises if a file disappears after its folder was read and before the file itself is queried.
             with suppress(FileNotFoundError):
                 return self.filesystem.get_file_info(selector)
         return self.filesystem.get_file_info(selector)
@@ -320,20 +348,23 @@ class Location:
         return Location(f"{self.uri.split('://', 1)[0]}://{path}")
 
     def make_dir(self) -> None:
-        """Creates the folder and those above it; no harm if it exists. A bucket has no folders, and must exist."""
+        """Creates the folder and its parent folders if they do not exist.
+
+        A bucket has no folders. For a location in an S3 bucket, this function only checks that the bucket exists.
+        """
         if self.is_s3:
-            # No marker: it would need the right to write above this prefix.
+            # No marker object is written, since that would require permission to write above this prefix.
             _require_bucket(self)
         else:
             self.filesystem.create_dir(self.path, recursive=True)
 
     def delete(self) -> None:
-        """Deletes the file or the folder with all that is in it; no harm if there is none."""
+        """Deletes the file, or the folder with its whole content; does nothing if neither exists."""
         if self.is_s3:
             with translate_errors(self):
                 return _delete(s3_client(endpoint_url(), region_of(self.bucket)), self)
         kind = self.info().type
-        # Another process may be quicker.
+        # Another process may delete it first.
         with suppress(FileNotFoundError), translate_errors(self):
             if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
@@ -341,16 +372,17 @@ class Location:
                 self.filesystem.delete_file(self.path)
 
     def download(self, directory: Path) -> None:
-        """Copies every file of this folder into `directory`."""
+        """Copies every file of this folder into the local folder `directory`."""
         with translate_errors(self):
             fs.copy_files(self.path, str(directory), source_filesystem=self.filesystem)
 
     def upload(self, directory: Path, *, last: Sequence[str] = ()) -> None:
-        """Copies every file of `directory` into this folder, each whole or not at all.
+        """Copies every file of a local folder into this folder, each of them atomically.
 
         Args:
-            directory: a local folder.
-            last: paths in it of files that follow when all others are complete, one after the other in this order.
+            directory: The local folder.
+            last: Files that are copied after all others are complete, one after the other in this order. Each is given
+                by its path relative to `directory`.
         """
         paths = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
 
@@ -364,18 +396,18 @@ class Location:
 
 
 def _walk(folder: str, *, recursive: bool) -> Iterator[tuple[Location, fs.FileInfo]]:
-    """What lies in a folder of a disk, in any order. Folders are known by device and number, not by name."""
+    """Yields the content of a local folder, in any order; identifies folders by device and inode, not by name."""
     pending: list[tuple[str, frozenset[tuple[int, int]], int]] = [(folder, frozenset(), 0)]
     while pending:
         path, above, links = pending.pop()
-        # What another process deletes meanwhile was never there.
+        # A folder that another process deletes in the meantime is treated as if it had not existed.
         with suppress(FileNotFoundError):
             status = Path(path).stat()
             here = (status.st_dev, status.st_ino)
             if here in above:
                 continue
             if links > DEEPEST_LINK:
-                # Folders that link to one another have more paths than a listing can hold.
+                # Folders that link to one another have more paths than a listing can contain.
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             with os.scandir(path) as found:
                 entries = list(found)
@@ -389,14 +421,14 @@ def _walk(folder: str, *, recursive: bool) -> Iterator[tuple[Location, fs.FileIn
 
 
 def _look(entry: os.DirEntry[str]) -> fs.FileInfo | None:
-    """What an entry of a folder is, as pyarrow would say it; None if it is gone."""
+    """Describes an entry of a folder as pyarrow does; returns None if the entry no longer exists."""
     path = os.fsencode(entry.path).decode(errors="backslashreplace")
     try:
         status = entry.stat()
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not entry.is_symlink():
             return None
-        # A link that leads nowhere or in a circle, or a place that may not be entered: whoever opens it will be told.
+        # This is a broken or circular link, or one to a folder without permission. Opening it will raise the error.
         kind = fs.FileType.Directory if entry.is_dir(follow_symlinks=False) else fs.FileType.File
         return fs.FileInfo(path, kind, size=0 if kind == fs.FileType.File else None)
     if stat.S_ISDIR(status.st_mode):
@@ -407,7 +439,7 @@ def _look(entry: os.DirEntry[str]) -> fs.FileInfo | None:
 
 @contextmanager
 def _part(target: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
-    """A complete file beside `target` under another name, which is gone after the block."""
+    """Provides a complete file beside `target` under another name, and deletes it after the block."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -433,9 +465,9 @@ def _create(client: Any, place: Location, data: bytes) -> bool:
                 break
             if status != 409 or last:
                 raise
-            # Another writes or deletes it at this moment.
+            # Status 409: another client is writing or deleting the object at this moment.
             time.sleep(random.uniform(0.1, 0.5))
-    # It may be our own, by a first try whose answer was lost.
+    # The existing object may be our own, from an earlier attempt whose answer was lost.
     try:
         return client.head_object(**name)["Metadata"].get("writer") == writer
     except ClientError:
@@ -445,7 +477,7 @@ def _create(client: Any, place: Location, data: bytes) -> bool:
 def _delete(client: Any, place: Location) -> None:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=f"{place.key}/")
     keys = {place.key} | {item["Key"] for page in pages for item in page.get("Contents", [])}
-    # Some stores keep a folder that was once filled until it is deleted by its name, and only when it is empty.
+    # Some stores keep a folder that once had content until it is deleted by its name, which needs an empty folder.
     folders = {key[:end] for key in keys for end in range(len(place.key) + 1, len(key) + 1) if key[end - 1] == "/"}
 
     def drop(key: str) -> None:
@@ -457,7 +489,7 @@ def _delete(client: Any, place: Location) -> None:
         drop(folder)
 
 
-def _honours_create(folder: Location) -> bool:
+def _supports_exclusive_create(folder: Location) -> bool:
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         return probe.create(b"") and not probe.create(b"")
@@ -466,10 +498,17 @@ def _honours_create(folder: Location) -> bool:
 
 
 def locate(text: str) -> Location:
-    """The place that a path or a URI names; relative paths are taken from the current directory.
+    """Converts a path or a URI to a location.
+
+    Args:
+        text: A path, which may start with `~` and, if relative, starts from the current directory; a `file://` URI; or
+            `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
+
+    Returns:
+        The location.
 
     Raises:
-        UserError: if the scheme is not supported, or what follows is more or less than a bucket and a prefix.
+        UserError: If the scheme is not supported, or if something other than a bucket and a prefix follows it.
     """
     if "://" not in text:
         return Location(str(Path(text).expanduser().absolute()))

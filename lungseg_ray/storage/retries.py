@@ -1,4 +1,4 @@
-"""Repeats an operation while a store does not answer."""
+"""The repetition of operations on a storage that fails for a while."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ T = TypeVar("T")
 
 
 PATIENCE_SECONDS = 300
-"""For how long a running job tries again, unless its settings say otherwise."""
+"""The time in seconds for which a running job repeats an operation, unless its settings specify another."""
 
 
 LONGEST_PAUSE = 10.0
+"""The longest pause between two attempts, in seconds."""
 LONGEST_TURN = 30.0
-"""What one attempt counts for at most where patience is counted; see `patiently`."""
+"""The longest time that one failed attempt counts towards the time limit of `retry`, in seconds."""
 
 
 class StorageError(OSError):
-    """A bucket that cannot be used: which, where, what was found, and what to do, in one sentence.
+    """A bucket that cannot be used.
 
-    It holds no credential. It may pass (`patiently`), a restart of the store or a right taken for a while.
+    The message is one sentence with the bucket, the store, the problem and the remedy. It contains no credentials. The
+    problem may be temporary, such as a restart of the store or a permission that is missing for a while; `retry`
+    therefore repeats the operation.
     """
 
 
@@ -33,20 +36,24 @@ def retry(
     note: Callable[[str], None] | None = None,
     trouble: type[OSError] = StorageError,
 ) -> T:
-    """Calls `work` until it succeeds, for some time.
+    """Calls a function until it succeeds, for a limited time.
 
-    A file that is missing is an answer, and no reason to try again.
+    A missing file is a valid answer and no reason to repeat the call.
 
     Args:
-        work: may be called again after it has failed half-way.
-        trouble: errors that may pass; by default those of buckets.
-        seconds: how long to go on after them. What counts are pauses and attempts that failed, each of them for
-            30 s at most: a process that is suspended for a minute comes back with its patience.
-        note: told of the first failure, and of the success after failures.
+        work: The function. It must allow another call after a call that failed half-way.
+        seconds: The time limit in seconds. It counts the pauses and the failed attempts, at most 30 s for each attempt,
+            so that a process that was suspended for a minute does not give up because of it.
+        note: A function that receives a message about the first failure, and one about the success after failures.
+        trouble: The type of the exceptions that may be temporary; by default those of buckets.
+
+    Returns:
+        What `work` returns.
 
     Raises:
-        OSError: the last one.
-    """
+        OSError: The last exception of type `trouble`, when the time limit is reached. `FileNotFoundError`,
+            `IsADirectoryError` and `NotADirectoryError` are raised at once.
+    """  # noqa: DOC501 - the three are an OSError
     waited, pause, failed = 0.0, 0.5, False
     while True:
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Clients for S3 and compatible stores, configured by the standard environment variables."""
+"""Clients for S3 and compatible stores, configured by the standard environment variables of AWS."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pyarrow import fs
 
 from lungseg_ray.storage.retries import StorageError
 
-# Whatever is wrong is told within half a minute; longer outages are the business of `patiently`. AWS's library may wait
-# up to twice as long for an answer as it is told.
+# With these limits, every problem is reported within half a minute; `retry` handles longer outages. The AWS library may
+# wait for an answer up to twice as long as the limit.
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 7.0
 ATTEMPTS = 2
 
 
-# What the names mean by which pyarrow and botocore report trouble, and what to do about it.
+# Patterns in the messages of pyarrow and botocore, each with the sentence that states its meaning and the remedy.
 TROUBLES = (
     (
         r"NO_?SUCH_?BUCKET|Bucket '.*' not found|INVALID_?BUCKET_?NAME",
@@ -68,7 +68,14 @@ TROUBLES = (
 
 
 def endpoint_url() -> str:
-    """The store's address; empty for AWS."""
+    """Reads the address of the store from the environment.
+
+    Returns:
+        The address; empty for AWS.
+
+    Raises:
+        StorageError: If the address is not of the form `http://HOST:PORT` or `https://HOST`.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if endpoint and not re.fullmatch(r"https?://[^/:\s]+(:\d+)?(/\S*)?", endpoint):
         raise StorageError("AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST; found something else.")
@@ -76,15 +83,24 @@ def endpoint_url() -> str:
 
 
 def region_of(bucket: str) -> str:
-    """The region of a bucket: from the environment, else from AWS.
+    """Finds the region of a bucket.
+
+    Args:
+        bucket: The name of the bucket.
+
+    Returns:
+        The region from the environment, else from AWS. For another store without a region in the environment, it is
+        "us-east-1".
 
     Raises:
-        StorageError: if AWS does not tell it.
+        StorageError: If AWS does not return the region.
+        OSError: If AWS reports that the bucket does not exist.
     """
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region:
         return region
-    # Stores other than AWS take any region; AWS's library would ask a metadata service that is not there.
+    # Stores other than AWS accept any region. Without one, the AWS library would query a metadata service that does not
+    # exist there.
     return "us-east-1" if endpoint_url() else _resolved(bucket)
 
 
@@ -103,7 +119,15 @@ def _resolved(bucket: str) -> str:
 
 @lru_cache(maxsize=64)
 def s3_filesystem(endpoint: str, region: str) -> fs.S3FileSystem:
-    """The pyarrow file system for a store's address (empty: AWS) and a region; one per process."""
+    """Returns the pyarrow file system for a store and a region, which is created once per process.
+
+    Args:
+        endpoint: The address of the store; empty for AWS.
+        region: The region of the bucket.
+
+    Returns:
+        The file system.
+    """
     address = urlsplit(endpoint or "https://")
     return fs.S3FileSystem(
         region=region,
@@ -112,20 +136,30 @@ def s3_filesystem(endpoint: str, region: str) -> fs.S3FileSystem:
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        # A small file is one request, whole or not at all.
+        # A small file is then written in one request, and so completely or not at all.
         allow_delayed_open=True,
     )
 
 
 @lru_cache(maxsize=64)
 def s3_client(endpoint: str, region: str) -> Any:
-    """For what pyarrow cannot: write on a condition, and delete without writing a marker above the prefix."""
+    """Returns the botocore client for a store and a region, which is created once per process.
+
+    It serves what pyarrow cannot do: conditional writes, and deletion without writing a marker above the prefix.
+
+    Args:
+        endpoint: The address of the store; empty for AWS.
+        region: The region of the bucket.
+
+    Returns:
+        The client.
+    """
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=REQUEST_SECONDS,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         s3={"addressing_style": "path" if endpoint else "auto"},
-        # Older stores do not know the checksums that are sent otherwise.
+        # Older stores do not support the checksums that botocore sends by default.
         request_checksum_calculation="when_required",
     )
     return get_session().create_client("s3", region_name=region, endpoint_url=endpoint or None, config=config)

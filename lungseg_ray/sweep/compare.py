@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from lungseg_ray.config import SweepJob
-from lungseg_ray.sweep.ledger import Trial, describe_params, key_of, rank_trials
+from lungseg_ray.sweep.ledger import Trial, describe_params, params_key, rank_trials
 from lungseg_ray.sweep.search import count
 
 MOST_VALUES = 4
@@ -38,7 +38,7 @@ def summarise_sweep(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, f
     if final:
         winner = {"params": final[0]["params"], "label": final[0]["label"], "by": "finalists"}
     elif ranking:
-        winner = {"params": ranking[0].params, "label": ranking[0].label, "by": "search"}
+        winner = {"params": ranking[0].params, "label": ranking[0].description, "by": "search"}
     refused = sum(trial.state == "refused" for trial in search)
     return {
         "winner": winner,
@@ -66,14 +66,14 @@ def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.stage == 2 and trial.state == "done":
-            groups.setdefault(trial.key, []).append(trial)
+            groups.setdefault(trial.params_key, []).append(trial)
     rows: list[dict[str, Any]] = []
     for group in groups.values():
         scores = [trial.scores[-1] for trial in group]
         rows.append(
             {
                 "params": group[0].params,
-                "label": group[0].label,
+                "label": group[0].description,
                 "trials": [trial.number for trial in group],
                 "seeds": [trial.seed for trial in group],
                 "scores": scores,
@@ -105,9 +105,9 @@ def pairs(job: SweepJob, trials: Sequence[Trial]) -> list[dict[str, Any]]:
             continue
         by_rest: dict[str, dict[str, Trial]] = {}
         for trial in trials:
-            if trial.counts:
+            if trial.is_ranked:
                 rest = {key: value for key, value in trial.params.items() if key != name}
-                by_rest.setdefault(key_of(rest), {})[str(trial.params[name])] = trial
+                by_rest.setdefault(params_key(rest), {})[str(trial.params[name])] = trial
         for over, of in combinations(map(str, dimension.values), 2):
             rows: list[dict[str, Any]] = []
             for rest_key, group in by_rest.items():

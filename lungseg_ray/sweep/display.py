@@ -69,7 +69,7 @@ class SweepDisplay:
             board.open(epoch=int(row["epoch"]) - 1)
         self._boards[trial.number].write(row)
 
-    def landed(self, trial: Trial) -> None:
+    def ended(self, trial: Trial) -> None:
         """Shows that a trial has left off."""
         board = self._boards.pop(trial.number, None)
         if board:
@@ -101,7 +101,7 @@ class SweepDisplay:
             pace = trial.seconds / trial.epochs if trial.epochs else 0.0
             left = str(timedelta(seconds=round((rung - trial.epochs) * pace))) if pace else "..."
             table.add_row(
-                Text(f"{trial.number} {trial.label}" + (f", seed {trial.seed}" if self._stage == 2 else "")),
+                Text(f"{trial.number} {trial.description}" + (f", seed {trial.seed}" if self._stage == 2 else "")),
                 f"{trial.epochs}/{self._job.epochs}",
                 f"{trial.score:.4f}" if trial.score is not None else "",
                 str(trial.best_epoch or ""),

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 
 from lungseg_ray.config import Dimension, SweepJob
-from lungseg_ray.sweep.ledger import State, Trial, key_of, rank_trials
+from lungseg_ray.sweep.ledger import State, Trial, TrialUpdate, params_key, rank_trials
 
 FIRST_DRAWS = 8
 """Draws at random before TPE has anything to learn from."""
@@ -30,11 +30,11 @@ class Move:
 
     Attributes:
         trial: as the ledger has it.
-        until: epochs after which it leaves off.
+        stop_after_epoch: epochs after which it leaves off.
     """
 
     trial: Trial
-    until: int
+    stop_after_epoch: int
 
 
 class Search:
@@ -56,7 +56,7 @@ class Search:
         self._job = job
         self._trials = {trial.number: trial for trial in trials}
         self._stage = stage
-        self._flying: dict[int, int] = {}
+        self._running: dict[int, int] = {}
         self._rungs = job.rungs if stage == 1 else [job.epochs]
         for trial in self._own():
             if trial.state == "running":
@@ -78,9 +78,9 @@ class Search:
         return bool(self._called_up() or self._promoted() or self._has_new())
 
     @property
-    def flying(self) -> int:
+    def running(self) -> int:
         """Trials that are being trained."""
-        return len(self._flying)
+        return len(self._running)
 
     def next(self) -> Move | None:
         """The next move; None if there is none now, nor ever when nothing is flying."""
@@ -90,18 +90,31 @@ class Search:
         else:
             move = self._called_up() or self._new() or self._promoted()
         if move:
-            self._flying[move.trial.number] = move.until
-            move = Move(self._set(move.trial, "running"), move.until)
+            self._running[move.trial.number] = move.stop_after_epoch
+            move = Move(self._set(move.trial, "running"), move.stop_after_epoch)
         return move
 
-    def update(self, number: int, facts: Mapping[str, Any]) -> None:
-        """Takes note of what a trial has reached; `facts` are fields of `Trial`."""
-        self._trials[number] = Trial.model_validate({**self._trials[number].model_dump(), **facts})
+    def update(self, number: int, update: TrialUpdate) -> None:
+        """Records what has changed about a trial.
 
-    def land(self, number: int, facts: Mapping[str, Any]) -> Trial:
-        """Takes note that a trial is not trained any more: at its rung, done, failed, refused, or cut."""
-        self._flying.pop(number, None)
-        self.update(number, facts)
+        Args:
+            number: The number of the trial.
+            update: What has changed.
+        """
+        self._trials[number] = self._trials[number].updated(update)
+
+    def end(self, number: int, update: TrialUpdate) -> Trial:
+        """Records that a trial is not trained any more: at its rung, done, failed, refused, or interrupted.
+
+        Args:
+            number: The number of the trial.
+            update: What has changed about it.
+
+        Returns:
+            The trial as the ledger has it now.
+        """
+        self._running.pop(number, None)
+        self.update(number, update)
         trial = self._trials[number]
         return self._left_off(trial) if trial.state == "running" else trial
 
@@ -118,7 +131,7 @@ class Search:
 
     def _called_up(self) -> Move | None:
         for trial in self._own():
-            if trial.state == "planned" and trial.number not in self._flying:
+            if trial.state == "planned" and trial.number not in self._running:
                 return Move(trial, next((rung for rung in self._rungs if rung > trial.epochs), self._rungs[-1]))
         return None
 
@@ -126,14 +139,14 @@ class Search:
         found = None
         may_grow = self._has_new() or any(trial.state == "planned" for trial in self._own())
         for rung, following in zip(self._rungs, self._rungs[1:], strict=False):
-            may_grow = may_grow or rung in self._flying.values()
-            there = [trial for trial in self._own() if trial.epochs >= rung and trial.counts]
+            may_grow = may_grow or rung in self._running.values()
+            there = [trial for trial in self._own() if trial.epochs >= rung and trial.is_ranked]
             there.sort(key=lambda trial: (-trial.scores[rung - 1], trial.number))
             quota = len(there) // self._job.sweep.reduction
             waiting = [
                 trial
                 for trial in there[: quota if may_grow else max(quota, 1)]
-                if trial.epochs == rung and trial.state == "paused" and trial.number not in self._flying
+                if trial.epochs == rung and trial.state == "paused" and trial.number not in self._running
             ]
             if waiting:
                 # The highest rung goes first, so that the best are known soon.
@@ -162,12 +175,12 @@ class Search:
     def _add_finalists(self) -> None:
         first = self._job.train.seed
         seeds = range(first + 1, first + 1 + self._job.sweep.seeds)
-        known = {(trial.key, trial.seed) for trial in self._own()}
+        known = {(trial.params_key, trial.seed) for trial in self._own()}
         best = rank_trials(trial for trial in self.trials if trial.stage == 1)[: self._job.sweep.finalists]
         # Seed by seed, so that whenever it is cut, as many pairs as possible are complete.
         for seed in seeds:
             for trial in best:
-                if (trial.key, seed) not in known:
+                if (trial.params_key, seed) not in known:
                     self._add(trial.params, seed)
 
 
@@ -206,7 +219,7 @@ def count(job: SweepJob) -> int:
 
 def draw(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
     """The values of the next new trial; they follow from the settings and from the trials so far."""
-    taken = {trial.key for trial in trials}
+    taken = {trial.params_key for trial in trials}
     grids, space = _grids(job), job.sweep.space
     every = list(product(*(dimension.values or () for dimension in grids.values())))
     # In random order, so that a search that runs out of time has seen something of everything.
@@ -218,12 +231,14 @@ def draw(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
             params = _tpe(job, trials, seed=int(generator.integers(2**31)))
         else:
             params = {name: fixed[name] if name in fixed else _random(space[name], generator) for name in space}
-        if key_of(params) not in taken:
+        if params_key(params) not in taken:
             return params
     # Nearly all of a finite space is taken: the first that is not.
     choices = [[fixed[name]] if name in fixed else space[name].values or () for name in space]
     return next(
-        params for values in product(*choices) if key_of(params := dict(zip(space, values, strict=True))) not in taken
+        params
+        for values in product(*choices)
+        if params_key(params := dict(zip(space, values, strict=True))) not in taken
     )
 
 
@@ -260,7 +275,7 @@ def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]
         return {name: known.index(params[name]) if (known := values[name]) else params[name] for name in space}
 
     # Scores compare after as many epochs alone: those of the highest rung that enough have reached count.
-    usable = [trial for trial in trials if trial.counts]
+    usable = [trial for trial in trials if trial.is_ranked]
     reached = {rung: [trial for trial in usable if trial.epochs >= rung] for rung in job.rungs}
     enough = max(FIRST_DRAWS, len(space) + 2)
     rung = max((rung for rung, there in reached.items() if len(there) >= enough), default=job.rungs[0])

@@ -1,10 +1,9 @@
-"""A trial as it runs on the cluster: the training loop in its own process, or through Ray Train's workers."""
+"""A trial as it runs on the cluster: the training loop in its own process, or on workers of Ray Train."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import sys
 import time
@@ -14,30 +13,51 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
+import ray
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import tune
 
 from lungseg_ray import models
-from lungseg_ray.cluster.planning import TrialsPlan, cores
-from lungseg_ray.cluster.session import quiet_data
+from lungseg_ray.cluster.planning import TrialsPlan
 from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
-from lungseg_ray.feed.stream import Feed, Source
+from lungseg_ray.feed.stream import Source
 from lungseg_ray.inference.export import export_best
+from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import Lease, LeaseToken
-from lungseg_ray.run.progress import rank_epochs
+from lungseg_ray.run.progress import History, rank_epochs
 from lungseg_ray.shards.format import ShardIndex
-from lungseg_ray.sweep.ledger import Sweep, Trial
+from lungseg_ray.sweep.ledger import Sweep, Trial, TrialUpdate
+from lungseg_ray.training.events import EpochDone, Event, Note, StepDone
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
 from lungseg_ray.workers.fit import WorkersLostError, fit
-from lungseg_ray.workers.mailbox import Heartbeat, Mailbox, Pulse
-from lungseg_ray.workers.worker import Worker
+from lungseg_ray.workers.mailbox import Heartbeat, Mailbox
+from lungseg_ray.workers.process_group import ProcessGroup
+from lungseg_ray.workers.record import record
+from lungseg_ray.workers.worker import make_worker
 
-SAID = "said"
+REPORT = "report"
+"""The key under which Ray Tune carries a `TrialReport`."""
 MORE_MEMORY = "Lower feed.batch or sweep.concurrent, or raise train.accumulate or sweep.gpus_per_trial."
+
+
+class TrialReport(BaseModel):
+    """What a trial reports to the driver of its sweep.
+
+    Attributes:
+        update: What the trial has reached, for the ledger.
+        row: The history row of an epoch that it has just finished.
+        notes: Messages for the user.
+        failure: Why the whole sweep must end; None if it need not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    update: TrialUpdate = TrialUpdate()
+    row: dict[str, float] | None = None
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,108 +65,137 @@ class Task:
     """What all trials of a stage have in common.
 
     Attributes:
-        job: of the sweep.
-        sweep: its folder.
-        index: of the shards.
-        shared: whole shards in the object store, by file.
-        layout: how trials share the cluster.
-        mailbox: takes their pulses, and asks them to stop.
-        ticket: of the driver that holds the sweep.
+        job: The settings of the sweep.
+        sweep: The folder of the sweep.
+        index: The index of the shards.
+        shared: Whole shards in the object store, by file.
+        plan: How trials share the cluster.
+        mailbox: Receives their heartbeats, and asks them to stop.
+        token: Shows that the driver holds the sweep.
     """
 
     job: SweepJob
     sweep: Sweep
     index: ShardIndex
-    shared: Mapping[str, Any]
-    layout: TrialsPlan
+    shared: Mapping[str, ray.ObjectRef]
+    plan: TrialsPlan
     mailbox: Mailbox
-    ticket: LeaseToken
+    token: LeaseToken
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one trial is to do next.
+
+    Attributes:
+        trial: The trial as the ledger has it.
+        stop_after_epoch: The epoch after which it leaves off.
+        assigned: When the driver assigned it, seconds since the epoch of the clock.
+    """
+
+    trial: Trial
+    stop_after_epoch: int
+    assigned: float
 
 
 @dataclass
-class _Report:
-    """Tells the driver what a trial has reached, in the fields of `Trial`."""
+class _TrialDriver:
+    """The driver of a sweep as a trial sees it.
 
-    dealt: float
-    history: list[dict[str, float]]
+    Attributes:
+        assigned: When the driver assigned the trial, seconds since the epoch of the clock.
+        history: A row for each finished epoch.
+        log: The event log of the trial's run, if this process writes it.
+        notes: Messages that travel with the next report.
+        started: Whether the first step is made.
+    """
+
+    assigned: float
+    history: History
+    log: EventLog | None = None
     notes: list[str] = field(default_factory=list)
     started: bool = False
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "note":
-            # Threads have notes, too, and only the trial's own may speak to Ray Tune: it comes with what is said next.
-            self.notes.append(event["text"])
-        elif event["event"] == "step":
-            facts = {} if self.started else {"startup": round(time.time() - self.dealt, 2)}
-            self.started = True
-            if facts or self.notes:
-                self.say(facts=facts)
-        elif event["event"] == "epoch":
-            # A group of workers that was lost may come to an epoch again.
-            self.history = [*(row for row in self.history if row["epoch"] < event["row"]["epoch"]), event["row"]]
-            self.say(facts=reached(self.history), row=event["row"])
+    def emit(self, event: Event) -> None:
+        if self.log:
+            record(self.log, event)
+        match event:
+            case Note():
+                # Threads have notes, too, but only the main thread may report to Ray Tune.
+                self.notes.append(event.text)
+            case StepDone():
+                update = TrialUpdate()
+                if not self.started:
+                    update = TrialUpdate(startup=round(time.time() - self.assigned, 2))
+                    self.started = True
+                if update.changes or self.notes:
+                    self.report(update=update)
+            case EpochDone():
+                # A group of workers that was lost may come to the same epoch again.
+                self.history = [*(row for row in self.history if row["epoch"] < event.row["epoch"]), event.row]
+                self.report(update=reached(self.history), row=event.row)
+            case _:
+                pass
 
-    def say(self, **what: Any) -> None:
+    def report(self, *, update: TrialUpdate, row: dict[str, float] | None = None) -> None:
         notes, self.notes = self.notes, []
-        _say(**what, notes=notes)
+        _report(TrialReport(update=update, row=row, notes=tuple(notes)))
+
+    def on_start(self, step: int) -> None:
+        """Losses of this process are counted by Ray Tune."""
+
+    def preemption_check_due(self) -> bool:
+        return False
+
+    def preempted(self) -> bool:
+        return False
 
 
-def reached(history: list[dict[str, float]]) -> dict[str, Any]:
-    """What a history says of a trial, in the fields of `Trial`."""
+def reached(history: History) -> TrialUpdate:
+    """Returns what a history says of a trial."""
     bests = [rank_epochs(history[:end])[0] for end in range(1, len(history) + 1)]
     if not bests:
-        return {}
-    return {
-        "scores": [row["val_iou"] for row in bests],
-        "val_loss": bests[-1]["val_loss"],
-        "val_dice": bests[-1]["val_dice"],
-        "best_epoch": int(bests[-1]["epoch"]),
-        "seconds": round(sum(row["seconds"] for row in history), 2),
-    }
-
-
-@dataclass
-class _TrialWorker(Worker):
-    """The one worker of a trial, in the trial's own process."""
-
-    report: _Report = field(kw_only=True)
-
-    def tell(self, event: dict[str, Any]) -> None:
-        self.report(event)
+        return TrialUpdate()
+    return TrialUpdate(
+        scores=tuple(row["val_iou"] for row in bests),
+        val_loss=bests[-1]["val_loss"],
+        val_dice=bests[-1]["val_dice"],
+        best_epoch=int(bests[-1]["epoch"]),
+        seconds=round(sum(row["seconds"] for row in history), 2),
+    )
 
 
 def run_trial(config: dict[str, Any], task: Task) -> None:
-    """What Ray Tune runs: trains a trial until its next rung, and reports what came of it.
+    """Trains a trial until its next rung, and reports the result; the function that Ray Tune runs.
 
     Args:
-        config: `trial`, as a dict; `until`, epochs; `dealt`, seconds since the epoch of the clock.
-        task: of the stage.
+        config: Holds the `Assignment` under the key "assignment".
+        task: What all trials of the stage have in common.
     """
-    # On a busy machine the next trial in this process may have to wait for the end of this one.
+    # On a busy machine, the next trial in this process may have to wait for the end of this one.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
-    trial = Trial.model_validate(config["trial"])
+    assignment: Assignment = config["assignment"]
     try:
-        facts = _train(trial, config["until"], config["dealt"], task)
+        update = _train(assignment, task)
     except (UserError, TrainingDivergedError, WorkersLostError) as error:
-        facts = {"state": "failed", "reason": str(error)}
+        update = TrialUpdate(state="failed", reason=str(error))
     except StoppedError:
-        facts = {}
+        update = TrialUpdate()
     except (JobFailedError, OSError) as error:
-        # Not the trial's fault: the sweep ends, and its next driver goes on with the trial.
-        _say(ends=str(error))
+        # The trial is not at fault: the sweep ends, and its next driver resumes the trial.
+        _report(TrialReport(failure=str(error)))
         return
     except Exception as error:
         traceback.print_exc()
-        facts = {"state": "failed", "reason": _reason(error)}
+        update = TrialUpdate(state="failed", reason=_reason(error))
     finally:
-        _give_memory_back()
-    _say(facts=facts)
+        _free_memory()
+    _report(TrialReport(update=update))
 
 
-def _say(**what: Any) -> None:
-    """Tells the driver: `facts` (fields of `Trial`), the `row` of an epoch, `notes`, or why the sweep `ends`."""
+def _report(report: TrialReport) -> None:
     # As text, since Ray Tune takes nested results apart.
-    tune.report({SAID: json.dumps(what)})
+    tune.report({REPORT: report.model_dump_json(exclude_unset=True)})
 
 
 def _reason(error: Exception) -> str:
@@ -158,44 +207,47 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"
 
 
-def _give_memory_back() -> None:
-    """Leaves the process as the next trial that runs in it wants it."""
+def _free_memory() -> None:
+    """Frees memory for the next trial that runs in this process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
-        # glibc keeps what was freed in pieces: gigabytes after a few trials.
+        # glibc keeps freed blocks: gigabytes after a few trials.
         with suppress(AttributeError, OSError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _train(trial: Trial, until: int, dealt: float, task: Task) -> dict[str, Any]:
+def _train(assignment: Assignment, task: Task) -> TrialUpdate:
+    trial, last = assignment.trial, assignment.stop_after_epoch
     settings = task.job.trial(trial.params, seed=trial.seed)
     run = task.sweep.run(trial)
     if not trial.epochs:
         refusal = _cost(settings, task.job)
-        if "state" in refusal:
+        if refusal.state:
             return refusal
-        _say(facts=refusal)
-    if not run.check(settings, fingerprint=task.index.fingerprint):
+        _report(TrialReport(update=refusal))
+    if not run.can_resume(settings, fingerprint=task.index.fingerprint):
         run.start(settings, fingerprint=task.index.fingerprint)
-    report = _Report(dealt, run.history())
+    progress = run.newest_progress()
+    driver = _TrialDriver(assignment.assigned, progress.history if progress else [])
     source = Source.of(settings, task.index, task.shared)
-    with Heartbeat(task.mailbox, trial.number, Pulse("its start", 0)) as heart:
-        if task.layout.training.workers == 1:
-            _train_here(settings, run, source, heart, report, until, task)
+    with Heartbeat(task.mailbox, trial.number, "its start") as heartbeat:
+        if task.plan.training.workers == 1:
+            driver.log = run.events
+            _train_here(settings, run, source, heartbeat, driver, last, task)
         else:
-            _train_workers(settings, run, source, heart, report, until, task)
-    if len(report.history) < until:
-        return {}
-    if until < settings.train.epochs:
-        return reached(report.history)
-    task.ticket.check()
+            _train_workers(settings, run, source, heartbeat, driver, last, task)
+    if len(driver.history) < last:
+        return TrialUpdate()
+    if last < settings.train.epochs:
+        return reached(driver.history)
+    task.token.check()
     export_best(run, settings, task.index)
-    return {**reached(report.history), "state": "done"}
+    return reached(driver.history).model_copy(update={"state": "done"})
 
 
-def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
+def _cost(settings: Settings, job: SweepJob) -> TrialUpdate:
     """Size and cost of a trial's network, and whether a budget refuses it."""
     found = models.cost(
         architecture=settings.model.architecture,
@@ -204,7 +256,7 @@ def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
         classes=settings.corpus.classes,
         size=settings.feed.size,
     )
-    facts: dict[str, Any] = {"parameters": found.parameters, "gflops": round(found.gflops, 3)}
+    update = TrialUpdate(parameters=found.parameters, gflops=round(found.gflops, 3))
     budget = job.sweep.budget
     for name, value, limit, unit in (
         ("parameters", found.parameters / 1e6, budget.parameters, "M parameters"),
@@ -212,47 +264,56 @@ def _cost(settings: Settings, job: SweepJob) -> dict[str, Any]:
     ):
         if limit and value > limit:
             reason = f"{value:.1f} {unit}, more than sweep.budget.{name} = {limit:g}"
-            return {**facts, "state": "refused", "reason": reason}
-    return facts
+            return update.model_copy(update={"state": "refused", "reason": reason})
+    return update
 
 
 def _train_here(
-    settings: Settings, run: Run, source: Source, heart: Heartbeat, report: _Report, until: int, task: Task
+    settings: Settings,
+    run: Run,
+    source: Source,
+    heartbeat: Heartbeat,
+    driver: _TrialDriver,
+    stop_after_epoch: int,
+    task: Task,
 ) -> None:
-    torch.set_num_threads(settings.train.threads or max(cores() // task.layout.together, 1))
-    cv2.setNumThreads(0)
-    quiet_data()
-    training = task.layout.training
-    worker = _TrialWorker(
-        settings=settings,
+    training = task.plan.training
+    worker = make_worker(
+        settings,
         run=run,
         source=source,
-        feed=Feed(source, 0, 1, training.data_tasks, settings.feed.ahead, settings.storage.patience_seconds),
-        device=torch.device(training.device),
-        rank=0,
-        world_size=1,
-        heart=heart,
-        ticket=task.ticket,
-        report=report,
+        group=ProcessGroup(0, 1, torch.device(training.device)),
+        driver=driver,
+        heartbeat=heartbeat,
+        token=task.token,
+        data_tasks=training.data_tasks,
+        workers_on_node=task.plan.together,
     )
-    train_loop(settings, steps_per_epoch=source.steps_per_epoch, runtime=worker, until=until)
+    steps = source.steps_per_epoch
+    train_loop(settings, steps_per_epoch=steps, runtime=worker, stop_after_epoch=stop_after_epoch)
 
 
 def _train_workers(
-    settings: Settings, run: Run, source: Source, heart: Heartbeat, report: _Report, until: int, task: Task
+    settings: Settings,
+    run: Run,
+    source: Source,
+    heartbeat: Heartbeat,
+    driver: _TrialDriver,
+    stop_after_epoch: int,
+    task: Task,
 ) -> None:
     def stop() -> bool:
-        # Asked again and again while it goes on; that something moves is for the workers' own watchdog to see.
-        heart.pulse = Pulse("its workers", heart.pulse.moves + 1)
-        return heart.stop
+        # Called again and again while training goes on; the watchdog of the workers sees whether they make progress.
+        heartbeat.report("its workers")
+        return heartbeat.stop
 
     fit(
         settings,
         run=run,
         source=source,
-        layout=task.layout.training,
-        watch=report,
-        lease=Lease(task.ticket, task.sweep.place),
-        until=until,
+        plan=task.plan.training,
+        watch=driver.emit,
+        lease=Lease(task.token, task.sweep.place),
+        stop_after_epoch=stop_after_epoch,
         stop=stop,
     )

@@ -21,16 +21,17 @@ from lungseg_ray.training.model import build_model
 from lungseg_ray.training.precision import Precision
 
 UNUSED_PROBE_SIZE = 64
+"""Height and width, in pixels, of the images of the probe that finds parameters without a gradient."""
 STEP_SUMS = ("loss", "loss_dice", "loss_bce", "images")
-"""What `Learner.step` returns, added up over an epoch."""
+"""The sums that `Learner.step` returns, in their order."""
 
 
 class NotFiniteError(Exception):
-    """A step that must not be made, on any worker, because a loss or the gradient is not a number.
+    """A step that no worker may make, because a loss or the gradient of one of them is not finite.
 
     Attributes:
-        what: is not a number.
-        image_ids: of this worker's batch, if its own loss is not one.
+        what: The quantity that is not finite, with its value.
+        image_ids: The images of this worker's batch, if its own loss is not finite; else empty.
     """
 
     def __init__(self, what: str, image_ids: list[str]) -> None:
@@ -41,16 +42,16 @@ class NotFiniteError(Exception):
 
 @dataclass
 class Learner:
-    """A model with all that changes while it learns.
+    """A model with its optimiser, learning-rate schedule, gradient scaler and averaged weights.
 
     Attributes:
-        settings: of the run.
-        device: it computes on.
-        precision: of forward and backward passes; the loss is always float32.
-        total_steps: of the optimiser in the whole run, for schedules by step.
-        wrap: makes the model that averages its gradients over the workers.
-        sum: sums values over the workers.
-        frozen: names of parameters that get no gradient with this pair of architecture and encoder.
+        settings: The settings of the run.
+        device: The device to compute on.
+        precision: The precision of forward and backward passes; the loss is always float32.
+        total_steps: The number of optimiser steps in the whole run, for schedules by step.
+        wrap: Returns the model that averages its gradients over the workers.
+        all_reduce_sum: Returns the sum of float64 values over the workers.
+        frozen: Names of the parameters that get no gradient with this pair of architecture and encoder.
     """
 
     settings: Settings
@@ -58,16 +59,16 @@ class Learner:
     precision: Precision
     total_steps: int
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
-    sum: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
+    all_reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
     frozen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings, optimisation = self.settings, self.settings.optim
         self.model = build_model(settings).to(self.device)
-        self.layout = torch.contiguous_format
+        self.memory_format = torch.contiguous_format
         if settings.train.channels_last:
-            self.layout = models.memory_format(self.model, device=self.device)
-        self.model = self.model.to(memory_format=self.layout)
+            self.memory_format = models.memory_format(self.model, device=self.device)
+        self.model = self.model.to(memory_format=self.memory_format)
         self.frozen = models.freeze_unused_parameters(
             self.model, in_channels=settings.corpus.channels, size=UNUSED_PROBE_SIZE
         )
@@ -101,31 +102,44 @@ class Learner:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is validated and kept: the averaged one, where weights are averaged."""
+        """The model that is validated and exported: the averaged one, where weights are averaged."""
         return self.average.module if self.average else self.model
 
     def forward(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 (n, k, h, w) of images uint8 (n, c, h, w)."""
-        inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.layout).div_(255)
+        """Computes logits.
+
+        Args:
+            model: The model, wrapped or not.
+            images: (N, C, H, W) uint8.
+
+        Returns:
+            (N, K, H, W) float32.
+        """
+        inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.memory_format).div_(255)
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "fp32"):
             logits: torch.Tensor = model(inputs)
         return logits.float()
 
     def step(self, batch: Batch) -> torch.Tensor:
-        """One step of the optimiser on one batch.
+        """Makes one optimiser step on one batch. Every worker calls it.
+
+        Args:
+            batch: This worker's slice of the global batch.
 
         Returns:
-            float64 (4,): sums over the images of all workers of total loss, Dice loss and BCE, and their number.
+            (4,) float64, the `STEP_SUMS`: sums over the images of all workers of the total loss, the Dice loss and the
+            BCE loss, and the number of images.
 
         Raises:
-            NotFiniteError: on every worker, if any loss or the gradient is not finite; the weights stay.
+            NotFiniteError: On every worker, if a loss or the gradient of any worker is not finite. Weights and
+                buffers stay as they were.
         """
-        # What a step draws follows from (seed, step) alone, so that a run that goes on draws what it would have drawn.
+        # Random numbers of a step (dropout) depend on (seed, step) alone, so that a resumed run draws the same ones.
         torch.manual_seed(self.settings.train.seed * 1_000_003 + batch.step)
         self.training_model.train()
         parts = self.settings.train.accumulate
-        # BatchNorm takes in what it sees at once; a step that is left out must not leave a trace there.
+        # The forward pass updates the BatchNorm statistics; a step that is skipped must leave no trace there.
         buffers = list(self.model.buffers()) if self.settings.train.max_skipped else []
         before = [buffer.clone() for buffer in buffers]
         sums = torch.zeros(4, dtype=torch.float64)
@@ -138,16 +152,16 @@ class Learner:
                 self.scaler.scale(losses.total / parts).backward()
             values = torch.stack([part.detach() for part in (losses.total, losses.dice, losses.bce)]).double().cpu()
             sums += torch.cat([values, torch.ones(1, dtype=torch.float64)]) * len(images)
-        # All workers add up all losses, so that all make the step or none does.
-        own, sums = sums, self.sum(sums)
+        # Every worker sees the losses of all workers, so that all of them make the step or none does.
+        own, sums = sums, self.all_reduce_sum(sums)
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        # With fp16, gradients overflow now and then; the scaler leaves such a step out by itself.
+        # With fp16, gradients overflow occasionally; the scaler skips such a step by itself.
         if not torch.isfinite(sums).all() or not (self.precision == "fp16" or torch.isfinite(norm)):
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
-            self._leave_out()
+            self._skip()
             what = f"loss is {float(sums[0])}" if not torch.isfinite(sums).all() else f"norm of the gradient is {norm}"
             raise NotFiniteError(what, [] if torch.isfinite(own).all() else batch.image_ids)
         if self.settings.optim.clip:
@@ -160,24 +174,33 @@ class Learner:
             self.average.update(self.model)
         return sums
 
-    def _leave_out(self) -> None:
-        """Passes over a step: the schedule counts it, the scaler lowers its factor, nothing else changes."""
+    def _skip(self) -> None:
+        """Skips a step: the schedule counts it and the scaler lowers its factor; nothing else changes."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         self.schedule.after_step()
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch], sums: ValidationSums) -> None:
-        """Adds the figures of batches to `sums`, with the model that is kept and without its DDP wrapper.
+        """Adds the validation figures of batches to `sums`, computed with the model that is exported.
 
-        DDP's forward would broadcast buffers, and wait for ever for a worker that has fewer validation images.
+        The model is used without its DDP wrapper: the forward pass of DDP broadcasts buffers, and would wait for ever
+        for a worker that has fewer validation batches.
+
+        Args:
+            batches: Validation batches.
+            sums: Sums to add to.
         """
         model = self.evaluated.eval()
         for batch in batches:
             sums.update(self.forward(model, batch.images).cpu(), batch.masks)
 
     def content(self, progress: Progress) -> checkpoint.Checkpoint:
-        """What must be kept to go on from here."""
+        """Returns everything that a checkpoint must contain to resume from here.
+
+        Args:
+            progress: The progress of the run.
+        """
         average = self.average.state_dict() if self.average else None
         return checkpoint.Checkpoint(
             weights=self.model.state_dict(),
@@ -192,7 +215,11 @@ class Learner:
         )
 
     def load(self, content: checkpoint.Checkpoint) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the state of a checkpoint.
+
+        Args:
+            content: The checkpoint.
+        """
         self.model.load_state_dict(content.weights)
         self.optimizer.load_state_dict(content.training["optimizer"])
         self.schedule.load_state_dict(content.training["schedule"])

@@ -10,11 +10,14 @@ from lungseg_ray.config import Settings
 
 
 def build_model(settings: Settings, *, weights: str | None = None) -> nn.Module:
-    """The network of a run with its first weights, which follow from the seed.
+    """Builds the network of a run. Its initial weights depend on `train.seed`.
 
     Args:
-        settings: of the run.
-        weights: in place of `model.weights`.
+        settings: The settings of the run.
+        weights: Encoder weights to use instead of `model.weights`.
+
+    Raises:
+        UserError: If the network cannot be built, or the weights cannot be loaded.
     """
     torch.manual_seed(settings.train.seed)
     return models.build(

@@ -10,21 +10,27 @@ from typing import Any
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """The signals that ask for a stop, as they come in; a second SIGINT raises KeyboardInterrupt."""
-    asked: list[int] = []
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM for the time of the block; a second SIGINT raises KeyboardInterrupt.
+
+    In a thread that is not the main thread, no signal arrives.
+
+    Yields:
+        The numbers of the signals, in the order of arrival; empty as long as none has arrived.
+    """
+    received: list[int] = []
 
     def note(number: int, _: Any) -> None:
-        asked.append(number)
-        if asked.count(signal.SIGINT) > 1:
+        received.append(number)
+        if received.count(signal.SIGINT) > 1:
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield received
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -44,7 +44,7 @@ def tune_job(root: Path | str, name: str, shards: Path | str, *more: str, **opti
 
 def comparable(place: Sweep) -> list[tuple[Any, ...]]:
     """What does not depend on how often a sweep was cut."""
-    return sorted((trial.label, trial.stage, trial.seed, trial.state, trial.scores) for trial in place.trials())
+    return sorted((trial.description, trial.stage, trial.seed, trial.state, trial.scores) for trial in place.trials())
 
 
 @pytest.mark.timeout(1200)

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.feed.augment import PRESETS, build_augmentation
+from lungseg_ray.feed.augment import _BUILDERS, build_augmentation
 from lungseg_ray.imaging import resize_image
+from lungseg_ray.names import PRESETS
 
 Pixels = NDArray[np.uint8]
 
@@ -23,6 +24,10 @@ def pair() -> tuple[Pixels, Pixels]:
     cv2.ellipse(mask, (180, 140), (90, 60), 20, 0, 360, 2, -1)
     mask[200:230, 250:350] = 255
     return image, mask
+
+
+def test_every_named_preset_is_built() -> None:
+    assert tuple(_BUILDERS) == PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

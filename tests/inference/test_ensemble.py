@@ -56,7 +56,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     index = write_shards(shards, rows={"train": [1], "val": [1], "test": [3, 2]}, skip={})
     settings = make_settings(corpus={"root": "somewhere"}, shards={"root": shards.uri}, evaluate={"resamples": 20})
     sweep = Sweep(locate(str(folder / "sweep")))
-    sweep.write_config(SweepJob.model_validate(settings.model_dump()), fingerprint=index.fingerprint)
+    sweep.config.write(SweepJob.model_validate(settings.model_dump()), fingerprint=index.fingerprint)
     done: list[dict[str, Any]] = [
         {"state": "done", "scores": (0.5, 0.7)},
         {"state": "paused", "scores": (0.9,)},

@@ -34,7 +34,7 @@ def test_kill_of_the_driver_in_an_epoch(tmp_path: Path) -> None:
         driver.wait()
     assert not (tmp_path / "run/summary.json").exists()
     # Ray's agents notice within a minute or so that the driver is gone; the next command need not wait for them.
-    place, _ = checkpoint.find_newest(run, any_finished=True)
+    place = checkpoint.find_newest(run, any_finished=True, read=checkpoint.read_checkpoint).place
     assert place is not None
     done = json.loads((place / checkpoint.PROGRESS).read_text())["epoch"]
 

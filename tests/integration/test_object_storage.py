@@ -88,10 +88,10 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
     data = bytearray((newest / checkpoint.WEIGHTS).read_bytes())
     data[len(data) // 2] ^= 1
     (newest / checkpoint.WEIGHTS).write_bytes(bytes(data))
-    usable, wrong = checkpoint.find_newest(run, any_finished=True)
-    assert usable is not None
-    assert usable.name < newest.name
-    assert len(wrong) == 1
+    found = checkpoint.find_newest(run, any_finished=True, read=checkpoint.read_checkpoint)
+    assert found.place is not None
+    assert found.place.name < newest.name
+    assert len(found.passed_over) == 1
 
     written = [place.read_bytes() for place, info in locate(bucket).list(recursive=True) if info.is_file]
     logs = [

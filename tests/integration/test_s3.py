@@ -232,9 +232,9 @@ def test_create_raced_by_processes(folder: Location) -> None:
 
 
 def test_honours_create(proxy: FaultyProxy, folder: Location) -> None:
-    assert folder.honours_create()
+    assert folder.supports_exclusive_create()
     count = len(proxy.seen)
-    assert (folder / "other").honours_create()
+    assert (folder / "other").supports_exclusive_create()
     assert len(proxy.seen) == count
     assert folder.list() == []
 

@@ -3,7 +3,6 @@ import torch
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.models import (
-    ARCHITECTURES,
     build,
     check,
     find_unused_parameters,
@@ -11,6 +10,7 @@ from lungseg_ray.models import (
     memory_format,
     resolve_encoder,
 )
+from lungseg_ray.names import ARCHITECTURES
 
 
 @pytest.mark.parametrize("encoder", ["tu-regnety_002", "resnet18", "mobilenet_v2"])

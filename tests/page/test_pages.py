@@ -95,7 +95,7 @@ def make_sweep(folder: Path, *, finished: bool = True, place: Location | None = 
     sweep = Sweep(place or locate(str(folder / "sweep")))
     index = write_shards(locate(str(folder / "shards")), rows={"train": [4], "val": [3, 3]}, skip={"val-1": (1,)})
     job = make_job(folder)
-    sweep.write_config(job, fingerprint=index.fingerprint)
+    sweep.config.write(job, fingerprint=index.fingerprint)
     rng = random.Random(0)
     trials: list[Trial] = []
     for architecture in ARCHITECTURES:
@@ -284,7 +284,7 @@ class TestUnfinishedSweep:
 
     def test_nothing_yet(self, tmp_path: Path) -> None:
         sweep = Sweep(locate(str(tmp_path / "sweep")))
-        sweep.write_config(make_job(tmp_path), fingerprint="0")
+        sweep.config.write(make_job(tmp_path), fingerprint="0")
         text = flat(body(write_sweep_page(sweep.place)))
         assert "No trial has a score yet" in text
         assert "There is no trial yet" in text
@@ -293,7 +293,7 @@ class TestUnfinishedSweep:
     def test_random_search_without_encoder(self, tmp_path: Path) -> None:
         sweep = Sweep(locate(str(tmp_path / "sweep")))
         space = {"optim.lr": {"log_uniform": [1e-4, 1e-2]}}
-        sweep.write_config(make_job(tmp_path, space=space, search="random"), fingerprint="0")
+        sweep.config.write(make_job(tmp_path, space=space, search="random"), fingerprint="0")
         params = {"optim.lr": 0.00123456}
         trial = Trial(number=1, name="0001", stage=1, params=params, seed=0, scores=[0.8], parameters=10)
         sweep.run(trial).write_history(history(0.8, 1))

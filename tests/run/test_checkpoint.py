@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from lungseg_ray.errors import UserError
 from lungseg_ray.numerics.optim import build_optimizer
 from lungseg_ray.run import checkpoint
-from lungseg_ray.run.checkpoint import Checkpoint
+from lungseg_ray.run.checkpoint import Checkpoint, DamagedCheckpointError
 from lungseg_ray.run.progress import Progress, steps_to_keep
 from lungseg_ray.storage import Location, locate
 
@@ -74,7 +75,7 @@ def test_round_trip_with_lookahead(tmp_path: Path) -> None:
     take_steps(model, optimizer, range(3))
     made = content(model, optimizer)
     checkpoint.write_folder(tmp_path, checkpoint.copy_to_cpu(made))
-    read = checkpoint.read_folder(tmp_path)
+    read = checkpoint.read_checkpoint(locate(str(tmp_path)))
     assert read.progress == made.progress
     assert read.average is not None
     assert same(read.weights, made.weights)
@@ -93,11 +94,11 @@ def test_round_trip_with_lookahead(tmp_path: Path) -> None:
 def test_without_average(tmp_path: Path) -> None:
     checkpoint.write_folder(tmp_path, checkpoint.copy_to_cpu(content(*model_and_optimizer(0), average=False)))
     assert not (tmp_path / checkpoint.AVERAGE).exists()
-    assert checkpoint.read_folder(tmp_path).average is None
+    assert checkpoint.read_checkpoint(locate(str(tmp_path))).average is None
     assert checkpoint.find_damage(locate(str(tmp_path))) is None
 
 
-def test_read_from(written: Location) -> None:
+def test_read_checkpoint(written: Location) -> None:
     assert checkpoint.read_checkpoint(written).progress.step == 4
 
 
@@ -107,8 +108,21 @@ def test_nothing_is_executed(written: Location) -> None:
             return exec, ("raise SystemExit('executed')",)
 
     torch.save({"optimizer": Trap()}, Path(written.path) / checkpoint.TRAINING)
-    with pytest.raises(Exception, match="weights_only"):
-        checkpoint.read_folder(Path(written.path))
+    data = (written / checkpoint.TRAINING).read_bytes()
+    sums = json.loads((written / checkpoint.CHECKSUMS).read_text())
+    sums[checkpoint.TRAINING] = hashlib.sha256(data).hexdigest()
+    (written / checkpoint.CHECKSUMS).write_text(json.dumps(sums))
+    # Its checksum is right, and still it does not load: it is damaged, and passed over as damaged ones are.
+    with pytest.raises(DamagedCheckpointError, match=r"training\.pt: cannot be loaded \(UnpicklingError\)"):
+        checkpoint.read_checkpoint(written)
+
+
+def test_progress_is_read_without_the_weights(written: Location) -> None:
+    (written / checkpoint.WEIGHTS).write_bytes(b"cut")
+    assert checkpoint.read_progress(written).step == 4
+    (written / checkpoint.WEIGHTS).delete()
+    with pytest.raises(DamagedCheckpointError, match=r"is not complete \(weights\.safetensors is missing\)"):
+        checkpoint.read_progress(written)
 
 
 def test_names_sort_as_steps_do() -> None:
@@ -176,6 +190,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def newest(run: Location, *, any_finished: bool = True) -> tuple[Location | None, list[str]]:
+    found = checkpoint.find_newest(run, any_finished=any_finished, read=checkpoint.read_checkpoint)
+    assert (found.place is None) == (found.content is None)
+    return found.place, found.passed_over
+
+
 class TestNewest:
     @pytest.fixture
     def run(self, written: Location) -> Path:
@@ -193,7 +213,7 @@ class TestNewest:
         assert [place.name for place in found] == [checkpoint.folder_name(step) for step in (100, 10, 4)]
 
     def test_the_newest(self, run: Path) -> None:
-        place, wrong = checkpoint.find_newest(locate(str(run)), any_finished=True)
+        place, wrong = newest(locate(str(run)))
         assert place is not None
         assert (place.name, wrong) == (checkpoint.folder_name(100), [])
 
@@ -201,7 +221,7 @@ class TestNewest:
         (run / checkpoint.folder_name(100) / checkpoint.CHECKSUMS).unlink()
         (run / checkpoint.folder_name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
         before = tree(run)
-        place, wrong = checkpoint.find_newest(locate(str(run)), any_finished=True)
+        place, wrong = newest(locate(str(run)))
         assert place is not None
         assert place.name == checkpoint.folder_name(4)
         assert [checkpoint.folder_name(100) in wrong[0], checkpoint.folder_name(10) in wrong[1]] == [True, True]
@@ -213,20 +233,20 @@ class TestNewest:
             (run / checkpoint.folder_name(step) / checkpoint.PROGRESS).write_text("{}")
         before = tree(run)
         with pytest.raises(UserError, match="none of its 3 checkpoints can be used") as error:
-            checkpoint.find_newest(locate(str(run)), any_finished=True)
+            newest(locate(str(run)))
         assert all(f"{checkpoint.folder_name(step)}/progress.json" in str(error.value) for step in (4, 10, 100))
         assert "Nothing was changed" in str(error.value)
         assert tree(run) == before
 
     def test_none(self, tmp_path: Path) -> None:
-        assert checkpoint.find_newest(locate(str(tmp_path / "nowhere")), any_finished=False) == (None, [])
+        assert newest(locate(str(tmp_path / "nowhere")), any_finished=False) == (None, [])
 
     def test_a_part_of_the_first_checkpoint_is_no_loss(self, run: Path) -> None:
         for step in (10, 100):
             shutil.rmtree(run / checkpoint.folder_name(step))
         first = run / checkpoint.folder_name(4)
         (first / checkpoint.CHECKSUMS).unlink()
-        place, wrong = checkpoint.find_newest(locate(str(run)), any_finished=False)
+        place, wrong = newest(locate(str(run)), any_finished=False)
         assert place is None
         assert len(wrong) == 1
         assert str(first) in wrong[0]

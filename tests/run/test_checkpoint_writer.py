@@ -39,12 +39,12 @@ def content(step: int, *losses: float) -> Checkpoint:
     return Checkpoint({"w": torch.full((2,), float(step))}, None, {"lr": [0.1]}, progress)
 
 
-def keeper_of(run: Run, note: Callable[[str], None], *, patience: float = 0) -> CheckpointWriter:
-    """A keeper of the best epoch, for a driver that holds the run."""
+def writer_of(run: Run, note: Callable[[str], None], *, patience: float = 0) -> CheckpointWriter:
+    """A writer that keeps the best epoch, for a driver that holds the run."""
     owner = Owner.here()
     (run.place / "lease-000001.json").write_text(json.dumps(asdict(owner)))
     return CheckpointWriter(
-        run, best=1, patience=patience, note=note, moved=lambda: None, ticket=LeaseToken(run.place, owner)
+        run, best=1, patience=patience, note=note, on_attempt=lambda: None, token=LeaseToken(run.place, owner)
     )
 
 
@@ -53,7 +53,7 @@ def steps(run: Run) -> list[int]:
 
 
 def test_what_is_kept(run: Run, said: list[str]) -> None:
-    one = keeper_of(run, said.append)
+    one = writer_of(run, said.append)
     for made in (content(5), content(10, 0.5), content(15, 0.5), content(20, 0.5, 0.7), content(25, 0.5, 0.7)):
         one.save(made)
     one.flush()
@@ -79,13 +79,13 @@ def test_training_waits_for_the_one_before_alone(run: Run, said: list[str], monk
         write(directory, made)
 
     monkeypatch.setattr(checkpoint, "write_folder", slow)
-    one = keeper_of(run, said.append)
+    one = writer_of(run, said.append)
     made = content(5)
     one.save(made)
     assert steps(run) == []
     made.weights["w"].fill_(99.0)
     # One that can be spared is.
-    one.save(content(7), spare=True)
+    one.save(content(7), skip_if_busy=True)
     gate.set()
     one.save(content(10))
     one.flush()
@@ -104,7 +104,7 @@ def test_trouble_is_told_and_the_end_is_the_error(run: Run, said: list[str], mon
         put(*arguments)
 
     monkeypatch.setattr(checkpoint_writer, "_put", broken)
-    one = keeper_of(run, said.append)
+    one = writer_of(run, said.append)
     one.save(content(5))
     one.flush()
     assert one.error is not None
@@ -128,7 +128,7 @@ def test_a_full_disk_passes(run: Run, said: list[str], monkeypatch: pytest.Monke
         put(*arguments)
 
     monkeypatch.setattr(checkpoint_writer, "_put", broken)
-    one = keeper_of(run, said.append, patience=30)
+    one = writer_of(run, said.append, patience=30)
     one.save(content(5))
     one.flush()
     assert one.error is None
@@ -142,14 +142,14 @@ def test_one_of_the_same_name_is_replaced(run: Run, said: list[str]) -> None:
     damaged = Path(run.place.path) / checkpoint.folder_name(5)
     damaged.mkdir(parents=True)
     (damaged / checkpoint.WEIGHTS).write_bytes(b"cut")
-    one = keeper_of(run, said.append)
+    one = writer_of(run, said.append)
     one.save(content(5))
     one.flush()
     assert checkpoint.find_damage(run.place / checkpoint.folder_name(5)) is None
 
 
 def test_one_whose_driver_has_lost_the_run_writes_nothing(run: Run, said: list[str]) -> None:
-    one = keeper_of(run, said.append)
+    one = writer_of(run, said.append)
     one.save(content(5))
     one.flush()
     other = replace(Owner.here(), host="elsewhere", born="2")
@@ -162,7 +162,7 @@ def test_one_whose_driver_has_lost_the_run_writes_nothing(run: Run, said: list[s
 
 
 def test_newer_ones_that_were_passed_over_do_not_count_as_the_latest(run: Run, said: list[str]) -> None:
-    one = keeper_of(run, said.append)
+    one = writer_of(run, said.append)
     one.save(content(50))
     one.flush()
     for step in (57, 58):

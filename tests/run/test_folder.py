@@ -13,7 +13,7 @@ import yaml
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.run import checkpoint
-from lungseg_ray.run.folder import CONFIG, ENVIRONMENT, FREE, HISTORY, SUMMARY, Run
+from lungseg_ray.run.folder import CONFIG, ENVIRONMENT, HISTORY, SUMMARY, Run
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings
@@ -42,7 +42,7 @@ def keep(run: Run, losses: list[float], *, at: int | None = None) -> None:
 
 def open_run(run: Run, settings: Settings, *, fingerprint: str) -> bool:
     """What a training job does; whether the run was there already."""
-    there = run.check(settings, fingerprint=fingerprint)
+    there = run.can_resume(settings, fingerprint=fingerprint)
     if not there:
         run.start(settings, fingerprint=fingerprint)
         keep(run, [0.9])
@@ -53,7 +53,7 @@ class TestOpen:
     def test_new(self, run: Run) -> None:
         settings = make_settings(optim={"lr": 1e-5}, corpus={"mask_values": {0: 0, 9: "ignore"}})
         assert open_run(run, settings, fingerprint=PRINT) is False
-        kept = run.kept()
+        kept = run.started_with()
         assert (kept.settings, kept.shards) == (settings, PRINT)
         assert yaml.safe_load((run.place / CONFIG).read_text())["settings"]["optim"]["lr"] == 1e-5
         environment = json.loads((run.place / ENVIRONMENT).read_text())
@@ -78,7 +78,7 @@ class TestOpen:
             "train.seed: 0 -> 3",
         ]
         assert "Use another runs.name" in lines[-1]
-        assert run.kept().settings == make_settings()
+        assert run.started_with().settings == make_settings()
 
     @pytest.mark.parametrize(
         "changed",
@@ -99,14 +99,6 @@ class TestOpen:
     def test_free_settings_may_change(self, changed: dict[str, Any], run: Run) -> None:
         open_run(run, make_settings(), fingerprint=PRINT)
         assert open_run(run, make_settings(**changed), fingerprint=PRINT) is True
-
-    def test_every_free_setting_exists(self) -> None:
-        dumped = make_settings().model_dump()
-        for key in FREE:
-            node: Any = dumped
-            for part in key.split("."):
-                assert part in node, key
-                node = node[part]
 
     @pytest.mark.parametrize(
         "changed",
@@ -132,14 +124,14 @@ class TestOpen:
             open_run(run, make_settings(shards={"root": "there"}), fingerprint=OTHER_PRINT)
 
     def test_check_alone_writes_nothing(self, run: Run) -> None:
-        assert run.check(make_settings(), fingerprint=None) is False
+        assert run.can_resume(make_settings(), fingerprint=None) is False
         assert not run.place.exists()
 
     def test_shards_that_are_not_made_yet_are_not_compared(self, run: Run) -> None:
         open_run(run, make_settings(), fingerprint=PRINT)
-        assert run.check(make_settings(), fingerprint=None) is True
+        assert run.can_resume(make_settings(), fingerprint=None) is True
         with pytest.raises(UserError, match=r"train\.seed: 0 -> 3"):
-            run.check(make_settings(train={"seed": 3}), fingerprint=None)
+            run.can_resume(make_settings(train={"seed": 3}), fingerprint=None)
 
     def test_checkpoints_without_a_configuration(self, run: Run) -> None:
         keep(run, [0.5])
@@ -148,10 +140,10 @@ class TestOpen:
         assert not (run.place / CONFIG).exists()
 
 
-class TestKept:
+class TestStartedWith:
     def test_no_run(self, run: Run) -> None:
         with pytest.raises(UserError, match=r"first: there is no run here: config\.yaml is missing"):
-            run.kept()
+            run.started_with()
 
     @pytest.mark.parametrize(
         "text",
@@ -160,7 +152,7 @@ class TestKept:
     def test_unreadable(self, text: str, run: Run) -> None:
         (run.place / CONFIG).write_text(text)
         with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
-            run.kept()
+            run.started_with()
 
 
 def test_history(run: Run) -> None:
@@ -202,23 +194,23 @@ class TestBest:
     def test_is_the_lowest_and_the_progress_is_the_newest(self, run: Run) -> None:
         for at in (1, 2, 3):
             keep(run, [0.5, 0.3, 0.4], at=at)
-        place, progress = run.best_checkpoint()
-        assert place.name == checkpoint.folder_name(20)
-        assert progress.epoch == 3
+        best, progress = run.read_best()
+        assert best.weights["w"].tolist() == [2.0, 2.0]
+        assert (best.progress.epoch, progress.epoch) == (2, 3)
 
     def test_none_yet(self, run: Run) -> None:
         with pytest.raises(UserError, match="the run has no checkpoint yet"):
-            run.best_checkpoint()
+            run.read_best()
 
     def test_damaged(self, run: Run) -> None:
         for at in (1, 2):
             keep(run, [0.3, 0.4], at=at)
         (run.place / checkpoint.folder_name(10) / checkpoint.WEIGHTS).write_bytes(b"cut")
         with pytest.raises(UserError, match=r"checkpoint_000000010/weights\.safetensors.*It is the run's best"):
-            run.best_checkpoint()
+            run.read_best()
 
 
-class TestTidy:
+class TestPrune:
     def test_what_stays_is_the_best_and_the_newest_that_can_be_used(self, run: Run) -> None:
         losses = [0.9, 0.3, 0.5, 0.4, 0.6, 0.7]
         for at in range(1, 7):
@@ -226,7 +218,11 @@ class TestTidy:
         (run.place / HISTORY).write_text("epoch\n")
         (run.place / f".{checkpoint.folder_name(70)}{checkpoint.PART}" / "half").write_text("")
         (run.place / checkpoint.folder_name(60) / checkpoint.WEIGHTS).write_bytes(b"cut")
-        run.tidy(keep=2)
+        found = run.newest_files()
+        assert found.place is not None
+        assert found.content is not None
+        assert found.place.name == checkpoint.folder_name(50)
+        run.prune_checkpoints(checkpoint.parse(found.content, found.place).progress, keep=2)
         left = [place.name for place in checkpoint.list_checkpoints(run.place)]
         assert left == [checkpoint.folder_name(step) for step in (50, 40, 20)]
         assert not list(Path(run.place.path).glob(".checkpoint*"))
@@ -235,13 +231,15 @@ class TestTidy:
     def test_a_part_of_the_first_checkpoint_goes(self, run: Run) -> None:
         keep(run, [0.9])
         (run.place / checkpoint.folder_name(10) / checkpoint.CHECKSUMS).delete()
-        run.tidy(keep=2)
+        assert run.newest_files().place is None
+        run.prune_checkpoints(None, keep=2)
         assert checkpoint.list_checkpoints(run.place) == []
 
-    def test_where_nothing_can_be_used_nothing_is_deleted(self, run: Run) -> None:
+    def test_where_nothing_can_be_used_it_is_said(self, run: Run) -> None:
         keep(run, [0.9])
         (run.place / HISTORY).write_text("epoch\n")
         (run.place / checkpoint.folder_name(10) / checkpoint.CHECKSUMS).delete()
-        with pytest.raises(UserError, match="none of its 1 checkpoints can be used"):
-            run.tidy(keep=2)
+        for look in (run.newest_files, run.newest_progress):
+            with pytest.raises(UserError, match="none of its 1 checkpoints can be used"):
+                look()
         assert len(checkpoint.list_checkpoints(run.place)) == 1

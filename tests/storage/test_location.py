@@ -293,7 +293,7 @@ def test_locate_nothing_between_slashes(text: str) -> None:
 
 def test_create(tmp_path: Path) -> None:
     place = locate(str(tmp_path)) / "new" / "lease"
-    assert place.honours_create()
+    assert place.supports_exclusive_create()
     assert place.create(b"first")
     assert not place.create(b"second")
     assert place.read_bytes() == b"first"
@@ -431,7 +431,7 @@ def test_explained_leaves_errors_of_a_disk(tmp_path: Path) -> None:
         assert not isinstance(caught.value, StorageError)
 
 
-@pytest.mark.parametrize("use", ["exists", "list", "read_bytes", "delete", "make_dir", "honours_create"])
+@pytest.mark.parametrize("use", ["exists", "list", "read_bytes", "delete", "make_dir", "supports_exclusive_create"])
 @pytest.mark.parametrize(
     "endpoint",
     ["127.0.0.1:8333", "store", "ftp://store", "http://", "http://store:port", "http://me:the-password@store"],

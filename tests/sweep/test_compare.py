@@ -9,7 +9,7 @@ JOB = SweepJob.model_validate(
         "train": {"epochs": 4},
         "sweep": {
             "space": {
-                "model.encoder": {"grid": ["a", "b", "c", "d", "e"]},
+                "model.encoder": {"grid": ["vgg11", "vgg13", "vgg16", "vgg19", "resnet18"]},
                 "model.architecture": {"grid": ["Unet", "UnetPlusPlus"]},
             }
         },
@@ -48,21 +48,21 @@ class TestSpread:
 class TestPairs:
     def test_trials_that_differ_in_one_setting_after_as_many_epochs(self) -> None:
         trials = [
-            trial(1, "a", "Unet", [0.5, 0.6, 0.7, 0.8]),
-            trial(2, "a", "UnetPlusPlus", [0.6, 0.75], state="paused"),
-            trial(3, "b", "Unet", [0.3], state="paused"),
-            trial(4, "b", "UnetPlusPlus", [0.35, 0.5], state="paused"),
-            trial(5, "c", "Unet", [0.3], state="paused"),
-            trial(6, "d", "Unet", [0.9], state="failed"),
-            trial(7, "d", "UnetPlusPlus", [0.9], state="paused"),
+            trial(1, "vgg11", "Unet", [0.5, 0.6, 0.7, 0.8]),
+            trial(2, "vgg11", "UnetPlusPlus", [0.6, 0.75], state="paused"),
+            trial(3, "vgg13", "Unet", [0.3], state="paused"),
+            trial(4, "vgg13", "UnetPlusPlus", [0.35, 0.5], state="paused"),
+            trial(5, "vgg16", "Unet", [0.3], state="paused"),
+            trial(6, "vgg19", "Unet", [0.9], state="failed"),
+            trial(7, "vgg19", "UnetPlusPlus", [0.9], state="paused"),
         ]
         # Encoders are five, too many to be compared value by value.
         (found,) = pairs(JOB, trials)
         assert (found["setting"], found["of"], found["over"]) == ("model.architecture", "UnetPlusPlus", "Unet")
-        # a after 2 epochs: 0.75 - 0.6; b after 1: 0.35 - 0.3. c has no partner, and d's failed.
+        # vgg11 after 2 epochs: 0.75 - 0.6; vgg13 after 1: 0.35 - 0.3. vgg16 has no partner, and that of vgg19 failed.
         assert found["pairs"] == [
-            {"label": "a", "epochs": 2, "of": 0.75, "over": 0.6},
-            {"label": "b", "epochs": 1, "of": 0.35, "over": 0.3},
+            {"label": "vgg11", "epochs": 2, "of": 0.75, "over": 0.6},
+            {"label": "vgg13", "epochs": 1, "of": 0.35, "over": 0.3},
         ]
         assert (found["n"], found["wins"]) == (2, 2)
         assert found["mean"] == pytest.approx(0.1)
@@ -72,38 +72,38 @@ class TestPairs:
 class TestFinalists:
     def test_differences_are_paired_by_seed(self) -> None:
         trials = [
-            trial(1, "a", "Unet", [0.1, 0.1, 0.1, 0.80], stage=2, seed=1),
-            trial(2, "b", "Unet", [0.1, 0.1, 0.1, 0.78], stage=2, seed=1),
-            trial(3, "a", "Unet", [0.1, 0.1, 0.1, 0.84], stage=2, seed=2),
-            trial(4, "b", "Unet", [0.1, 0.1, 0.1, 0.80], stage=2, seed=2),
-            trial(5, "a", "Unet", [0.1, 0.1, 0.1, 0.90], stage=2, seed=3),
-            trial(6, "b", "Unet", [0.1, 0.1], stage=2, seed=3, state="planned"),
+            trial(1, "vgg11", "Unet", [0.1, 0.1, 0.1, 0.80], stage=2, seed=1),
+            trial(2, "vgg13", "Unet", [0.1, 0.1, 0.1, 0.78], stage=2, seed=1),
+            trial(3, "vgg11", "Unet", [0.1, 0.1, 0.1, 0.84], stage=2, seed=2),
+            trial(4, "vgg13", "Unet", [0.1, 0.1, 0.1, 0.80], stage=2, seed=2),
+            trial(5, "vgg11", "Unet", [0.1, 0.1, 0.1, 0.90], stage=2, seed=3),
+            trial(6, "vgg13", "Unet", [0.1, 0.1], stage=2, seed=3, state="planned"),
         ]
         first, second = finalists(trials)
-        assert (first["label"], first["seeds"], first["behind"]) == ("a, Unet", [1, 2, 3], None)
+        assert (first["label"], first["seeds"], first["behind"]) == ("vgg11, Unet", [1, 2, 3], None)
         assert first["mean"] == pytest.approx((0.80 + 0.84 + 0.90) / 3)
         assert second["seeds"] == [1, 2]
-        # 0.80 - 0.78 and 0.84 - 0.80; the third seed of b is not done.
+        # 0.80 - 0.78 and 0.84 - 0.80; the third seed of vgg13 is not done.
         assert second["behind"]["n"] == 2
         assert second["behind"]["mean"] == pytest.approx(0.03)
 
 
 class TestSummarise:
     def test_before_any_score(self) -> None:
-        found = summarise_sweep(JOB, [trial(1, "a", "Unet", [], state="running")], {})
+        found = summarise_sweep(JOB, [trial(1, "vgg11", "Unet", [], state="running")], {})
         assert found["winner"] is None
         assert found["ranking"] == []
 
     def test_the_winner_is_the_search_s_until_there_are_finalists(self) -> None:
         search = [
-            trial(1, "a", "Unet", [0.5, 0.6, 0.7, 0.8]),
-            trial(2, "b", "Unet", [0.9], state="paused"),
-            trial(3, "c", "Unet", [], state="refused"),
+            trial(1, "vgg11", "Unet", [0.5, 0.6, 0.7, 0.8]),
+            trial(2, "vgg13", "Unet", [0.9], state="paused"),
+            trial(3, "vgg16", "Unet", [], state="refused"),
         ]
         found = summarise_sweep(JOB, search, {"stage 1": 60.0})
         # Of ten combinations of four epochs one is refused. The other's score after one epoch does not compare.
         assert found["ranking"] == [1, 2]
-        assert found["winner"]["label"] == "a, Unet"
+        assert found["winner"]["label"] == "vgg11, Unet"
         assert found["winner"]["by"] == "search"
         assert found["states"] == {"done": 1, "paused": 1, "refused": 1}
         assert found["spent"] == {
@@ -113,9 +113,9 @@ class TestSummarise:
             "seconds": {"stage 1": 60.0},
             "trial_seconds": 50.0,
         }
-        final = [trial(4, "b", "Unet", [0.1, 0.1, 0.1, 0.7], stage=2, seed=1)]
+        final = [trial(4, "vgg13", "Unet", [0.1, 0.1, 0.1, 0.7], stage=2, seed=1)]
         assert summarise_sweep(JOB, [*search, *final], {})["winner"] == {
             "params": final[0].params,
-            "label": "b, Unet",
+            "label": "vgg13, Unet",
             "by": "finalists",
         }

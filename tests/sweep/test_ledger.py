@@ -24,7 +24,7 @@ def make_trial(number: int, scores: list[float], **facts: Any) -> Trial:
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     place = Sweep(locate(str(tmp_path / "sweep")))
-    place.write_config(make_job(), fingerprint="f" * 64)
+    place.config.write(make_job(), fingerprint="f" * 64)
     return place
 
 
@@ -39,7 +39,7 @@ class TestSweep:
     def test_goes_on_with_what_does_not_change_scores(self, sweep: Sweep) -> None:
         changed = make_job(train={"stall_seconds": 60}, runs={"root": "elsewhere"})
         more = changed.model_copy(update={"sweep": changed.sweep.model_copy(update={"finalists": 7, "concurrent": 3})})
-        assert sweep.check(more, fingerprint="f" * 64)
+        assert sweep.can_resume(more, fingerprint="f" * 64)
 
     @pytest.mark.parametrize(
         ("job", "fingerprint", "said"),
@@ -55,13 +55,13 @@ class TestSweep:
     )
     def test_refuses_others_under_its_name(self, sweep: Sweep, job: SweepJob, fingerprint: str, said: str) -> None:
         with pytest.raises(UserError, match=said):
-            sweep.check(job, fingerprint=fingerprint)
+            sweep.can_resume(job, fingerprint=fingerprint)
 
     def test_there_is_none(self, tmp_path: Path) -> None:
         place = Sweep(locate(str(tmp_path / "nowhere")))
-        assert not place.check(make_job(), fingerprint=None)
+        assert not place.can_resume(make_job(), fingerprint=None)
         with pytest.raises(UserError, match="there is no sweep here"):
-            place.kept()
+            place.started_with()
 
     def test_a_ledger_that_cannot_be_read_is_named(self, sweep: Sweep) -> None:
         (sweep.place / "trials.json").write_text("{")

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from lungseg_ray.config import SweepJob
-from lungseg_ray.sweep.ledger import Trial, rank_trials
+from lungseg_ray.sweep.ledger import Trial, TrialUpdate, rank_trials
 from lungseg_ray.sweep.search import Move, Search, count, draw, epochs_to_come
 
-ENCODERS = [f"encoder{number}" for number in range(8)]
+ENCODERS = ["resnet18", "resnet34", "vgg11", "vgg13", "vgg16", "vgg19", "densenet121", "mobilenet_v2"]
 GRID = {"model.encoder": {"grid": ENCODERS}, "model.architecture": {"grid": ["Unet", "UnetPlusPlus"]}}
 
 
@@ -19,7 +19,7 @@ def make_job(*, epochs: int = 12, space: dict[str, Any] | None = None, **sweep: 
 
 def quality(trial: Trial) -> float:
     """The IoU that a trial comes to; it follows from its values."""
-    return float(np.random.default_rng([len(trial.label), *trial.label.encode()]).uniform(0.6, 0.9))
+    return float(np.random.default_rng([len(trial.description), *trial.description.encode()]).uniform(0.6, 0.9))
 
 
 def scores(trial: Trial, epochs: int) -> list[float]:
@@ -34,18 +34,20 @@ def landed(trial: Trial, until: int) -> dict[str, Any]:
 def play(job: SweepJob, *, concurrent: int = 2, cut_after: int | None = None, seed: int = 0) -> Search:
     """Lands trials in random order until there is no move left; after `cut_after` landings another driver goes on."""
     chance, search, count_landed = random.Random(seed), Search(job, [], 1), 0
-    flying: list[Move] = []
+    running: list[Move] = []
     while True:
-        while len(flying) < concurrent and (move := search.next()):
-            flying.append(move)
-        if not flying:
+        while len(running) < concurrent and (move := search.next()):
+            running.append(move)
+        if not running:
             return search
-        move = flying.pop(chance.randrange(len(flying)))
-        full = {"state": "done"} if move.until == job.epochs else {}
-        search.land(move.trial.number, {"scores": scores(move.trial, move.until), **full})
+        move = running.pop(chance.randrange(len(running)))
+        full = {"state": "done"} if move.stop_after_epoch == job.epochs else {}
+        search.end(
+            move.trial.number, TrialUpdate.model_validate({"scores": scores(move.trial, move.stop_after_epoch), **full})
+        )
         count_landed += 1
         if count_landed == cut_after:
-            search, flying = Search(job, search.trials, 1), []
+            search, running = Search(job, search.trials, 1), []
 
 
 class TestRungs:
@@ -75,18 +77,18 @@ class TestHalving:
     def test_the_best_wins_however_many_at_a_time(self, concurrent: int, budget: dict[str, float]) -> None:
         search = play(make_job(budget=budget), concurrent=concurrent)
         assert rank_trials(search.trials)[0] == max(search.trials, key=quality)
-        assert len({trial.label for trial in search.trials}) == 16
+        assert len({trial.description for trial in search.trials}) == 16
 
     def test_with_an_end_of_time_promotions_come_first(self) -> None:
         search = Search(make_job(budget={"minutes": 60}), [], 1)
         for number in (1, 2, 3):
             move = search.next()
             assert move is not None
-            assert (move.trial.number, move.until) == (number, 1)
-            search.land(number, {"scores": [0.1 * number]})
+            assert (move.trial.number, move.stop_after_epoch) == (number, 1)
+            search.end(number, TrialUpdate(scores=(0.1 * number,)))
         move = search.next()
         assert move is not None
-        assert (move.trial.number, move.until) == (3, 4)
+        assert (move.trial.number, move.stop_after_epoch) == (3, 4)
 
     def test_too_few_for_a_third_still_send_one_to_the_end(self) -> None:
         space = {"model.encoder": {"grid": ENCODERS[:2]}}
@@ -99,10 +101,10 @@ class TestHalving:
         first, second = search.next(), search.next()
         assert first
         assert second
-        search.land(first.trial.number, {"scores": [0.5]})
+        search.end(first.trial.number, TrialUpdate(scores=(0.5,)))
         assert search.next() is None
-        assert search.flying == 1
-        search.land(second.trial.number, {"scores": [0.4]})
+        assert search.running == 1
+        search.end(second.trial.number, TrialUpdate(scores=(0.4,)))
         move = search.next()
         assert move is not None
         assert move.trial.number == first.trial.number
@@ -111,8 +113,8 @@ class TestHalving:
         space = {"model.encoder": {"grid": ENCODERS[:4]}}
         search, states = Search(make_job(space=space), [], 1), ["failed", "refused"]
         while move := search.next():
-            bad = {"state": states.pop(), "reason": "why"} if states else landed(move.trial, move.until)
-            search.land(move.trial.number, bad)
+            bad = {"state": states.pop(), "reason": "why"} if states else landed(move.trial, move.stop_after_epoch)
+            search.end(move.trial.number, TrialUpdate.model_validate(bad))
         assert sorted(trial.state for trial in search.trials) == ["done", "failed", "paused", "refused"]
 
     def test_full_grid_without_asha(self) -> None:
@@ -130,35 +132,35 @@ class TestGoingOn:
         search = Search(make_job(), [], 1)
         move = search.next()
         assert move is not None
-        search.update(move.trial.number, {"scores": scores(move.trial, 2)})
+        search.update(move.trial.number, TrialUpdate(scores=tuple(scores(move.trial, 2))))
         again = Search(make_job(), search.trials, 1).next()
         assert again is not None
-        assert (again.trial.name, again.until) == (move.trial.name, 4)
+        assert (again.trial.name, again.stop_after_epoch) == (move.trial.name, 4)
 
     def test_a_trial_that_was_cut_at_full_length_is_called_up_again_for_its_model(self) -> None:
         search = Search(make_job(stop="none"), [], 1)
         move = search.next()
         assert move is not None
-        search.update(move.trial.number, {"scores": scores(move.trial, 12)})
+        search.update(move.trial.number, TrialUpdate(scores=tuple(scores(move.trial, 12))))
         again = Search(make_job(stop="none"), search.trials, 1).next()
         assert again is not None
-        assert (again.trial.name, again.until) == (move.trial.name, 12)
+        assert (again.trial.name, again.stop_after_epoch) == (move.trial.name, 12)
 
     def test_a_trial_that_left_off_at_full_length_without_its_model_is_called_up_again(self) -> None:
         search = Search(make_job(stop="none"), [], 1)
         move = search.next()
         assert move is not None
-        search.update(move.trial.number, {"scores": scores(move.trial, 12)})
-        assert search.land(move.trial.number, {}).state == "planned"
+        search.update(move.trial.number, TrialUpdate(scores=tuple(scores(move.trial, 12))))
+        assert search.end(move.trial.number, TrialUpdate()).state == "planned"
         again = search.next()
         assert again is not None
-        assert (again.trial.name, again.until) == (move.trial.name, 12)
+        assert (again.trial.name, again.stop_after_epoch) == (move.trial.name, 12)
 
     def test_a_trial_that_was_stopped_between_rungs_goes_on(self) -> None:
         search = Search(make_job(), [], 1)
         move = search.next()
         assert move is not None
-        assert search.land(move.trial.number, {}).state == "planned"
+        assert search.end(move.trial.number, TrialUpdate()).state == "planned"
         again = search.next()
         assert again is not None
         assert again.trial.name == move.trial.name
@@ -173,15 +175,15 @@ class TestFinalists:
         moves = []
         while move := final.next():
             moves.append(move)
-        assert [(move.trial.label, move.trial.seed) for move in moves] == [
-            (best[0].label, 1),
-            (best[1].label, 1),
-            (best[0].label, 2),
-            (best[1].label, 2),
-            (best[0].label, 3),
-            (best[1].label, 3),
+        assert [(move.trial.description, move.trial.seed) for move in moves] == [
+            (best[0].description, 1),
+            (best[1].description, 1),
+            (best[0].description, 2),
+            (best[1].description, 2),
+            (best[0].description, 3),
+            (best[1].description, 3),
         ]
-        assert {move.until for move in moves} == {12}
+        assert {move.stop_after_epoch for move in moves} == {12}
         assert not Search(job, final.trials, 1).has_moves()
 
     def test_none_is_added_twice(self) -> None:
@@ -195,10 +197,12 @@ class TestDraws:
         job = make_job()
         assert count(job) == 16
         trials = play(job, concurrent=1).trials
-        assert len({trial.label for trial in trials}) == 16
-        assert [trial.label for trial in trials] == [trial.label for trial in play(job, concurrent=1).trials]
+        assert len({trial.description for trial in trials}) == 16
+        assert [trial.description for trial in trials] == [
+            trial.description for trial in play(job, concurrent=1).trials
+        ]
         other = play(make_job(seed=1), concurrent=1).trials
-        assert [trial.label for trial in trials] != [trial.label for trial in other]
+        assert [trial.description for trial in trials] != [trial.description for trial in other]
 
     def test_random_draws_for_each_combination_of_the_grids(self) -> None:
         space = {"model.architecture": {"grid": ["Unet", "FPN"]}, "optim.lr": {"log_uniform": [1e-4, 1e-2]}}
@@ -221,7 +225,7 @@ class TestDraws:
         job = make_job(space=space, search=search, samples=24, stop="none")
         assert count(job) == 16
         trials = play(job, concurrent=3).trials
-        assert len({trial.key for trial in trials}) == len(trials) == 16
+        assert len({trial.params_key for trial in trials}) == len(trials) == 16
 
     def test_tpe_comes_closer_to_the_best(self) -> None:
         space = {"optim.lr": {"log_uniform": [1e-6, 1e-1]}, "model.architecture": {"choice": ["Unet", "FPN"]}}
@@ -233,7 +237,7 @@ class TestDraws:
             while move := search.next():
                 distance = abs(np.log10(move.trial.params["optim.lr"]) + 3)
                 penalty = 0.0 if move.trial.params["model.architecture"] == "FPN" else 0.2
-                search.land(move.trial.number, {"scores": [0.9 - 0.1 * distance - penalty], "state": "done"})
+                search.end(move.trial.number, TrialUpdate(scores=(0.9 - 0.1 * distance - penalty,), state="done"))
                 distances.append(distance)
             first += distances[:8]
             last += distances[-10:]

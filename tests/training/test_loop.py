@@ -14,6 +14,8 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
+from lungseg_ray.storage import locate
+from lungseg_ray.training.events import EpochDone, Event, Note, Started, StepDone, Stopped
 from lungseg_ray.training.learner import Learner, NotFiniteError
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
 from lungseg_ray.training.model import build_model
@@ -65,7 +67,7 @@ class Memory:
     Args:
         folder: of the checkpoints.
         stop_after: the step after whose checkpoint the process dies.
-        wishes: what is asked after so many steps of this process.
+        requests: what is asked after so many steps of this process.
     """
 
     rank = 0
@@ -73,16 +75,16 @@ class Memory:
     device = torch.device("cpu")
 
     def __init__(
-        self, folder: Path, *, stop_after: int | None = None, wishes: Mapping[int, Request] | None = None
+        self, folder: Path, *, stop_after: int | None = None, requests: Mapping[int, Request] | None = None
     ) -> None:
         self.folder = folder
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.streams: list[Stream] = []
         self.seen: list[int] = []
         self.done: list[str] = []
         self.flushed = 0
         self._stop_after = stop_after
-        self._wishes = wishes or {}
+        self._requests = requests or {}
 
     def train(self, *, step: int, epochs: int) -> Stream:
         self.streams.append(Stream(self._batches(step, epochs)))
@@ -99,39 +101,39 @@ class Memory:
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
-    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         list(tensors)
 
     def restore(self) -> checkpoint.Checkpoint | None:
         found = sorted(self.folder.glob("checkpoint_*"))
-        return checkpoint.read_folder(found[-1]) if found else None
+        return checkpoint.read_checkpoint(locate(str(found[-1]))) if found else None
 
-    def save(self, content: checkpoint.Checkpoint, *, spare: bool) -> None:
+    def save(self, content: checkpoint.Checkpoint, *, skip_if_busy: bool) -> None:
         folder = self.folder / checkpoint.folder_name(content.progress.step)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_folder(folder, checkpoint.copy_to_cpu(content))
         if content.progress.step == self._stop_after:
             raise KeyboardInterrupt
 
-    def gather(self, names: list[str]) -> list[str]:
+    def all_gather(self, names: list[str]) -> list[str]:
         return names
 
-    def waited(self) -> float:
+    def checkpoint_wait_seconds(self) -> float:
         return 0.0
 
     def flush(self) -> None:
         self.flushed += 1
 
-    def wish(self) -> Request:
-        return self._wishes.get(len(self.seen), Request.GO_ON)
+    def poll_request(self) -> Request:
+        return self._requests.get(len(self.seen), Request.CONTINUE)
 
-    def doing(self, what: str) -> None:
-        self.done.append(what)
+    def report_activity(self, activity: str) -> None:
+        self.done.append(activity)
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         self.events.append(event)
 
     def newest(self) -> checkpoint.Checkpoint:
@@ -189,8 +191,8 @@ def test_going_on_is_as_never_having_stopped(
     assert cut.streams[0].closed
     again, rest = run(settings, tmp_path / "cut")
 
-    assert [event["epoch"] for event in again.events if event["event"] == "start"] == [2]
-    assert [event["row"]["epoch"] for event in again.events if event["event"] == "epoch"] == [3, 4]
+    assert [event.epoch for event in again.events if isinstance(event, Started)] == [2]
+    assert [event.row["epoch"] for event in again.events if isinstance(event, EpochDone)] == [3, 4]
     assert (rest.epoch, rest.step, whole.epoch, whole.step) == (4, 8, 4, 8)
     assert without_times(rest.history) == without_times(whole.history)
     one, other = through.newest(), again.newest()
@@ -213,7 +215,7 @@ def test_a_finished_run_stays(tmp_path: Path) -> None:
     before = first.newest()
     again, same = run(settings, tmp_path)
     assert same.history == whole.history
-    assert [event["event"] for event in again.events] == ["start"]
+    assert [type(event) for event in again.events] == [Started]
     assert_equal(again.newest().weights, before.weights)
     assert again.streams[0].closed
 
@@ -227,12 +229,17 @@ def test_history_and_events(tmp_path: Path) -> None:
         assert row["val_n"] == 5
         assert 0 <= row["val_iou"] <= row["val_dice"] <= 1
         assert 0 <= row["data_wait_share"] <= 1
-    steps = [(event["epoch"], event["number"], event["steps"]) for event in runtime.events if event["event"] == "step"]
+    steps = [
+        (event.epoch, event.step_in_epoch, event.steps_per_epoch)
+        for event in runtime.events
+        if isinstance(event, StepDone)
+    ]
     assert steps == [(1, 1, 2), (1, 2, 2), (2, 1, 2), (2, 2, 2)]
     start = runtime.events[0]
     parameters = sum(parameter.numel() for parameter in build_model(make_settings()).parameters())
-    assert (start["event"], start["parameters"]) == ("start", parameters)
-    assert (start["precision"], start["device"]) == ("fp32", "cpu")
+    assert isinstance(start, Started)
+    assert start.parameters == parameters
+    assert (start.precision, start.device, start.workers) == ("fp32", "cpu", 1)
 
 
 class TestBetweenSteps:
@@ -274,20 +281,20 @@ class TestBetweenSteps:
         self.assert_same_end(through, again)
 
     @pytest.mark.parametrize("after", [1, 5, 8])
-    def test_a_wish_to_stop(self, after: int, tmp_path: Path) -> None:
+    def test_a_request_to_stop(self, after: int, tmp_path: Path) -> None:
         through, _ = run(self.settings(0), tmp_path / "through")
-        first = Memory(tmp_path / "cut", wishes={after: Request.STOP})
+        first = Memory(tmp_path / "cut", requests={after: Request.STOP})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
         # After the last step of an epoch, the epoch's own checkpoint is the one.
         assert (progress.step, first.flushed) == (after, 1)
-        assert first.events[-1] == {"event": "stopped", "step": after, "epoch": after // 5}
+        assert first.events[-1] == Stopped(step=after, epoch=after // 5)
         assert first.streams[0].closed
         again, _ = run(self.settings(0), tmp_path / "cut")
         assert first.seen + again.seen == list(range(10))
         self.assert_same_end(through, again)
 
-    def test_a_wish_to_save_goes_on(self, tmp_path: Path) -> None:
-        runtime = Memory(tmp_path, wishes={3: Request.SAVE})
+    def test_a_request_to_save_goes_on(self, tmp_path: Path) -> None:
+        runtime = Memory(tmp_path, requests={3: Request.SAVE})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=runtime)
         assert progress.epoch == 2
         assert {int(path.name[-9:]) for path in tmp_path.iterdir()} == {3, 5, 10}
@@ -349,7 +356,7 @@ class TestDiverged:
         assert [row["skipped"] for row in progress.history] == [1, 0, 1, 0]
         assert progress.skipped == 2
         assert all(math.isfinite(row["loss"]) for row in progress.history)
-        notes = [event["text"] for event in runtime.events if event["event"] == "note"]
+        notes = [event.text for event in runtime.events if isinstance(event, Note)]
         assert "at step 2. Images: x1-0, x1-1, x1-2, x1-3. The step is left out, 1 of 2." in notes[0]
         assert len(notes) == 2
 
@@ -376,7 +383,7 @@ def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # The same again finds that it has stopped.
     again, same = run(settings, tmp_path)
     assert same.epoch == 4
-    assert [event["event"] for event in again.events] == ["start"]
+    assert [type(event) for event in again.events] == [Started]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

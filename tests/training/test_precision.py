@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lungseg_ray.training import loop
+from lungseg_ray.training.events import Started
 from lungseg_ray.training.loop import train_loop
 from lungseg_ray.training.precision import fastest_precision
 from tests.helpers import make_settings
@@ -28,7 +29,9 @@ class TestPrecision:
             train_loop(settings, steps_per_epoch=STEPS, runtime=Memory(tmp_path, stop_after=STEPS))
         monkeypatch.setattr(loop, "fastest_precision", lambda *_: pytest.fail("was probed again"))
         runtime, progress = run(settings, tmp_path)
-        assert runtime.events[0]["precision"] == progress.precision == "fp32"
+        started = runtime.events[0]
+        assert isinstance(started, Started)
+        assert started.precision == progress.precision == "fp32"
 
     def test_logits_are_float32(self) -> None:
         one = learner(make_settings(), precision="bf16")

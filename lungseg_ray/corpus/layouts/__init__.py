@@ -1,15 +1,16 @@
-"""What a corpus holds: which mask belongs to which image, whose image it is, and which files cannot be used.
+"""Lists a corpus: pairs each image with its mask and its patient, and finds the files that cannot be used.
 
-| layout | images | masks | whose |
+| layout | images | masks | patient |
 |---|---|---|---|
-| `pairs` | images/ | masks/, of one name with the image | the index, if there is one |
-| `manifest` | the column `image_uri` of a table | its column `mask_uri` | its column `patient_id` |
-| `montgomery` | CXR_png/MCUCXR_* | ManualMask/leftMask/ and rightMask/ together | one image, one patient |
-| `shenzhen` | CXR_png/CHNCXR_* | mask/*_mask.png; not for all | one image, one patient |
-| `jsrt` | JPCLN*.IMG, JPCNN*.IMG | fold1/, fold2/: left lung/ and right lung/ together | one image, one patient |
-| `dicom` | files of DICOM | masks/ | their tags |
+| `pairs` | images/ | masks/, with the same name as the image | from the index, if there is one |
+| `manifest` | column `image_uri` of a table | column `mask_uri` | column `patient_id` |
+| `montgomery` | CXR_png/MCUCXR_* | ManualMask/leftMask/ and rightMask/, combined | one patient per image |
+| `shenzhen` | CXR_png/CHNCXR_* | mask/*_mask.png, not for all images | one patient per image |
+| `jsrt` | JPCLN*.IMG, JPCNN*.IMG | fold1/, fold2/: left lung/ and right lung/, combined | one patient per image |
+| `dicom` | DICOM files | masks/ | from the tags |
 
-`auto` finds out which it is by the names of the files; the root `phantom` stands for drawn chests.
+With `auto`, the layout is recognised by the names of the files, and by the first bytes of DICOM files without a suffix.
+The root `phantom` stands for synthetic X-rays.
 """
 
 from __future__ import annotations
@@ -34,10 +35,18 @@ __all__ = ["Listing", "list_corpus"]
 
 
 def list_corpus(settings: CorpusSettings) -> Listing:
-    """Lists a corpus, in a folder or a bucket, without opening an image.
+    """Lists a corpus in a folder or a bucket, without decoding an image.
+
+    Args:
+        settings: The settings of the corpus, such as its root and its layout.
+
+    Returns:
+        The listing, with `because` set if the layout was recognised.
 
     Raises:
-        UserError: if nothing of the kind is there, if several layouts fit, or if an index or a manifest is wrong.
+        UserError: If there is no corpus of the layout, if no layout or several layouts fit, if an index or a manifest
+            is wrong, or if the layout `dicom` finds no salt.
+        OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     if settings.root == PHANTOM and settings.layout == "auto":
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM)
@@ -57,7 +66,7 @@ def list_corpus(settings: CorpusSettings) -> Listing:
 
 def _recognise(tree: FileTree) -> tuple[Layout, str]:
     found = [(layout, because) for layout in _LAYOUTS if (because := layout.recognise(tree))]
-    # Whoever has made images/ and masks/ means them, whatever the files in them are called.
+    # The folders images/ and masks/ are assumed to be intentional, whatever the names of the files in them.
     if (PAIRS, PAIRS.recognise(tree)) in found:
         found = [(layout, because) for layout, because in found if layout in (PAIRS, DICOM)]
     if len(found) == 1:

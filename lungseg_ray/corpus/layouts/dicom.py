@@ -1,4 +1,4 @@
-"""The layout `dicom`: a tree of DICOM files as an archive exports it; whose they are stands in their tags."""
+"""The layout `dicom`: a tree of DICOM files as an archive exports it, with the patient of each image in its tags."""
 
 from __future__ import annotations
 
@@ -26,18 +26,25 @@ from lungseg_ray.text import without_suffix
 EXPECTS = "DICOM files in any folders, and the mask of images/a/b.dcm, or of a/b.dcm, as masks/a/b.png"
 _MASKS, _IMAGES = "masks/", "images/"
 _READERS = 16
-"""Files whose tags are read at the same time."""
+"""The number of files whose tags are read at the same time."""
 _HEAD_BYTES = 1 << 17
-"""Of a file, in which its first tags nearly always stand: one request to a bucket."""
+"""The number of bytes that are read first. They nearly always contain the tags: one request to a bucket is enough."""
 _PROBED = 16
-"""Files without a suffix that are opened to recognise the layout."""
+"""The number of files without a suffix that are opened to recognise the layout."""
 
 TagsOrError = dicom.Tags | BadFileError | None
-"""What a file says, why it cannot be read, or None where it is no DICOM file and does not claim to be one."""
+"""The tags of a file, the reason why they cannot be read, or None for a file that is not DICOM in content or name."""
 
 
 def recognise(tree: FileTree) -> str:
-    """What speaks for this layout: names, and the beginnings of a few files that have no suffix."""
+    """Returns the evidence for this layout: file names, or the first bytes of a few files that have no suffix.
+
+    Args:
+        tree: The files of the corpus.
+
+    Returns:
+        The evidence as a clause; empty if there is none.
+    """
     images = [entry for entry in tree.files if _is_image(entry)]
     if any(entry.path.lower().endswith(DICOM_SUFFIXES) for entry in images):
         return f"found files named {' or '.join(DICOM_SUFFIXES)}"
@@ -45,14 +52,21 @@ def recognise(tree: FileTree) -> str:
 
 
 def read(tree: FileTree, settings: CorpusSettings) -> Listing:
-    """Lists a tree of DICOM files, after reading the tags of each; an image without a mask is unlabelled.
+    """Lists a tree of DICOM files, and reads the tags of each. An image without a mask is unlabelled.
 
-    Patient and study are keys of what the tags say, and `image_id` is a key of the path, since paths often hold UIDs
-    or names: nothing else of them may be written anywhere.
+    Patient and study are replaced by keys of their tags, and `image_id` is a key of the path, because paths often
+    contain UIDs or names. Only these keys may be written anywhere.
+
+    Args:
+        tree: The files of the corpus.
+        settings: The settings of the corpus.
+
+    Returns:
+        The listing; its records are `private`.
 
     Raises:
-        UserError: if there is no DICOM file, or no salt for the keys.
-        OSError: if the files cannot be read from where they lie.
+        UserError: If there is no DICOM file, or no salt for the keys.
+        OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     salt = find_salt()
     images = [entry for entry in tree.files if _is_image(entry)]
@@ -100,10 +114,18 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
 
 
 def find_path(root: Location, key: str) -> str:
-    """The path that stands behind an `image_id` of this layout.
+    """Finds the file whose `image_id` in this layout is a given key.
+
+    Args:
+        root: The root of the corpus.
+        key: The `image_id`.
+
+    Returns:
+        The URI of the file.
 
     Raises:
-        UserError: if the folder cannot be listed, if there is no salt, or if no file has this key.
+        UserError: If the folder cannot be listed, if there is no salt, or if no file has this key.
+        StorageError: If the bucket cannot be used.
     """
     salt, tree = find_salt(), FileTree.of(root)
     for entry in tree.files:
@@ -116,7 +138,16 @@ def find_path(root: Location, key: str) -> str:
 
 
 def may_be_dicom(name: str) -> bool:
-    """Whether a file's name is one that DICOM files have: many have no suffix, and the dots of a UID begin none."""
+    """Returns whether a DICOM file may have this name.
+
+    Many DICOM files have no suffix; digits after a dot belong to a UID, and are not a suffix.
+
+    Args:
+        name: The name of the file, without folders.
+
+    Returns:
+        True for names with a DICOM suffix or without a suffix, except hidden files and DICOMDIR.
+    """
     suffix = name.rpartition(".")[2]
     without = suffix == name or suffix.isdigit()
     return (without or name.lower().endswith(DICOM_SUFFIXES)) and not name.startswith(".") and name != "DICOMDIR"
@@ -127,7 +158,7 @@ def _is_image(entry: Entry) -> bool:
 
 
 def _stem(entry: Entry) -> str:
-    """What an image and its mask have in common."""
+    """Returns the part of the path that an image and its mask have in common."""
     path = entry.path.removeprefix(_MASKS).removeprefix(_IMAGES)
     return without_suffix(path) if path.lower().endswith(SUFFIXES) else path
 
@@ -137,7 +168,7 @@ def _groups(tags: dicom.Tags, salt: Salt) -> dict[str, str]:
 
 
 def _patient(tags: dicom.Tags, salt: Salt) -> str:
-    """A study is of one patient, so that it may stand for one who has no id."""
+    """Returns the key of the patient or, without a patient ID, of the study, since a study has only one patient."""
     if tags.patient:
         return salt.key("patient", tags.patient)
     return salt.key("study", tags.study) if tags.study else ""
@@ -165,7 +196,8 @@ def _tags(place: Location) -> dicom.Tags | None:
                 raise BadFileError("unreadable", f"expected DICOM, found {file.size()} bytes that are none")
             check_bytes(file.size())
             with suppress(BadFileError):
-                # The study comes after the patient: where it is known, nothing that is wanted was beyond the head.
+                # Tags are stored in ascending order, and that of the study is the last of those that are needed. If the
+                # head contains it, the rest of the file contains none of them.
                 if (tags := dicom.read_tags(io.BytesIO(head))).study:
                     return tags
             return dicom.read_tags(io.BytesIO(head + file.read()))

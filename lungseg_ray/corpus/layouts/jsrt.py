@@ -1,7 +1,8 @@
 """The layout `jsrt`: the database of the Japanese Society of Radiological Technology with the masks of SCR.
 
-247 images, each of another patient, raw; masks at half their size, in two folds of odd and even numbers that were made
-for training on one and testing on the other, either way (docs/corpora.md).
+The set has 247 raw images, each of a different patient. The masks have half the size of the images. They are in two
+folds, of odd and even numbers, which were intended for training on one fold and testing on the other, in both
+directions (docs/corpora.md).
 """
 
 from __future__ import annotations
@@ -19,27 +20,38 @@ from lungseg_ray.errors import UserError
 
 EXPECTS = "JPCLN*.IMG and JPCNN*.IMG, and of SCR fold1/ and fold2/ with masks/left lung/ and masks/right lung/"
 MASK_SCALE = 2.0
-"""Images have 2048 rows and columns, masks 1024."""
+"""The rows of an image for each row of its mask: images have 2048 rows and columns, masks have 1024."""
 _SIDES = ("left lung", "right lung")
 _ID = r"(?P<id>JPC[LN]N\d{3})"
 _IMAGE = anywhere(rf"{_ID}\.(IMG|img)")
 _OURS = anywhere(r"([^/]*\.IMG|(left|right)[ _]lung/[^/]*)", re.IGNORECASE)
 _CLINICAL = anywhere(r"(?P<id>C[LN]NDAT_EN)\.TXT", re.IGNORECASE)
-# Name, subtlety, size, AGE, SEX, and where the nodule lies; or name, AGE, SEX, "non-nodule". "?" where it is not known.
+# A line contains the name, subtlety, size, AGE, SEX and the position of the nodule, or the name, AGE, SEX and
+# "non-nodule". A value that is not known is "?".
 _PATIENT = re.compile(r"(JPC[LN]N\d{3})\.IMG(?:(?!JPC)[^\r\n])*?[ \t](\d+|\?)[ \t]+(male|female)\b", re.IGNORECASE)
 
 
 def recognise(tree: FileTree) -> str:
-    """What speaks for this layout."""
+    """Returns the evidence for this layout as a clause; empty if there is none."""
     images = tree.match(_IMAGE)
     return f"found {min(images)}.IMG" if images else ""
 
 
 def read(tree: FileTree, settings: CorpusSettings) -> Listing:
-    """Lists the set; images are unlabelled where SCR is not there, and set aside where the mask of a lung is not.
+    """Lists the set.
+
+    An image without masks is unlabelled. An image with the mask of only one lung is set aside.
+
+    Args:
+        tree: The files of the corpus.
+        settings: The settings of the corpus. A `mask_scale` of 1 is replaced by `MASK_SCALE`.
+
+    Returns:
+        The listing, with the groups `sex`, `age` and `nodule`.
 
     Raises:
-        UserError: if there is no image of the set.
+        UserError: If there is no image of the set.
+        StorageError: If a bucket does not answer while the clinical data are read.
     """
     images, masks = tree.match(_IMAGE), {side: tree.match(_mask(side)) for side in _SIDES}
     if not images:

@@ -1,4 +1,4 @@
-"""What listing a corpus leads to, and what all layouts need for it: the files that are there, matched by name."""
+"""The types `Listing` and `Layout`, and the functions with which layouts match images and masks by name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Listing:
     """The content of a corpus, before any image is read.
 
     Attributes:
-        records: images with a mask, ordered by `image_id`.
-        set_aside: files that cannot be used, ordered by `image_id`.
-        layout: its name, or "phantom".
-        unlabelled: images that the layout knows to have no mask; neither used nor bad, ordered by `image_id`.
-        ignored: files in the folders of images and masks whose names are not those of images and masks.
-        because: what the layout was recognised by, a clause; empty where the user named it.
+        records: The images with a mask, ordered by `image_id`.
+        set_aside: The files that cannot be used, ordered by `image_id`.
+        layout: The name of the layout, or "phantom".
+        unlabelled: The images that have no mask in a layout that allows this, ordered by `image_id`. They are neither
+            used nor set aside.
+        ignored: The number of files in the folders of images and masks whose names are not those of images and masks.
+        because: The evidence by which the layout was recognised, as a clause; empty if the user named the layout.
     """
 
     records: list[Record]
@@ -33,19 +34,21 @@ class Listing:
 
     @property
     def recognised(self) -> str:
-        """The layout, and why it was taken for that."""
+        """The name of the layout, and the evidence by which it was recognised."""
         return f"{self.layout} ({self.because})" if self.because else self.layout
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which images and masks may lie in a folder.
+    """An arrangement of images and masks in a folder.
 
     Attributes:
-        name: the value of corpus.layout.
-        expects: what it needs, in a line.
-        recognise: what in a tree speaks for it, a clause ("found images/ and masks/"); empty where nothing does.
-        read: lists the records. It raises a `UserError` where nothing of the kind is there.
+        name: The value of corpus.layout.
+        expects: The files that the layout needs, in one line.
+        recognise: A function that returns the evidence for the layout in a tree, as a clause ("found images/ and
+            masks/"); empty if there is none.
+        read: A function that lists the files of a tree. It raises a `UserError` if the tree has no files of this
+            layout.
     """
 
     name: str
@@ -57,7 +60,18 @@ class Layout:
 def make_record(
     image_id: str, image: Entry, masks: Sequence[Entry], settings: CorpusSettings, groups: Mapping[str, str]
 ) -> Record:
-    """The record of an image that is a patient of its own."""
+    """Builds the record of an image, with the `image_id` as its patient.
+
+    Args:
+        image_id: The id of the image.
+        image: The image file.
+        masks: The files that form the mask together; empty if the image is unlabelled.
+        settings: The settings of the corpus, of which `mask_scale` is used.
+        groups: The subgroups of the image, by name.
+
+    Returns:
+        The record, with the total size and the latest time of change of all its files.
+    """
     files = (image, *masks)
     return Record(
         image_id=image_id,
@@ -79,14 +93,19 @@ def join(
     *,
     may_lack: bool = False,
 ) -> Listing:
-    """Brings the files of each image together.
+    """Matches images and mask files by their image ids.
 
     Args:
-        layout: its name.
-        images: the images, by the name of their folder.
-        masks: the files that make a mask together, by the names of their folders.
-        make: a record of an image id, the image and all of its mask files, or none of them.
-        may_lack: whether images without any mask file are unlabelled; else they are set aside.
+        layout: The name of the layout.
+        images: The images by image id, under the name of their only folder.
+        masks: The mask files by image id, under the names of their folders. One file from each folder is needed for a
+            mask.
+        make: A function that builds a record from an image id, the image, and either all of its mask files or none.
+        may_lack: Whether images without any mask file are unlabelled; otherwise they are set aside.
+
+    Returns:
+        The listing. An image id with several files of one kind, without an image, or without some of its mask files
+        is set aside.
     """
     ((folder, pictures),) = images.items()
     records, unlabelled, aside = [], [], []
@@ -113,7 +132,16 @@ def join(
 
 
 def complete(listing: Listing, *, set_aside: Iterable[SetAside] = (), ignored: int = 0) -> Listing:
-    """The listing with more files set aside, in order."""
+    """Adds files that are set aside to a listing, in order, and sets the number of ignored files.
+
+    Args:
+        listing: The listing.
+        set_aside: Further files that cannot be used.
+        ignored: The number of ignored files.
+
+    Returns:
+        A new listing.
+    """
     aside = sorted([*listing.set_aside, *set_aside], key=lambda one: one.image_id)
     return replace(listing, set_aside=aside, ignored=ignored)
 

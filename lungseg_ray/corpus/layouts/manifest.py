@@ -1,4 +1,4 @@
-"""The layout `manifest`: a table names each image and its mask."""
+"""The layout `manifest`: a table with the path of each image and of its mask."""
 
 from __future__ import annotations
 
@@ -27,20 +27,29 @@ from lungseg_ray.text import is_utf8, named, shown, without_suffix
 
 EXPECTS = "a .csv or .parquet file with the columns image_uri and mask_uri"
 LONGEST_PATH = 4096
-"""Characters; no system opens longer ones."""
+"""The maximum length of a path, characters. No system opens longer paths."""
 _COLUMNS = ("image_uri", "mask_uri")
 _SECRET = ("@", "?")
 
 
 def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
-    """Lists the rows of a manifest; no file that they name is looked at.
+    """Lists the rows of a manifest, without accessing the files that they name.
 
-    Paths are relative to the manifest's folder and stay in it, unless `settings.outside`. The `image_id` is the stem
-    where it is unique in the file, else the path as written without its suffix. The records have no `size` and no
-    `modified_ns`: that would take a request per file.
+    Paths are relative to the folder of the manifest and must stay in it, unless `settings.outside` is true. The
+    `image_id` is the stem of the path if that is unique in the manifest, else the path as written, without its suffix.
+    The records have no `size` and no `modified_ns`, which would take one request per file.
+
+    Args:
+        manifest: The CSV or Parquet file.
+        settings: The settings of the corpus.
+
+    Returns:
+        The listing. Rows without a mask, and rows with a path that is not allowed, are set aside.
 
     Raises:
-        UserError: if the table is none, lacks a column, has no rows, or names an image twice.
+        UserError: If there is no such file, if it is not a table, lacks a column, has no rows, names an image twice, or
+            has a row without an image or with an unknown split.
+        OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     if not manifest.is_file():
         raise UserError(f"{manifest}: expected a manifest, found no such file. Correct corpus.root.")
@@ -68,7 +77,7 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
             image = _resolve(row["image_uri"], folder, outside=settings.outside)
             mask = _resolve(row["mask_uri"], folder, outside=settings.outside) if row["mask_uri"] else ""
         except BadFileError as error:
-            # Its path is not for repeating.
+            # The path is not repeated, because it may contain a secret.
             image_id = shown(stem) if alone and stem else f"row {number}"
             aside.append(
                 SetAside(image_id, manifest.uri, error.reason, f"row {number} after the header {error.detail}")
@@ -99,7 +108,7 @@ def _record(
 
 
 def _stem(written: str) -> str:
-    """The name without its suffix, and without what may be a secret."""
+    """Returns the name of the file without its suffix, and without the parts of a URI that may be secret."""
     if "://" in written:
         written = written.split("?", 1)[0].rpartition("@")[2]
     return without_suffix(written.rstrip("/").rsplit("/", 1)[-1])
@@ -110,13 +119,9 @@ def _path_as_id(written: str) -> str:
 
 
 def _resolve(written: str, folder: Location, *, outside: bool) -> str:
-    """Where a path of the manifest leads, without any `..`.
-
-    Raises:
-        BadFileError: `bad_path`, where it leads nowhere or must not be followed.
-    """
+    """Returns the URI of a path, without any `..`; raises `bad_path` if it is not valid or must not be followed."""
     scheme, sign, rest = written.partition("://")
-    # Nothing of it may be repeated: it may hold a password, or a signature.
+    # The message must not repeat the URI, because it may contain a password or a signature.
     if sign and any(mark in (rest.split("/", 1)[0] if scheme == "file" else written) for mark in _SECRET):
         raise _bad(
             "names a URI with '@' or '?'; expected a bucket and a path alone. Keys come from the environment "
@@ -146,7 +151,7 @@ def _resolve(written: str, folder: Location, *, outside: bool) -> str:
 
 
 def _real(path: str) -> str:
-    """Where a file lies once links are followed; each folder is asked for once."""
+    """Returns the path of a file with all links resolved; the links of each folder are resolved only once."""
     folder, name = posixpath.split(path)
     path = posixpath.join(_real_folder(folder), name)
     return os.path.realpath(path) if Path(path).is_symlink() else path
@@ -172,7 +177,7 @@ def _of_uri(written: str) -> Location:
 
 
 def _normal(path: str) -> str:
-    """Without `.`, `..` and empty parts; two slashes at the front, which POSIX leaves open, are one."""
+    """Removes `.`, `..` and empty parts. Two leading slashes, whose meaning POSIX leaves open, become one."""
     normal = posixpath.normpath(path)
     return f"/{normal.lstrip('/')}" if normal.startswith("/") else normal
 

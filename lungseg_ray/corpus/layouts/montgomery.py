@@ -1,6 +1,6 @@
 """The layout `montgomery`: the Montgomery County X-ray Set, as the National Library of Medicine publishes it.
 
-138 images, each of another patient, with one mask for each lung (docs/corpora.md).
+The set has 138 images, each of a different patient, with one mask for each lung (docs/corpora.md).
 """
 
 from __future__ import annotations
@@ -24,17 +24,25 @@ _OURS = anywhere(r"((leftMask|rightMask)/.*|CXR_png/(?!CHNCXR_).*)")
 
 
 def recognise(tree: FileTree) -> str:
-    """What speaks for this layout."""
+    """Returns the evidence for this layout as a clause; empty if there is none."""
     if not tree.match(_IMAGE) or not any(tree.match(_mask(side)) for side in _SIDES):
         return ""
     return "found CXR_png/MCUCXR_*.png and ManualMask/leftMask/ or rightMask/"
 
 
 def read(tree: FileTree, settings: CorpusSettings) -> Listing:
-    """Lists the set; an image that lacks the mask of a lung is set aside.
+    """Lists the set. An image that lacks the mask of a lung is set aside.
+
+    Args:
+        tree: The files of the corpus.
+        settings: The settings of the corpus.
+
+    Returns:
+        The listing, with the groups `sex`, `age` and `finding`.
 
     Raises:
-        UserError: if there is no image of the set.
+        UserError: If there is no image of the set.
+        StorageError: If a bucket does not answer while the clinical readings are read.
     """
     images, masks = tree.match(_IMAGE), {side: tree.match(_mask(side)) for side in _SIDES}
     if not images:

@@ -1,4 +1,4 @@
-"""The layout `pairs`: images/ and masks/, matched by name, and what an index beside them adds."""
+"""The layout `pairs`: images/ and masks/, matched by name, with an optional index of patients, splits and groups."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SUFFIX = "|".join(re.escape(suffix) for suffix in SUFFIXES)
 
 
 def recognise(tree: FileTree) -> str:
-    """What speaks for this layout: both folders, unless all images are DICOM."""
+    """Returns the evidence for this layout, which is both folders, unless all images are DICOM; empty if none."""
     if not set(_FOLDERS) <= tree.folders:
         return ""
     images = [path for found in tree.match(_files("images")).values() for path in (entry.path for entry in found)]
@@ -41,13 +41,21 @@ def recognise(tree: FileTree) -> str:
 
 
 def read(tree: FileTree, settings: CorpusSettings) -> Listing:
-    """Matches images and masks by the path below their folders without its suffix, which is the `image_id`.
+    """Matches images and masks by `image_id`, which is the path below their folder without its suffix.
 
-    An image that the index does not name is a patient of its own; a row that names no image is set aside, as are
-    images that share one id.
+    An image that the index does not name, or for which it names no patient, has a patient of its own. A row of the
+    index without an image is set aside, and so are images that share one id.
+
+    Args:
+        tree: The files of the corpus.
+        settings: The settings of the corpus.
+
+    Returns:
+        The listing. The further columns of the index are its groups.
 
     Raises:
-        UserError: if there are no images, or if the index is wrong.
+        UserError: If a folder is missing, if there are no images, or if the index is wrong.
+        OSError: If the index cannot be read from a disk, or from a bucket (`StorageError`).
     """
     if not set(_FOLDERS) <= tree.folders:
         raise UserError(
@@ -84,12 +92,12 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
 
 
 def _files(folder: str) -> re.Pattern[str]:
-    """Hidden files are none: file systems of other makes leave them beside each image."""
+    """Matches the files of a folder except hidden ones, which some file systems create beside each image."""
     return re.compile(rf"{folder}/(?P<id>(.*/)?[^/.][^/]*)({_SUFFIX})", re.IGNORECASE | re.DOTALL)
 
 
 def _read_index(index: Location) -> dict[str, tuple[int, TableRow]]:
-    """Rows by image id, each with its number, from 1 after the header."""
+    """Returns the rows by image id, each with its number, counted from 1 after the header."""
     table = read_table(index)
     if not set(_STEM_COLUMNS) & set(table.columns):
         raise UserError(f"{index}: expected a column stem (or image_id), found {named(table.columns)}.")

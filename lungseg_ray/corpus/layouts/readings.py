@@ -1,4 +1,4 @@
-"""What public sets say of their patients, as groups: sex, and age in decades."""
+"""Reads the clinical data of public sets as groups for evaluation: sex, age in decades, and finding."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ _OLDEST = 120
 
 
 def read_texts(files: FilesById) -> dict[str, str]:
-    """Texts by image id; those that cannot be read, or are no texts, are left out.
+    """Reads the texts of the clinical readings.
+
+    Args:
+        files: The files by image id, of which the first of each id is read.
+
+    Returns:
+        The texts by image id; empty for a file that cannot be read or is larger than 1 MiB.
 
     Raises:
-        StorageError: if a bucket does not answer; then nothing is known of any.
+        StorageError: If a bucket does not answer, because then no text is known.
     """
 
     def text(entry: Entry) -> str:
@@ -39,9 +45,16 @@ def read_texts(files: FilesById) -> dict[str, str]:
 
 
 def reading_groups(image_id: str, texts: Mapping[str, str]) -> dict[str, str]:
-    """Groups of an image of the National Library of Medicine: sex and age of its reading, finding of its name.
+    """Returns the groups of an image of the National Library of Medicine.
 
     A reading is `Patient's Sex: F`, `Patient's Age: 027Y` and a text, or `male 45yrs` and a text.
+
+    Args:
+        image_id: The id of the image, which ends in `_1` for tuberculosis and in `_0` otherwise.
+        texts: The readings by image id.
+
+    Returns:
+        The groups `sex` and `age`, as far as the reading contains them, and `finding` ("tb" or "normal").
     """
     lines = texts.get(image_id, "").strip().splitlines()
     head = " ".join(line for number, line in enumerate(lines) if number == 0 or "age:" in line.lower())
@@ -53,7 +66,14 @@ def reading_groups(image_id: str, texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def decade(years: int) -> dict[str, str]:
-    """The group `age`: ten years, such as "20-29", since a report of each single age would say nothing."""
+    """Returns the group `age` as a decade, such as "20-29", because results for single years would not be meaningful.
+
+    Args:
+        years: The age, years.
+
+    Returns:
+        The group `age`, "90+" from 90 years on; no group above 120 years, which is not a plausible age.
+    """
     if years > _OLDEST:
         return {}
     return {"age": "90+" if years >= 90 else f"{years // 10 * 10:02d}-{years // 10 * 10 + 9:02d}"}

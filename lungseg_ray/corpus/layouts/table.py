@@ -1,4 +1,4 @@
-"""CSV and Parquet files that users write: every value becomes text, and whatever is wrong becomes a sentence."""
+"""Reads CSV and Parquet files of users: every value becomes text, and every fault becomes a `UserError`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lungseg_ray.text import named, shown
 TABLES = (".csv", ".parquet")
 PATIENT_COLUMNS = ("patient_id", "patient")
 MOST_BYTES = 1 << 30
-"""Of a table; larger ones are not read."""
+"""The maximum size of a table, bytes. Larger tables are not read."""
 MOST_ROWS = 10_000_000
-"""Of a Parquet file, which may say in a few bytes that a value is repeated a thousand million times."""
+"""The maximum number of rows of a Parquet file, which can declare in a few bytes that a value repeats 1e9 times."""
 
-# The size is read from the pixels; as groups these columns would have one value per image.
+# The size of an image is read from its pixels. As groups, these columns would have one value per image.
 _NO_GROUPS = ("width", "height")
 _ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"ARROW:absent"
 
@@ -32,12 +32,12 @@ TableRow = Mapping[str, str]
 
 @dataclass(frozen=True)
 class UserTable:
-    """What a table holds.
+    """The content of a table.
 
     Attributes:
-        place: its file.
-        columns: their names, each once.
-        rows: values by column, as text, since a patient 007 is not the number 7; "" where there is none.
+        place: The file of the table.
+        columns: The names of the columns, each once.
+        rows: The values by column name, as text, because the patient 007 is not the number 7; "" for a missing value.
     """
 
     place: Location
@@ -46,15 +46,22 @@ class UserTable:
 
 
 def is_table(place: Location) -> bool:
-    """Whether a file is a table, by its name."""
+    """Returns whether a file has the suffix of a table."""
     return place.name.lower().endswith(TABLES)
 
 
 def read_table(place: Location) -> UserTable:
     """Reads a CSV file in UTF-8 or a Parquet file of plain columns.
 
+    Args:
+        place: The file; it is read as Parquet if its suffix is .parquet, else as CSV.
+
+    Returns:
+        The table, with values stripped of white space.
+
     Raises:
-        UserError: if it is neither, if it is too large, or if two columns share a name.
+        UserError: If the file is neither, if it is too large, or if two columns share a name.
+        OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     size = place.info().size or 0
     if size > MOST_BYTES:
@@ -68,20 +75,20 @@ def read_table(place: Location) -> UserTable:
 
 
 def first(row: TableRow, columns: Iterable[str]) -> str:
-    """The value in the first of these columns that has one, or ""."""
+    """Returns the value in the first of the columns that has one, or ""."""
     return next((row[column] for column in columns if row.get(column)), "")
 
 
 def check_once(place: Location, ids: Sequence[str], numbers: Sequence[int]) -> None:
-    """Makes sure that no two rows name one image.
+    """Checks that no two rows name the same image.
 
     Args:
-        place: the table, for the message.
-        ids: the image of each row.
-        numbers: of these rows, from 1 after the header.
+        place: The table, for the message.
+        ids: The image id of each row.
+        numbers: The number of each row, counted from 1 after the header.
 
     Raises:
-        UserError: if two rows do.
+        UserError: If two rows name the same image.
     """
     image_id, count = Counter(ids).most_common(1)[0] if ids else ("", 0)
     if count > 1:
@@ -93,10 +100,18 @@ def check_once(place: Location, ids: Sequence[str], numbers: Sequence[int]) -> N
 
 
 def split_of(row: TableRow, place: Location | None, number: int) -> Split | None:
-    """The side of the split that a row names, or None.
+    """Returns the split that a row names.
+
+    Args:
+        row: The row. "valid" and "validation" stand for "val", and case is ignored.
+        place: The table, for the message; None if there is none.
+        number: The number of the row, counted from 1 after the header, for the message.
+
+    Returns:
+        The split; None if the row names none.
 
     Raises:
-        UserError: if it names another.
+        UserError: If the row names an unknown split.
     """
     written = row.get("split", "")
     wanted = {"valid": "val", "validation": "val"}.get(written.lower(), written.lower())
@@ -112,7 +127,15 @@ def split_of(row: TableRow, place: Location | None, number: int) -> Split | None
 
 
 def groups_of(row: TableRow, known: Iterable[str]) -> dict[str, str]:
-    """The columns of a row that are neither known nor empty."""
+    """Returns the groups of a row, which are its further columns that are not empty.
+
+    Args:
+        row: The row.
+        known: The columns that are not groups, in addition to those of the patient, the split and the image size.
+
+    Returns:
+        The values by column name.
+    """
     without = {*known, *PATIENT_COLUMNS, *_NO_GROUPS, "split"}
     return {name: value for name, value in row.items() if name not in without and value}
 
@@ -153,23 +176,21 @@ def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]
                     f"{place}: the column {shown(column.name)} is {shown(str(column.type))}; expected text, numbers "
                     "or dates. Convert it, or leave it out."
                 )
-        # One thread is enough for a table, and no other can be left waiting by a damaged file.
+        # One thread is enough for a table. With several, a damaged file could leave a thread waiting.
         table = file.read(use_threads=False)
         table.validate(full=True)
         names = list(table.column_names)
         columns = [["" if value is None else str(value).strip() for value in one.to_pylist()] for one in table.columns]
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, LookupError, MemoryError) as error:
         raise UserError(f"{place}: expected a Parquet file: {shown(str(error), 240)}") from error
-    # Two columns of one name would become one here; `read_table` refuses them.
+    # Two columns of the same name become one here, but `read_table` rejects them.
     return names, [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _plain(data: bytes) -> bytes:
-    """The file without the schema that Arrow adds.
-
-    It may name extension types, and some that Ray has registered unpickle what the file says of them. Without it every
-    column has the plain type that Parquet itself knows.
-    """
+    """Returns the file without the schema that Arrow adds."""
+    # The schema may name extension types, and some that Ray registers unpickle data from the file. Without the schema,
+    # every column has the plain type that Parquet itself defines.
     footer = int.from_bytes(data[-8:-4], "little") + 8
     return data[:-footer] + data[-footer:].replace(_ARROW_SCHEMA, _NO_SCHEMA)
 

@@ -1,4 +1,4 @@
-"""The files below the root of a corpus, listed once and matched by patterns."""
+"""Lists the files below the root of a corpus once, and matches their paths by regular expressions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lungseg_ray.text import escaped, is_utf8, named, shown, without_suffix
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", *DICOM_SUFFIXES, ".img")
-"""Of image and mask files, where a layout does not say it more narrowly."""
+"""The suffixes of image and mask files, for layouts that do not restrict them further."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that was listed.
+    """A file in a listing.
 
     Attributes:
-        path: below the corpus's root, parts separated by "/".
-        place: where it lies.
-        size: bytes.
-        modified_ns: time of the last change, nanoseconds.
+        path: The path below the root of the corpus, with "/" between its parts.
+        place: The location of the file.
+        size: The size of the file, bytes.
+        modified_ns: The time of the last change, nanoseconds since 1970.
     """
 
     path: str
@@ -37,19 +37,19 @@ class Entry:
 
 
 FilesById = Mapping[str, list[Entry]]
-"""Files by image id; more than one of an id is too many."""
+"""The files by image id. More than one file for an id is an error of the corpus."""
 
 
 @dataclass(frozen=True)
 class FileTree:
-    """The files below the root of a corpus; none of them has been opened.
+    """The files below the root of a corpus, none of which has been opened.
 
     Attributes:
-        root: the corpus.
-        files: ordered by path.
-        folders: paths below the root.
-        misnamed: files whose paths are not UTF-8; nothing but a message may hold such a path.
-        special: pipes, devices and the like; who opens one may wait forever.
+        root: The root of the corpus.
+        files: The files, ordered by path.
+        folders: The paths of the folders below the root.
+        misnamed: The files whose paths are not UTF-8. Such a path may appear only in messages.
+        special: Pipes, devices and the like. To open one may block forever.
     """
 
     root: Location
@@ -62,8 +62,15 @@ class FileTree:
     def of(cls, root: Location) -> FileTree:
         """Lists a folder.
 
+        Args:
+            root: The root of the corpus.
+
+        Returns:
+            The files and folders below the root.
+
         Raises:
-            UserError: if the root is a file or not there, or if a folder in it cannot be listed.
+            UserError: If the root is a file or does not exist, or if a folder in it cannot be listed.
+            OSError: If a bucket cannot be used.
         """
         try:
             listed = root.list(recursive=True)
@@ -86,7 +93,7 @@ class FileTree:
         folders: set[str] = set()
         for place, info in listed:
             path = place.uri[start:]
-            # A bucket has no folders; those of its files stand for them.
+            # A bucket has no folders, so they are derived from the paths of its files.
             folders.update(path[: match.start()] for match in re.finditer("/", path))
             if info.type == fs.FileType.Directory:
                 folders.add(path)
@@ -97,7 +104,14 @@ class FileTree:
         return cls(root, files, frozenset(filter(is_utf8, folders)), misnamed, special)
 
     def match(self, pattern: re.Pattern[str]) -> dict[str, list[Entry]]:
-        """The files whose whole path matches, by what the pattern's group `id` matches."""
+        """Finds the files whose whole path matches a pattern.
+
+        Args:
+            pattern: The regular expression, with a group `id`.
+
+        Returns:
+            The files by the text that the group `id` matches.
+        """
         found: dict[str, list[Entry]] = defaultdict(list)
         for entry in self.files:
             if match := pattern.fullmatch(entry.path):
@@ -105,14 +119,19 @@ class FileTree:
         return dict(found)
 
     def count(self, pattern: re.Pattern[str]) -> int:
-        """How many files there are whose whole path matches."""
+        """Returns the number of files whose whole path matches a pattern."""
         return sum(pattern.fullmatch(entry.path) is not None for entry in self.files)
 
     def unusable(self, folders: Sequence[str] = ()) -> list[SetAside]:
-        """What is named like an image and is set aside for its name, or since it is a pipe or the like.
+        """Returns what is named like an image but is set aside, because its name is not UTF-8 or it is not a file.
 
         Args:
-            folders: to look in, of which the image id does not speak; the whole tree if there are none.
+            folders: The folders to search; the image id does not contain them. The whole tree is searched if there are
+                none.
+
+        Returns:
+            The files, with the reason `bad_name` for a name that is not UTF-8, or `unreadable` for a pipe, a device or
+            the like.
         """
         name = "expected a name in UTF-8, found other bytes; rename the file, and its partner alike"
         kind = "expected a file, found a pipe, a device or the like"
@@ -127,11 +146,19 @@ class FileTree:
         return found
 
     def describe(self) -> str:
-        """The names of what lies in the root, for a message."""
+        """Returns the names of the files and folders in the root, for a message."""
         paths = [*self.folders, *(entry.path for entry in [*self.files, *self.misnamed, *self.special])]
         return named(sorted({path.split("/", 1)[0] for path in paths}))
 
 
 def anywhere(pattern: str, flags: int = 0) -> re.Pattern[str]:
-    """For `Tree.match`: files that match it in any folder; the rest of a pattern's path may hold any character."""
+    """Compiles a pattern for `FileTree.match` that matches files in any folder.
+
+    Args:
+        pattern: The regular expression of the end of the path. Its dot matches every character, including a newline.
+        flags: Further flags of `re.compile`.
+
+    Returns:
+        The compiled pattern. The folders before it may contain any character.
+    """
     return re.compile(rf"(.*/)?{pattern}", re.DOTALL | flags)
