@@ -69,7 +69,7 @@ def test_a_model_predicts_an_array(tmp_path: Path) -> None:
     assert set(np.unique(labels)) <= {0, 1}
     assert np.array_equal(model.predict(image[:, :, None]), labels)
     with pytest.raises(UserError, match=r"Expected an image \(H, W, 1\) of uint8, found \(150, 100\) of float64"):
-        model.predict(image / 255)
+        model.predict(image / 255)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"found \(150, 100, 3\) of uint8"):
         model.predict(np.repeat(image[:, :, None], 3, axis=2))
 
