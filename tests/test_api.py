@@ -65,7 +65,8 @@ def test_a_model_predicts_an_array(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (150, 100), np.uint8)
     labels = model.predict(image)
     # The longer side is reduced to 64 for the model, and the labels come at the size of the image.
-    assert (labels.shape, labels.dtype) == ((150, 100), np.uint8)
+    assert labels.shape == (150, 100)
+    assert labels.dtype == np.uint8
     assert set(np.unique(labels)) <= {0, 1}
     assert np.array_equal(model.predict(image[:, :, None]), labels)
     with pytest.raises(UserError, match=r"Expected an image \(H, W, 1\) of uint8, found \(150, 100\) of float64"):
