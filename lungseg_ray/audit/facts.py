@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import cv2
 import imagehash
@@ -107,20 +106,6 @@ class ImageFacts:
     mask_sha256: str
     labels: Mapping[str, LabelFacts] = field(default_factory=dict)
     split: str | None = None
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> ImageFacts:
-        """Builds the object from its JSON form.
-
-        Args:
-            row: The fields by name, as `dataclasses.asdict` returns them, after a round trip through JSON.
-
-        Returns:
-            The object that was serialised.
-        """
-        spacing = tuple(row["spacing"]) if row["spacing"] else None
-        labels = {name: LabelFacts(**label) for name, label in row["labels"].items()}
-        return cls(**{**row, "spacing": spacing, "labels": labels})
 
 
 def read_for_audit(record: Record, corpus: CorpusSettings, *, longer_side: int) -> Sample:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import pyarrow as pa
 import ray
 import torch
+from pydantic import TypeAdapter
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import available
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import PATIENCE_SECONDS, retry
 
+Row = TypeVar("Row")
+
 
 def map_chunks(
-    work: Callable[[int, str], list[dict[str, Any]]],
+    work: Callable[[int, str], list[Row]],
     count: int,
+    kind: type[Row],
     *,
     workers: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Runs work in Ray Data tasks, one chunk per task, and yields the rows that the chunks return.
 
     A process runs many tasks in succession, so that what the work caches in it serves many chunks. A chunk that fails
@@ -33,8 +36,9 @@ def map_chunks(
 
     Args:
         work: The function to run. It takes the number of a chunk, 0 to `count` - 1, and the device to compute on,
-            "cpu" or "cuda". It returns rows that can be encoded as JSON.
+            "cpu" or "cuda". It returns rows.
         count: The number of chunks.
+        kind: The type of the rows: a data class, or a union of data classes, whose fields JSON can encode.
         workers: The largest number of tasks that run at the same time; 0 for as many as fit.
         device: The device that the tasks compute on: "cpu", "cuda" with one GPU per task, or "auto", which is "cuda"
             if the cluster has a GPU and "cpu" otherwise.
@@ -59,23 +63,26 @@ def map_chunks(
     done = ray.data.range(count, override_num_blocks=count).map_batches(
         # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus,
         # would be unpickled for each chunk.
-        _ChunkTask(ray.put(work), "cuda" if on_gpu else "cpu"),
+        _ChunkTask(ray.put(work), kind, "cuda" if on_gpu else "cpu"),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=min(workers or fit, cpus, count)),
         num_gpus=1 if on_gpu else None,
         max_calls=0,
     )
+    adapter = TypeAdapter(kind)
     for row in done.iter_rows():
         if row["trouble"]:
             # Tasks return their errors as rows, since an exception would lose its type on the way through Ray.
             raise OSError(row["trouble"])
-        yield json.loads(row["row"])
+        found: Row = adapter.validate_json(row["row"])
+        yield found
 
 
 @dataclass(frozen=True)
 class _ChunkTask:
     work: ray.ObjectRef
+    kind: Any
     device: str
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -86,13 +93,19 @@ class _ChunkTask:
         try:
             rows = [row for number in batch.column("id").to_pylist() for row in self._patiently(number)]
         except OSError as error:
-            return pa.table({"row": [""], "trouble": [str(error)]})
-        return pa.table({"row": [json.dumps(row) for row in rows], "trouble": [""] * len(rows)})
+            return pa.table({"row": pa.array([b""], pa.binary()), "trouble": [str(error)]})
+        encoded = [_adapter(self.kind).dump_json(row) for row in rows]
+        return pa.table({"row": pa.array(encoded, pa.binary()), "trouble": [""] * len(rows)})
 
-    def _patiently(self, number: int) -> list[dict[str, Any]]:
+    def _patiently(self, number: int) -> list[Any]:
         return retry(lambda: _unpacked(self.work)(number, self.device), seconds=PATIENCE_SECONDS)
 
 
 @lru_cache(maxsize=1)
-def _unpacked(work: ray.ObjectRef) -> Callable[[int, str], list[dict[str, Any]]]:
+def _unpacked(work: ray.ObjectRef) -> Callable[[int, str], list[Any]]:
     return ray.get(work)
+
+
+@lru_cache(maxsize=8)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

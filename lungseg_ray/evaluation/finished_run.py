@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 
 from lungseg_ray.config import Settings
@@ -13,14 +11,25 @@ from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.inference.export import validation_figures
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.shards.format import ShardIndex
 
 
-def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console: Console) -> dict[str, Any]:
+def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console: Console) -> RunSummary:
     """Measures the best model of a run on the test images. Needs a running Ray cluster.
 
+    Args:
+        run: The run.
+        settings: Its settings.
+        index: The index of its shards.
+        console: The console that the user reads.
+
     Returns:
-        What the run's `summary.json` is to hold.
+        The figures for the run's `summary.json`.
+
+    Raises:
+        UserError: If the run has no model, or if no test image can be used.
+        OSError: If a file cannot be read or written.
     """
     progress = run.progress()
     test = None

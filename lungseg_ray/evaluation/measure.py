@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,69 +20,123 @@ from lungseg_ray.shards.format import ShardRow
 
 
 @dataclass(frozen=True)
+class ImageFigures:
+    """The figures of one image, on the grid of its decoded pixels.
+
+    Attributes:
+        image_id: The image.
+        patient_id: The patient.
+        groups: Further columns of the corpus, by name.
+        height: Rows of the source file.
+        width: Columns of the source file.
+        values: `dice`, `iou`, `hd95`, `assd`: means over the classes; distances in source pixels, and in mm as
+            `hd95_mm`, `assd_mm` if the pixel spacing is known. Where there are several classes, the same for each
+            class, as `dice_NAME`. `empty`: the number of classes of which the truth or the prediction, but not both, is
+            empty. `tp`, `fp`, `fn`: pixel counts, for each class where there are several. The figures after the
+            clean-up start with `clean_`.
+    """
+
+    image_id: str
+    patient_id: str
+    groups: dict[str, str]
+    height: int
+    width: int
+    values: dict[str, float]
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The row of the image in `per_image.csv`, by column."""
+        own = {"image_id": self.image_id, "patient_id": self.patient_id, "height": self.height, "width": self.width}
+        return {**self.groups, **own, **self.values}
+
+
+@dataclass(frozen=True)
+class MeasuredImage:
+    """What became of one image.
+
+    Attributes:
+        number: The number of the image in its set.
+        figures: Its figures; None if it cannot be used.
+        image_sha256: The checksum of the image file; empty if it cannot be used.
+        set_aside: Why it cannot be used; None if it can.
+    """
+
+    number: int
+    figures: ImageFigures | None = None
+    image_sha256: str = ""
+    set_aside: SetAside | None = None
+
+
+@dataclass(frozen=True)
 class MeasureChunk:
-    """Measures a chunk of images."""
+    """Measures a chunk of images; runs in a data task.
+
+    Attributes:
+        model: The model to measure.
+        images: The images.
+        settings: The settings of the evaluation; a chunk is a batch.
+    """
 
     model: Model
     images: Images
     settings: EvaluateSettings
 
-    def __call__(self, chunk: int, device: str) -> list[dict[str, Any]]:
-        """The figures of each image of a chunk, or why it cannot be used."""
+    def __call__(self, chunk: int, device: str) -> list[MeasuredImage]:
+        """Measures the images of a chunk.
+
+        Args:
+            chunk: The number of the chunk.
+            device: The device to compute on.
+        """
         model = self.model.load(device=device)
         first = chunk * self.settings.batch
         good: dict[int, ShardRow] = {}
-        found: list[dict[str, Any]] = []
+        found: list[MeasuredImage] = []
         for number in range(first, min(first + self.settings.batch, len(self.images))):
             try:
                 good[number] = self.images.read(number)
             except BadFileError as error:
                 image_id, uri = self.images.name(number)
-                found.append({"bad": vars(SetAside(image_id, uri, error.reason, error.detail)), "number": number})
+                bad = SetAside(image_id, uri, error.reason, error.detail)
+                found.append(MeasuredImage(number, set_aside=bad))
         maps = model([row.sample.image for row in good.values()]) if good else []
         for (number, row), probability in zip(good.items(), maps, strict=True):
             labels = model.labels(probability, threshold=self.settings.threshold)
             figures = measure_image(row, labels, model.sidecar.class_names, clean_up=self.settings.clean_up)
-            found.append({**figures, "bad": None, "sha256": row.sample.image_sha256, "number": number})
+            found.append(MeasuredImage(number, figures, row.sample.image_sha256))
         return found
 
 
 def measure_image(
     row: ShardRow, prediction: npt.NDArray[np.uint8], class_names: Sequence[str], *, clean_up: bool
-) -> dict[str, Any]:
-    """The figures of one image, on the grid of its decoded pixels.
+) -> ImageFigures:
+    """Computes the figures of one image.
 
     Args:
-        row: with the true mask (H, W).
+        row: The image with its true mask (H, W).
         prediction: (H, W) uint8 labels.
-        class_names: of the labels from 1 on.
-        clean_up: also measure what is left of each label after `metrics.clean_up`.
-
-    Returns:
-        Columns of the per-image table: `dice`, `iou`, `hd95`, `assd` (means over the classes; distances in pixels of
-        the source, and in mm as `hd95_mm`, `assd_mm` where its spacing is known), the same for each class where there
-        are several, `empty` (classes with one side empty), and the pixel counts. Cleaned ones start with `clean_`.
+        class_names: The names of the labels from 1 on.
+        clean_up: Whether to measure also what is left of each label after `metrics.clean_up_labels`.
     """
     sample = row.sample
     height, width = sample.mask.shape
     scale = (sample.source_height / height, sample.source_width / width)
-    columns: dict[str, Any] = {
-        **row.groups,
-        "image_id": row.image_id,
-        "patient_id": row.patient_id,
-        "height": sample.source_height,
-        "width": sample.source_width,
-    }
     valid = sample.mask != IGNORE_LABEL
     versions = {"": prediction}
     if clean_up:
         versions["clean_"] = metrics.clean_up_labels(prediction, classes=len(class_names))
+    values: dict[str, float] = {}
     for prefix, labels in versions.items():
-        columns |= {
-            f"{prefix}{key}": value
-            for key, value in _compare(labels, sample.mask, valid, class_names, scale, sample.spacing).items()
-        }
-    return columns
+        compared = _compare(labels, sample.mask, valid, class_names, scale, sample.spacing)
+        values |= {f"{prefix}{key}": value for key, value in compared.items()}
+    return ImageFigures(
+        image_id=row.image_id,
+        patient_id=row.patient_id,
+        groups=dict(row.groups),
+        height=sample.source_height,
+        width=sample.source_width,
+        values=values,
+    )
 
 
 def _compare(
@@ -93,7 +146,7 @@ def _compare(
     class_names: Sequence[str],
     scale: tuple[float, float],
     spacing: tuple[float, float] | None,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     counts = metrics.confusion_counts(
         torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None], classes=max(len(class_names) + 1, 2)
     )
@@ -114,7 +167,7 @@ def _compare(
             figures |= {"hd95_mm": found.hd95, "assd_mm": found.assd}
         empty += found.empty
         by_class.append(figures)
-    columns: dict[str, Any] = {
+    columns: dict[str, float] = {
         key: float(np.mean([figures[key] for figures in by_class])) for key in (by_class[0] if by_class else ())
     }
     columns["empty"] = empty

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from lungseg_ray.config import Settings
+from lungseg_ray.run.summary import Evaluation, ValidationFigures
 from lungseg_ray.shards.format import ShardIndex
 
 
-def model_card(
-    settings: Settings, index: ShardIndex, validation: dict[str, float], *, test: dict[str, Any] | None
-) -> str:
+def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigures, *, test: Evaluation | None) -> str:
     """A model card in Markdown.
 
     Args:

@@ -9,6 +9,7 @@ from lungseg_ray.inference.card import model_card
 from lungseg_ray.run.curves import curves
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.run.progress import Progress
+from lungseg_ray.run.summary import ValidationFigures
 from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.training.model import build_model
 
@@ -49,6 +50,7 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     (run.place / CURVES).write_bytes(curves(progress.history))
 
 
-def validation_figures(progress: Progress) -> dict[str, float]:
+def validation_figures(progress: Progress) -> ValidationFigures:
     """Returns `loss`, `iou` and `dice` on the validation images after the best epoch."""
-    return {key: progress.best[f"val_{key}"] for key in ("loss", "iou", "dice")}
+    best = progress.best
+    return {"loss": best["val_loss"], "iou": best["val_iou"], "dice": best["val_dice"]}

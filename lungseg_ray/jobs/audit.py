@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -35,20 +34,20 @@ _CHUNK = 8
 
 @dataclass(frozen=True)
 class _Look:
-    """Finds the facts of a chunk of images; runs in a data task."""
+    """Computes the facts of a chunk of images, or why an image cannot be used; runs in a data task."""
 
     records: Sequence[Record]
     corpus: CorpusSettings
     longer_side: int
 
-    def __call__(self, chunk: int, _: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def __call__(self, chunk: int, _: str) -> list[ImageFacts | SetAside]:
+        found: list[ImageFacts | SetAside] = []
         for record in self.records[chunk * _CHUNK : (chunk + 1) * _CHUNK]:
             try:
                 sample = read_for_audit(record, self.corpus, longer_side=self.longer_side)
-                found.append(asdict(image_facts(record, sample, self.corpus.class_names)))
+                found.append(image_facts(record, sample, self.corpus.class_names))
             except BadFileError as error:
-                found.append(asdict(SetAside(record.image_id, record.shown, error.reason, error.detail)))
+                found.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
         return found
 
 
@@ -77,14 +76,15 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     if not records:
         raise UserError(f"{settings.corpus.root}: there are no images in this corpus. Correct corpus.root.")
     work = _Look(records, settings.corpus, settings.shards.longer_side)
-    done = map_chunks(work, -(-len(records) // _CHUNK), device="cpu")
+    kind: type[ImageFacts | SetAside] = ImageFacts | SetAside  # type: ignore[assignment]
+    done = map_chunks(work, -(-len(records) // _CHUNK), kind, device="cpu")
     images: list[ImageFacts] = []
     bad = list(listing.set_aside)
     for row in ticks(done, total=len(records), description="Looking"):
-        if "reason" in row:
-            bad.append(SetAside(**row))
+        if isinstance(row, SetAside):
+            bad.append(row)
         else:
-            images.append(ImageFacts.from_json(row))
+            images.append(row)
     if not images:
         raise UserError(f"None of {len(records)} images can be read; the first: {bad[0].uri}: {bad[0].detail}.")
     images.sort(key=lambda one: one.image_id)

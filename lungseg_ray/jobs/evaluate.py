@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -16,6 +14,7 @@ from lungseg_ray.evaluation.images import CorpusImages, Images, ShardImages
 from lungseg_ray.evaluation.summary import figures_table
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.run.folder import EVALUATION
+from lungseg_ray.run.summary import Evaluation
 from lungseg_ray.shards.format import read_index
 from lungseg_ray.storage import Location
 
@@ -28,7 +27,7 @@ def main(job: EvaluateJob, console: Console) -> None:
         console.print(f"Figures and pictures: {out}", highlight=False)
 
 
-def evaluate_run(job: EvaluateJob) -> tuple[dict[str, Any], Location]:
+def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
     """Measures the model of a run, or of a sweep's best, on its own shards or another corpus. Needs a Ray cluster.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The masks that a trained model sees in a folder of images: a Ray Data job that goes on where it was cut."""
+"""The job that predicts the masks of a folder of images; an interrupted job resumes where it was."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
-from lungseg_ray.corpus.decode import decode_image
+from lungseg_ray.corpus.decode import Decoded, decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.errors import BadFileError, UserError
@@ -40,51 +40,79 @@ CLAIM = "model.json"
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What became of one image.
+
+    Attributes:
+        image: The path of the image below the folder of images, printable.
+        status: Whether it is predicted, was predicted before, or cannot be used.
+        reason: Why it cannot be used; else empty.
+        height: Rows of the source file; None if it cannot be used.
+        width: Columns of the source file; None if it cannot be used.
+        shares: Share of the pixels of each label, 0 to 1, by the name of the label.
+    """
+
+    image: str
+    status: Literal["done", "done before", "set aside"]
+    reason: str = ""
+    height: int | None = None
+    width: int | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The row of the image in `predictions.csv`, by column."""
+        own = {"image": self.image, "status": self.status, "reason": self.reason}
+        size = {"height": self.height, "width": self.width} if self.height else {}
+        return {**own, **size, **{f"share_{name}": share for name, share in self.shares.items()}}
+
+
+@dataclass(frozen=True)
 class _Predict:
-    """Predicts a chunk of images and writes their masks."""
+    """Predicts a chunk of images and writes their masks; runs in a data task."""
 
     job: PredictJob
     model: Model
     names: list[str]
 
-    def __call__(self, chunk: int, device: str) -> list[dict[str, Any]]:
+    def __call__(self, chunk: int, device: str) -> list[Prediction]:
         model = self.model.load(device=device)
         side = model.sidecar
-        rows = []
-        waiting: list[tuple[str, dict[str, Any], npt.NDArray[np.uint8], tuple[int, int]]] = []
+        found: list[Prediction] = []
+        waiting: list[tuple[str, Decoded]] = []
         for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
-            row: dict[str, Any] = {"image": escaped(name), "status": "done", "reason": ""}
-            rows.append(row)
             if not is_utf8(name):
-                row |= {"status": "set aside", "reason": f"bad_name: {REASONS['bad_name']}; rename it"}
+                reason = f"bad_name: {REASONS['bad_name']}; rename it"
+                found.append(Prediction(escaped(name), "set aside", reason))
                 continue
             wanted = [self._place(MASKS, name)] + ([self._place(OVERLAYS, name)] if self.job.overlay else [])
             if all(place.exists() for place in wanted):
                 labels = _from_file(wanted[0].read_bytes(), side.classes)
-                row |= _shares(labels, side.class_names) | {"status": "done before"}
+                found.append(_prediction(name, "done before", labels, side.class_names))
                 continue
             try:
-                found = read_image(
+                image = read_image(
                     str(self.job.images / name),
                     channels=side.channels,
                     longer_side=side.longer_side,
                     white=side.white,
                 )
             except BadFileError as error:
-                row |= {"status": "set aside", "reason": str(error)}
+                found.append(Prediction(escaped(name), "set aside", str(error)))
                 continue
-            waiting.append((name, row, found.pixels, (found.height, found.width)))
-        maps = model([image for _, _, image, _ in waiting], [size for *_, size in waiting]) if waiting else []
-        for (name, row, image, _), probability in zip(waiting, maps, strict=True):
+            waiting.append((name, image))
+        sizes = [(image.height, image.width) for _, image in waiting]
+        maps = model([image.pixels for _, image in waiting], sizes) if waiting else []
+        for (name, image), probability in zip(waiting, maps, strict=True):
             labels = model.labels(probability)
             if self.job.clean_up:
                 labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
-            self._write(name, image, labels, side)
-            row |= _shares(labels, side.class_names)
-        return rows
+            self._write(name, image.pixels, labels, side)
+            found.append(_prediction(name, "done", labels, side.class_names))
+        return found
 
     def _place(self, folder: str, name: str) -> Location:
-        # The suffix stays within the name, so that a.png and a.jpg have masks of their own.
+        # The suffix stays part of the name, so that a.png and a.jpg have different masks.
         return self.job.out / folder / f"{name}.png"
 
     def _write(self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: Sidecar) -> None:
@@ -92,29 +120,33 @@ class _Predict:
             height, width = image.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             self._place(OVERLAYS, name).write_bytes(png(overlay(image, small)))
-        # The mask comes last: where it lies, its image is done.
+        # The mask is written last: an image that has a mask is done.
         self._place(MASKS, name).write_bytes(png(labels * 255 if side.classes == 1 else labels))
 
 
 def main(job: PredictJob, console: Console) -> None:
-    """Predicts, and says what was set aside."""
+    """Predicts, and lists the files that were set aside."""
     with cluster(processes=job.workers):
         console.print(describe_predictions(predict(job), job), highlight=False)
 
 
-def predict(job: PredictJob) -> list[dict[str, Any]]:
-    """Writes a mask, at the source's size, for each image of a folder. Needs a running Ray cluster.
+def predict(job: PredictJob) -> list[Prediction]:
+    """Writes a mask, at the size of the source, for each image of a folder. Needs a running Ray cluster.
 
-    Under `job.out`: `masks/<image>.png` (0 and 255 for one class, otherwise labels), `overlays/<image>.png` when asked,
-    `predictions.csv` with a row for each image: its status, the reason if it was set aside, its size and the share of
-    each class; and `model.json`, which says what made them. An image whose mask is there is not done again.
+    Under `job.out` lie `masks/<image>.png` (0 and 255 for one class, otherwise labels), `overlays/<image>.png` if they
+    are asked for, `predictions.csv` with a row for each image, and `model.json`, which identifies the model. An image
+    whose mask exists is not predicted again.
+
+    Args:
+        job: The settings of the job.
 
     Returns:
-        The rows of the table.
+        What became of each image, by its name.
 
     Raises:
-        UserError: if the run or the images are not there, if none of them can be used, or if another model, or the
-            same with other settings, has predicted into the folder before.
+        UserError: If the run or the images do not exist, if no image can be used, or if another model, or the same
+            model with other settings, has predicted into the folder before.
+        OSError: If a file cannot be read or written.
     """
     check_lasting(job.out)
     names = _images(job)
@@ -122,13 +154,13 @@ def predict(job: PredictJob) -> list[dict[str, Any]]:
     model = model_of(job)
     _claim(job, model)
     work = _Predict(job, model, names)
-    done = map_chunks(work, -(-len(names) // job.batch), workers=job.workers, device=job.device)
-    rows = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda row: row["image"])
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    (job.out / TABLE).write_csv(rows, columns)
-    if all(row["status"] == "set aside" for row in rows):
-        raise UserError(f"{job.images}: none of {len(rows)} images can be used:\n{describe_predictions(rows, job)}")
-    return rows
+    done = map_chunks(work, -(-len(names) // job.batch), Prediction, workers=job.workers, device=job.device)
+    found = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda one: one.image)
+    table = [one.columns for one in found]
+    (job.out / TABLE).write_csv(table, list(dict.fromkeys(key for row in table for key in row)))
+    if all(one.status == "set aside" for one in found):
+        raise UserError(f"{job.images}: none of {len(found)} images can be used:\n{describe_predictions(found, job)}")
+    return found
 
 
 def _images(job: PredictJob) -> list[str]:
@@ -156,7 +188,11 @@ def _images(job: PredictJob) -> list[str]:
 
 
 def _claim(job: PredictJob, model: Model) -> None:
-    """Writes down whose predictions the folder holds, or refuses if they are another's."""
+    """Writes which model predicts into the folder, or refuses if another one has.
+
+    Raises:
+        UserError: If another model, or the same with other settings, has predicted into the folder.
+    """
     model.load()
     weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
     mine = {"weights_sha256": " ".join(weights), "flips": model.flips, "clean_up": job.clean_up}
@@ -171,20 +207,27 @@ def _claim(job: PredictJob, model: Model) -> None:
     place.write_text(json.dumps(mine, indent=2) + "\n")
 
 
-def describe_predictions(rows: list[dict[str, Any]], job: PredictJob) -> str:
-    """What was done, for a person."""
-    counts = Counter(row["status"] for row in rows)
+def describe_predictions(found: Sequence[Prediction], job: PredictJob) -> str:
+    """Returns what was done, for a person.
+
+    Args:
+        found: What became of each image.
+        job: The settings of the job.
+    """
+    counts = Counter(one.status for one in found)
     lines = [f"{job.out}: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
-    bad = [row for row in rows if row["status"] == "set aside"]
-    lines += [f"  {row['image']}: {row['reason']}" for row in bad[:10]]
+    bad = [one for one in found if one.status == "set aside"]
+    lines += [f"  {one.image}: {one.reason}" for one in bad[:10]]
     if len(bad) > 10:
         lines.append(f"  ... and {len(bad) - 10} more, in {TABLE}")
     return "\n".join(lines)
 
 
-def _shares(labels: npt.NDArray[np.uint8], class_names: Sequence[str]) -> dict[str, Any]:
-    shares = {f"share_{name}": float((labels == label).mean()) for label, name in enumerate(class_names, start=1)}
-    return {"height": labels.shape[0], "width": labels.shape[1], **shares}
+def _prediction(
+    name: str, status: Literal["done", "done before"], labels: npt.NDArray[np.uint8], class_names: Sequence[str]
+) -> Prediction:
+    shares = {one: float((labels == label).mean()) for label, one in enumerate(class_names, start=1)}
+    return Prediction(escaped(name), status, height=labels.shape[0], width=labels.shape[1], shares=shares)
 
 
 def _from_file(data: bytes, classes: int) -> npt.NDArray[np.uint8]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -21,6 +20,7 @@ from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.workers.fit import fit
 
@@ -30,7 +30,7 @@ def main(job: TrainJob, console: Console) -> None:
     train(winner_of(job), console, started=STARTED)
 
 
-def train(settings: Settings, console: Console, *, started: float) -> dict[str, Any]:
+def train(settings: Settings, console: Console, *, started: float) -> RunSummary:
     """Runs a training job to its end, or resumes it, or finds that it is finished.
 
     Shards that do not exist are built first. The same command resumes a run that was interrupted.
@@ -99,7 +99,7 @@ def train(settings: Settings, console: Console, *, started: float) -> dict[str, 
         return summary
 
 
-def _tell(run: Run, summary: dict[str, Any], console: Console) -> None:
+def _tell(run: Run, summary: RunSummary, console: Console) -> None:
     val, test = summary["val"], summary["test"]
     best = f"Best epoch {summary['best_epoch']} of {summary['epochs']}"
     lines = [f"{best}: validation IoU {val['iou']:.4f}, Dice {val['dice']:.4f}"]

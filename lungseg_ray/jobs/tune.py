@@ -21,6 +21,7 @@ from lungseg_ray.storage import Location, retry
 from lungseg_ray.sweep.compare import summarise_sweep
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.search import Search
+from lungseg_ray.sweep.summary import SweepSummary
 from lungseg_ray.sweep.trial_runner import Stage, TrialRunner
 from lungseg_ray.training.precision import fastest_precision
 
@@ -35,7 +36,7 @@ def main(job: SweepJob, console: Console) -> None:
     tune(job, console)
 
 
-def tune(job: SweepJob, console: Console) -> dict[str, Any]:
+def tune(job: SweepJob, console: Console) -> SweepSummary:
     """Runs a sweep to its end, or resumes it, or finds that it is finished.
 
     Args:
@@ -63,7 +64,8 @@ def tune(job: SweepJob, console: Console) -> dict[str, Any]:
     job, index = known_shards(job, sweep.place)
     if sweep.can_resume(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, sweep):
         console.print(f"The sweep {sweep.place} is finished; nothing to do.", highlight=False)
-        found = sweep.summary() or {}
+        found = sweep.summary()
+        assert found is not None, "a finished sweep has a summary"
         page = sweep.place / REPORT
         _tell(found, page if page.exists() else write_sweep_page(sweep.place, shards=job.shards.root), console)
         return found
@@ -104,20 +106,21 @@ def tune(job: SweepJob, console: Console) -> dict[str, Any]:
         return found
 
 
-def _tell(found: dict[str, Any], page: Location, console: Console) -> None:
+def _tell(found: SweepSummary, page: Location, console: Console) -> None:
     winner, final = found["winner"], found["finalists"]
+    label = winner["label"] if winner else "none"
     if final:
         spread = f" +- {final[0]['sd']:.4f} (sd)" if final[0]["sd"] is not None else ""
         score = f"validation IoU {final[0]['mean']:.4f}{spread} over {len(final[0]['seeds'])} seed(s)"
-        console.print(f"Winner: {winner['label']}: {score}", highlight=False, markup=False)
+        console.print(f"Winner: {label}: {score}", highlight=False, markup=False)
         for row in final[1:]:
             behind = row["behind"]
-            if not behind["n"]:
-                continue
-            interval = f" (95 % {behind['low']:.4f} to {behind['high']:.4f})" if behind["n"] > 1 else ""
-            console.print(f"  ahead of {row['label']} by {behind['mean']:.4f}{interval}", highlight=False, markup=False)
+            if behind and behind["n"]:
+                interval = f" (95 % {behind['low']:.4f} to {behind['high']:.4f})" if behind["n"] > 1 else ""
+                text = f"  ahead of {row['label']} by {behind['mean']:.4f}{interval}"
+                console.print(text, highlight=False, markup=False)
     else:
-        console.print(f"Winner: {winner['label']}, by one seed alone", highlight=False, markup=False)
+        console.print(f"Winner: {label}, by one seed alone", highlight=False, markup=False)
     spent = found["spent"]
     share = spent["epochs_search"] / max(spent["epochs_full_search"], 1)
     console.print(
@@ -152,7 +155,7 @@ def _processes(job: SweepJob) -> int:
     return together * (workers + 1 if workers > 1 else 1)
 
 
-def _share(root: Location, index: ShardIndex, console: Console) -> dict[str, Any]:
+def _share(root: Location, index: ShardIndex, console: Console) -> dict[str, ray.ObjectRef]:
     """Reads the shards of training and validation into Ray's object store, once for all trials."""
     shards = [*index.of("train"), *index.of("val")]
     images = index.count("train") + index.count("val")
@@ -184,7 +187,7 @@ def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: 
             run.write_summary(evaluate_test_split(run, job.trial(trial.params, seed=trial.seed), index, console))
 
 
-def _conclude(job: SweepJob, place: Sweep) -> dict[str, Any]:
+def _conclude(job: SweepJob, place: Sweep) -> SweepSummary:
     found = summarise_sweep(job, place.trials(), place.seconds())
     if not found["winner"]:
         reasons = "\n  ".join(f"{trial.name}: {trial.reason}" for trial in place.trials()[:10])

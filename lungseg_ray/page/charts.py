@@ -13,6 +13,7 @@ from bokeh.models import BasicTicker, BasicTickFormatter, DataRange1d, FixedTick
 from bokeh.plotting import ColumnDataSource, figure
 
 from lungseg_ray.page.elements import Key
+from lungseg_ray.sweep.summary import Pair
 from lungseg_ray.text import counted
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -168,11 +169,11 @@ def histogram(
     return _item(plot)
 
 
-def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: str) -> dict[str, Any]:
+def dumbbells(rows: Sequence[Pair], of: Style, over: Style, x_title: str) -> dict[str, Any]:
     """Builds a chart with a line for each pair of trials, from one score to the other.
 
     Args:
-        rows: The pairs, as `compare.pairs` returns them, with the keys `label`, `epochs`, `of` and `over`.
+        rows: The pairs of trials.
         of: The style of the scores `of`.
         over: The style of the scores `over`.
         x_title: The title of the x axis, with the unit.
@@ -183,7 +184,7 @@ def dumbbells(rows: Sequence[dict[str, Any]], of: Style, over: Style, x_title: s
     plot = _figure(x_title, "", height=60 + 38 * len(rows), y_range=(-0.4, len(rows) - 0.3))
     plot.yaxis.visible = False
     plot.ygrid.visible = False
-    scores = {side: [row[side] for row in rows] for side in ("of", "over")}
+    scores = {"of": [row["of"] for row in rows], "over": [row["over"] for row in rows]}
     data = ColumnDataSource(
         {
             **scores,

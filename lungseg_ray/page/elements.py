@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lungseg_ray.run.summary import IntervalFigures
+from lungseg_ray.sweep.summary import Spread
+
 Item = TypeVar("Item")
 
 NONE = "–"
@@ -259,11 +262,11 @@ def decimals(value: float | None, digits: int) -> Cell:
     return make_cell(None) if value is None or math.isnan(value) else Cell(f"{value:.{digits}f}", value)
 
 
-def interval(found: dict[str, Any], digits: int = 4, *, sign: str = "") -> str:
+def interval(found: IntervalFigures | Spread, digits: int = 4, *, sign: str = "") -> str:
     """Formats a mean with its confidence interval, such as `0.9500 (0.9410 to 0.9580)`.
 
     Args:
-        found: The `mean`, and the bounds `low` and `high`, which are None or missing if there is no interval.
+        found: The `mean`, and the bounds `low` and `high`, which are None if there is no interval.
         digits: The number of decimals.
         sign: "+" if positive numbers have a sign, else empty.
 
@@ -271,6 +274,6 @@ def interval(found: dict[str, Any], digits: int = 4, *, sign: str = "") -> str:
         The text; the mean alone if there is no interval.
     """
     text = f"{found['mean']:{sign}.{digits}f}"
-    if found.get("low") is None:
+    if found["low"] is None:
         return text
     return f"{text} ({found['low']:{sign}.{digits}f} to {found['high']:{sign}.{digits}f})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lungseg_ray.config import non_default
@@ -27,8 +27,10 @@ from lungseg_ray.page.elements import (
     make_table,
 )
 from lungseg_ray.page.pictures import embedded
+from lungseg_ray.run.event_log import LoggedEvent
 from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, Run
 from lungseg_ray.run.progress import rank_epochs
+from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.storage import Location
 from lungseg_ray.text import duration
 
@@ -79,12 +81,14 @@ def run_page(run: Run) -> Page:
         SettingsTree("All settings", settings.model_dump(mode="json")),
         *environment(iter([run.place])),
     ]
+    if events := run.events.read():
+        chapters.append(_events(events))
     chapters.append(Chapter("Configuration", "What the run was started with, and where.", trees))
     warning = "" if summary else "This run is not finished: the page shows what is known so far."
     return Page(f"Run {run.place.name}", warning, chapters)
 
 
-def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> Chapter:
+def _headline(history: History, summary: RunSummary | None, epochs: int) -> Chapter:
     parts: list[Part] = []
     if history:
         best = rank_epochs(history)[0]
@@ -94,12 +98,12 @@ def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> 
             KeyFigure("Validation IoU", f"{best['val_iou']:.4f}", "mean over images, at the best epoch"),
             KeyFigure("Validation Dice", f"{best['val_dice']:.4f}", "mean over images, at the best epoch"),
         ]
-        if test := (summary or {}).get("test"):
+        if summary and (test := summary["test"]):
+            measured = f"{test['n']} images of {test['patients']} patients"
             facts += [
-                KeyFigure(
-                    f"Test {name}", interval(test[key], digits), f"{test['n']} images of {test['patients']} patients"
-                )
-                for key, name, digits in (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95, px", 1))
+                KeyFigure("Test Dice", interval(test["dice"]), measured),
+                KeyFigure("Test IoU", interval(test["iou"]), measured),
+                KeyFigure("Test HD95, px", interval(test["hd95"], 1), measured),
             ]
         elif summary:
             parts.append(Note("There are no test images."))
@@ -112,6 +116,20 @@ def _headline(history: History, summary: dict[str, Any] | None, epochs: int) -> 
         "The best epoch is the one with the lowest validation loss; test figures are means over images with 95 % "
         "bootstrap intervals over patients.",
         parts,
+    )
+
+
+def _events(events: Sequence[LoggedEvent]) -> Chapter:
+    columns = {
+        Column("time (UTC)"): lambda event: event["time"].removesuffix("Z").replace("T", " "),
+        Column("event", filtered=True): lambda event: event["event"].replace("_", " "),
+        Column("step"): lambda event: event["step"],
+        Column("what happened"): lambda event: event["text"],
+    }
+    return Chapter(
+        "Events",
+        "Starts, losses of workers, retries, skipped steps, takeovers and stops, the oldest first.",
+        [make_table(events, columns)],
     )
 
 

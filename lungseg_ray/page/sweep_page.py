@@ -29,9 +29,11 @@ from lungseg_ray.page.elements import (
 from lungseg_ray.page.run_page import environment
 from lungseg_ray.page.sweep_charts import SCORE, curves, overlays, quality, rates
 from lungseg_ray.page.sweep_view import SweepView
+from lungseg_ray.run.summary import IntervalFigures
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep import compare
 from lungseg_ray.sweep.ledger import FOLDER, Sweep, Trial
+from lungseg_ray.sweep.summary import Comparison, Spread
 from lungseg_ray.text import counted, duration
 
 Show = Callable[[Any], Cell | float | str | None]
@@ -157,12 +159,12 @@ def _test(key: str, digits: int) -> Show:
     return lambda one: _figure(one[2].get(key), digits)
 
 
-def _figure(found: dict[str, Any] | None, digits: int) -> Cell:
+def _figure(found: IntervalFigures | Spread | None, digits: int) -> Cell:
     """Returns a cell with a mean and its confidence interval that is sorted by the mean."""
     return make_cell(None) if not found or found["mean"] is None else Cell(interval(found, digits), found["mean"])
 
 
-def _verdict(behind: dict[str, Any] | None) -> str:
+def _verdict(behind: Spread | None) -> str:
     if behind is None:
         return "the first"
     if behind["low"] is None:
@@ -185,17 +187,17 @@ def _pairs(view: SweepView) -> Chapter:
     )
 
 
-def _said(pair: dict[str, Any]) -> str:
+def _said(pair: Comparison) -> str:
     of, over, name = pair["of"], pair["over"], pair["setting"]
     text = (
         f"{of} is better in {pair['wins']} of {counted(pair['n'], 'pair')} that differ in {name} alone; the mean "
         f"difference in IoU is {interval(pair, sign='+')}. "
     )
-    if pair["low"] is None:
+    if pair["low"] is None or pair["high"] is None:
         return f"{text}One pair has no interval, and does not tell which is better."
     if pair["low"] <= 0 <= pair["high"]:
         return f"{text}The interval contains zero: these trials do not tell which is better."
-    return f"{text}The interval does not contain zero: {of if pair['mean'] > 0 else over} is better here."
+    return f"{text}The interval does not contain zero: {of if pair['low'] > 0 else over} is better here."
 
 
 def _trials(view: SweepView) -> Chapter:

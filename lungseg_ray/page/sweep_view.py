@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lungseg_ray.config import SweepJob
 from lungseg_ray.page import charts
 from lungseg_ray.sweep.ledger import Sweep, Trial
+from lungseg_ray.sweep.summary import SweepSummary
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SweepView:
     sweep: Sweep
     job: SweepJob
     trials: list[Trial]
-    found: dict[str, Any]
+    found: SweepSummary
     finished: bool
     base: str
 

@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
@@ -18,6 +17,7 @@ from lungseg_ray.run.checkpoint import Checkpoint, DamagedCheckpointError
 from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.progress import History, Progress, steps_to_keep
 from lungseg_ray.run.started_with import ConfigFile, StartedWith
+from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.storage import Location
 
 CONFIG = "config.yaml"
@@ -90,12 +90,12 @@ class Run:
         """
         return self.config.read()
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> RunSummary | None:
         """Returns the figures of the finished run; None while it is not finished."""
         place = self.place / SUMMARY
         return json.loads(place.read_text()) if place.exists() else None
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: RunSummary) -> None:
         """Writes the figures of the run, which marks it as finished."""
         (self.place / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 

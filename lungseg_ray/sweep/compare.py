@@ -1,11 +1,10 @@
-"""What a sweep says: which trials are best, by how much, and how sure that is."""
+"""Compares the trials of a sweep: which are best, by how much, and how certain that is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -13,28 +12,24 @@ from scipy import stats
 from lungseg_ray.config import SweepJob
 from lungseg_ray.sweep.ledger import Trial, describe_params, params_key, rank_trials
 from lungseg_ray.sweep.search import count
+from lungseg_ray.sweep.summary import Comparison, Finalist, Pair, Spread, SweepSummary, Winner
 
 MOST_VALUES = 4
-"""A setting with more values than this is ranked, and not compared value by value."""
+"""The values of a setting are compared one by one up to this number of them."""
 
 
-def summarise_sweep(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float]) -> dict[str, Any]:
-    """What is known so far; of a sweep that goes on, too.
+def summarise_sweep(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, float]) -> SweepSummary:
+    """Summarises what is known so far, of an unfinished sweep too.
 
     Args:
-        job: of the sweep.
-        trials: as the ledger has them.
-        seconds: spent in each stage.
-
-    Returns:
-        `winner` (`params`, `label`, `by`: finalists or search; None before any score); `ranking`, numbers of the trials
-        of stage 1, best first; `finalists`, as `finalists` returns them; `pairs`, as `pairs` returns them; `states`,
-        trials in each state; `spent`: epochs trained, those of the whole grid at full length, and seconds.
+        job: The settings of the sweep.
+        trials: The trials as the ledger has them.
+        seconds: Seconds spent in each stage.
     """
     search = [trial for trial in trials if trial.stage == 1]
     ranking = rank_trials(search)
     final = finalists(trials)
-    winner: dict[str, Any] | None = None
+    winner: Winner | None = None
     if final:
         winner = {"params": final[0]["params"], "label": final[0]["label"], "by": "finalists"}
     elif ranking:
@@ -56,18 +51,17 @@ def summarise_sweep(job: SweepJob, trials: Sequence[Trial], seconds: dict[str, f
     }
 
 
-def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """The sets of values of stage 2 with their scores over seeds: those with all seeds first, by their mean.
+def finalists(trials: Sequence[Trial]) -> list[Finalist]:
+    """Returns the sets of values of stage 2 with their scores: those with all seeds first, then by the mean score.
 
-    Returns:
-        For each `params`, `label`, `trials` (numbers), `seeds`, `scores`, `mean` and `sd` over the seeds, and
-        `behind`: the first one's score minus its own, paired by seed, as `spread` returns it; None for the first.
+    Args:
+        trials: All trials.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.stage == 2 and trial.state == "done":
             groups.setdefault(trial.params_key, []).append(trial)
-    rows: list[dict[str, Any]] = []
+    rows: list[Finalist] = []
     for group in groups.values():
         scores = [trial.scores[-1] for trial in group]
         rows.append(
@@ -82,7 +76,7 @@ def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
                 "behind": None,
             }
         )
-    # One that came through with fewer seeds may have lost its bad ones.
+    # A set of values that finished with fewer seeds may have lost its bad ones.
     rows.sort(key=lambda row: (-len(row["seeds"]), -row["mean"]))
     for row in rows[1:]:
         first = dict(zip(rows[0]["seeds"], rows[0]["scores"], strict=True))
@@ -91,15 +85,16 @@ def finalists(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     return rows
 
 
-def pairs(job: SweepJob, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """For each setting with few values: trials that differ in it alone, compared after as many epochs as both have.
+def pairs(job: SweepJob, trials: Sequence[Trial]) -> list[Comparison]:
+    """Compares the trials that differ in one setting alone, after as many epochs as both have.
 
-    Returns:
-        For each two values `setting`, `of` and `over` (the values: the score of one minus the score of the other),
-        `wins` (of the first), what `spread` returns, and `pairs`: `label` of what is the same, `epochs`, and both
-        scores, `of` and `over`.
+    Settings with more than `MOST_VALUES` values are left out.
+
+    Args:
+        job: The settings of the sweep.
+        trials: The trials of stage 1.
     """
-    found = []
+    found: list[Comparison] = []
     for name, dimension in job.sweep.space.items():
         if not dimension.values or len(dimension.values) > MOST_VALUES:
             continue
@@ -109,27 +104,25 @@ def pairs(job: SweepJob, trials: Sequence[Trial]) -> list[dict[str, Any]]:
                 rest = {key: value for key, value in trial.params.items() if key != name}
                 by_rest.setdefault(params_key(rest), {})[str(trial.params[name])] = trial
         for over, of in combinations(map(str, dimension.values), 2):
-            rows: list[dict[str, Any]] = []
+            rows: list[Pair] = []
             for rest_key, group in by_rest.items():
                 if of in group and over in group:
                     epochs = min(group[of].epochs, group[over].epochs)
-                    scores = {"of": group[of].scores[epochs - 1], "over": group[over].scores[epochs - 1]}
-                    rows.append({"label": describe_params(json.loads(rest_key)), "epochs": epochs, **scores})
+                    label = describe_params(json.loads(rest_key))
+                    first, second = group[of].scores[epochs - 1], group[over].scores[epochs - 1]
+                    rows.append({"label": label, "epochs": epochs, "of": first, "over": second})
             if rows:
-                differences = [row["of"] - row["over"] for row in rows]
-                wins = sum(difference > 0 for difference in differences)
-                found.append(
-                    {"setting": name, "of": of, "over": over, "wins": wins, **spread(differences), "pairs": rows}
-                )
+                gaps = [row["of"] - row["over"] for row in rows]
+                wins = sum(gap > 0 for gap in gaps)
+                found.append({"setting": name, "of": of, "over": over, "wins": wins, **spread(gaps), "pairs": rows})
     return found
 
 
-def spread(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean of paired differences with its spread.
+def spread(differences: Sequence[float]) -> Spread:
+    """Returns the mean of paired differences with its standard deviation and 95 % interval by Student's t.
 
-    Returns:
-        `n`, `mean`, `sd`, and the 95 % interval of the mean by Student's t, `low` and `high`; None where there are
-        fewer than two.
+    Args:
+        differences: One for each pair.
     """
     n = len(differences)
     if not n:

@@ -15,6 +15,7 @@ from lungseg_ray.run.folder import Run
 from lungseg_ray.run.progress import History
 from lungseg_ray.run.started_with import ConfigFile, StartedWith
 from lungseg_ray.storage import Location
+from lungseg_ray.sweep.summary import Params, SweepSummary
 
 CONFIG = "sweep.yaml"
 TRIALS = "trials.json"
@@ -71,7 +72,7 @@ class Trial(Section):
     number: int
     name: str
     stage: Literal[1, 2]
-    params: dict[str, Any]
+    params: Params
     seed: int
     state: State = "planned"
     reason: str = ""
@@ -114,12 +115,12 @@ class Trial(Section):
         return Trial.model_validate({**self.model_dump(), **update.changes})
 
 
-def params_key(params: dict[str, Any]) -> str:
+def params_key(params: Params) -> str:
     """Returns a text that identifies values of searched settings."""
     return json.dumps(params, sort_keys=True)
 
 
-def describe_params(params: dict[str, Any]) -> str:
+def describe_params(params: Params) -> str:
     """Returns values of searched settings as a text for a person; names of networks stand without their setting."""
     words = []
     for key, value in params.items():
@@ -213,7 +214,7 @@ class Sweep:
         """Returns a row of figures for each finished epoch of a trial, as in a run's `history.csv`."""
         return self.run(trial).read_history()
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> SweepSummary | None:
         """Returns what the finished sweep found, as `summarise_sweep` does; None while it is not finished."""
         place = self.place / SUMMARY
         return json.loads(place.read_text()) if place.exists() else None
@@ -223,7 +224,7 @@ class Sweep:
         for name in (SUMMARY, WINNER):
             (self.place / name).delete()
 
-    def write_summary(self, summary: dict[str, Any], winner: Settings) -> None:
+    def write_summary(self, summary: SweepSummary, winner: Settings) -> None:
         """Writes what the sweep found, which marks it as finished.
 
         Args:

@@ -17,6 +17,7 @@ import optuna
 
 from lungseg_ray.config import Dimension, SweepJob
 from lungseg_ray.sweep.ledger import State, Trial, TrialUpdate, params_key, rank_trials
+from lungseg_ray.sweep.summary import Params
 
 FIRST_DRAWS = 8
 """Draws at random before TPE has anything to learn from."""
@@ -163,7 +164,7 @@ class Search:
         params = draw(self._job, self._own())
         return Move(self._add(params, self._job.train.seed), self._rungs[0])
 
-    def _add(self, params: dict[str, Any], seed: int) -> Trial:
+    def _add(self, params: Params, seed: int) -> Trial:
         number = max(self._trials, default=0) + 1
         words = [str(value if not isinstance(value, float) else f"{value:.2g}") for value in params.values()]
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", "-".join(words)).strip("_.")[:60]
@@ -217,7 +218,7 @@ def count(job: SweepJob) -> int:
     return combinations * int(min(sweep.samples, others))
 
 
-def draw(job: SweepJob, trials: Sequence[Trial]) -> dict[str, Any]:
+def draw(job: SweepJob, trials: Sequence[Trial]) -> Params:
     """The values of the next new trial; they follow from the settings and from the trials so far."""
     taken = {trial.params_key for trial in trials}
     grids, space = _grids(job), job.sweep.space
@@ -258,7 +259,7 @@ def _random(dimension: Dimension, generator: np.random.Generator) -> Any:
     return float(generator.uniform(low, high))
 
 
-def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]:
+def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> Params:
     """Optuna's sampler, told anew of all trials, so that it needs no memory beside the ledger."""
     space = job.sweep.space
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
@@ -270,7 +271,7 @@ def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> dict[str, Any]
             log = dimension.log_uniform is not None
             distributions[name] = optuna.distributions.FloatDistribution(low, high, log=log)
 
-    def coded(params: Mapping[str, Any]) -> dict[str, Any]:
+    def coded(params: Mapping[str, Any]) -> Params:
         values = {name: space[name].values for name in space}
         return {name: known.index(params[name]) if (known := values[name]) else params[name] for name in space}
 

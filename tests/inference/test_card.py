@@ -7,21 +7,22 @@ import pytest
 import yaml
 
 from lungseg_ray.inference.card import model_card
+from lungseg_ray.run.summary import IntervalFigures, ValidationFigures
 from lungseg_ray.shards.format import ShardIndex, Side
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings, write_shards
 
-VALIDATION = {"loss": 0.25, "iou": 0.8125, "dice": 0.9375}
+VALIDATION: ValidationFigures = {"loss": 0.25, "iou": 0.8125, "dice": 0.9375}
 
 
 CORPUS = {"root": "/data/chests", "about": "Chests of one hospital.", "licence": "cc-by-4.0"}
 
 
-def interval(mean: float) -> dict[str, float]:
+def interval(mean: float) -> IntervalFigures:
     return {"mean": mean, "low": mean - 0.0625, "high": mean + 0.0625}
 
 
-def evaluation(**groups: Any) -> dict[str, Any]:
+def evaluation(**groups: Any) -> Any:
     return {
         "n": 12,
         "n_empty": 2,

@@ -201,6 +201,6 @@ class TestPredict:
         claim = json.loads((out / "model.json").read_text())
         assert claim.pop("flips") == "none"
         (out / "model.json").write_text(json.dumps(claim))
-        assert [row["status"] for row in predict(job)] == ["done before"]
+        assert [one.status for one in predict(job)] == ["done before"]
         with (out / "predictions.csv").open() as lines:
             assert [row["image"] for row in csv.DictReader(lines)] == ["a.png"]

@@ -60,11 +60,11 @@ def test_shard_evaluate_and_predict_set_the_same_files_aside(cluster: None, tmp_
     assert (result["layout"], result["unlabelled"]) == ("pairs", 0)
     assert result["n"] + len(result["set_aside"]) == 12 + len(expected)
     (root / "images" / os.fsdecode(b"\xff\xfe.png")).write_bytes(kinds.png(kinds.IMAGE))
-    rows = predict(PredictJob(run=run, images=str(root / "images"), out=str(tmp_path / "out")))
-    found = {row["image"].split(".")[0]: row["reason"].split(":")[0] or USED for row in rows}
+    predictions = predict(PredictJob(run=run, images=str(root / "images"), out=str(tmp_path / "out")))
+    found = {one.image.split(".")[0]: one.reason.split(":")[0] or USED for one in predictions}
     assert found == {**{f"x{number:03d}": USED for number in range(12)}, **expected, "\\xff\\xfe": "bad_name"}
     with (tmp_path / "out/predictions.csv").open() as lines:
-        assert Counter(row["status"] for row in csv.DictReader(lines)) == Counter(row["status"] for row in rows)
+        assert Counter(row["status"] for row in csv.DictReader(lines)) == Counter(one.status for one in predictions)
 
 
 @pytest.mark.parametrize(

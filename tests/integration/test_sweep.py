@@ -50,11 +50,11 @@ def job_for(root: Path, **changed: Any) -> SweepJob:
 class Finished:
     job: SweepJob
     sweep: Sweep
-    found: dict[str, Any]
+    found: Any
     output: str
 
 
-def go(job: SweepJob) -> tuple[dict[str, Any], str]:
+def go(job: SweepJob) -> tuple[Any, str]:
     console = Console(file=io.StringIO(), width=200)
     found = tune(job, console)
     return found, console.file.getvalue()  # type: ignore[attr-defined]
@@ -103,6 +103,7 @@ class TestSweep:
         for trial in final:
             summary = finished.sweep.run(trial).summary()
             assert summary is not None
+            assert summary["test"] is not None
             assert summary["test"]["n"] == 3
         assert all(finished.sweep.run(trial).summary() is None for trial in trials(finished, 1))
 

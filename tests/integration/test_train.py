@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from tests.integration.conftest import settings_for
 class Finished:
     settings: Settings
     folder: Path
-    summary: dict[str, Any]
+    summary: Any
     output: str
 
 
-def go(settings: Settings) -> tuple[dict[str, Any], str]:
+def go(settings: Settings) -> tuple[Any, str]:
     console = Console(file=io.StringIO(), width=200)
     summary = train(settings, console, started=0.0)
     return summary, console.file.getvalue()  # type: ignore[attr-defined]
@@ -174,21 +174,21 @@ class TestPredict:
         cv2.imwrite(str(images / "more/b.jpg"), generator.integers(0, 255, (50, 40, 3), np.uint8))
         (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         job = PredictJob(run=str(finished.folder), images=str(images), out=str(tmp_path / "out"), overlay=True)
-        found = {row["image"]: row for row in predict(job)}
-        assert {name: row["status"] for name, row in found.items()} == {
+        found = {one.image: one for one in predict(job)}
+        assert {name: one.status for name, one in found.items()} == {
             "a.png": "done",
             "bad.png": "set aside",
             "more/b.jpg": "done",
         }
-        assert found["bad.png"]["reason"].startswith("unreadable: ")
+        assert found["bad.png"].reason.startswith("unreadable: ")
         mask: Any = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
         assert mask.shape == (70, 90)
         assert set(np.unique(mask)) <= {0, 255}
-        assert found["a.png"]["share_lung"] == pytest.approx(float((mask > 0).mean()), abs=1e-6)
+        assert found["a.png"].shares["lung"] == pytest.approx(float((mask > 0).mean()), abs=1e-6)
         overlay: Any = cv2.imread(str(tmp_path / "out/overlays/more/b.jpg.png"))
         assert overlay.shape == (50, 40, 3)
-        again = {row["image"]: row for row in predict(job)}
-        assert again["a.png"] == {**found["a.png"], "status": "done before"}
+        again = {one.image: one for one in predict(job)}
+        assert again["a.png"] == replace(found["a.png"], status="done before")
         assert [row["image"] for row in rows(tmp_path / "out/predictions.csv")] == sorted(found)
 
     def test_another_model_does_not_mix_with_the_first(self, finished: Finished, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ ENCODERS = ["timm-regnety_002", "resnet18", IMAGE]
 ARCHITECTURES = ["Unet", "UnetPlusPlus"]
 RATES = [0.001, 0.004]
 EPOCHS = 6
-TEST = {
+NOTHING: Any = {}
+TEST: Any = {
     "n": 26,
     "patients": 24,
     "dice": {"mean": 0.9512, "low": 0.9433, "high": 0.9587},
@@ -118,7 +119,7 @@ def make_sweep(folder: Path, *, finished: bool = True, place: Location | None = 
                 trials.append(trial)
     sweep.write_trials(trials, {"stage 1": 400.0, "stage 2": 310.0})
     if finished:
-        sweep.write_summary({}, job.trial(trials[9].params))
+        sweep.write_summary(NOTHING, job.trial(trials[9].params))
     return sweep
 
 
@@ -388,7 +389,7 @@ def test_size(sweep: Sweep, written: str) -> None:
 def test_numbers() -> None:
     assert (decimals(0.12345, 4).text, decimals(0.12345, 4).order) == ("0.1235", 0.12345)
     assert decimals(None, 2).text == decimals(float("nan"), 2).text == "–"
-    assert interval({"mean": 0.5, "low": None, "high": None}, 2, sign="+") == "+0.50"
+    assert interval({"n": 1, "mean": 0.5, "sd": None, "low": None, "high": None}, 2, sign="+") == "+0.50"
     assert [duration(seconds) for seconds in (45, 750, 11520)] == ["45 s", "12.5 min", "3.2 h"]
 
 

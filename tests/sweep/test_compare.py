@@ -84,6 +84,7 @@ class TestFinalists:
         assert first["mean"] == pytest.approx((0.80 + 0.84 + 0.90) / 3)
         assert second["seeds"] == [1, 2]
         # 0.80 - 0.78 and 0.84 - 0.80; the third seed of vgg13 is not done.
+        assert second["behind"] is not None
         assert second["behind"]["n"] == 2
         assert second["behind"]["mean"] == pytest.approx(0.03)
 
@@ -103,6 +104,7 @@ class TestSummarise:
         found = summarise_sweep(JOB, search, {"stage 1": 60.0})
         # Of ten combinations of four epochs one is refused. The other's score after one epoch does not compare.
         assert found["ranking"] == [1, 2]
+        assert found["winner"] is not None
         assert found["winner"]["label"] == "vgg11, Unet"
         assert found["winner"]["by"] == "search"
         assert found["states"] == {"done": 1, "paused": 1, "refused": 1}

@@ -97,7 +97,8 @@ class TestBest:
 class TestWinner:
     def test_its_settings_are_below_those_of_the_command(self, sweep: Sweep) -> None:
         winner = make_job().trial({"optim.lr": 1e-2})
-        sweep.write_summary({}, winner)
+        nothing: Any = {}
+        sweep.write_summary(nothing, winner)
         found = winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place), "optim": {"encoder_lr": 0.5}}))
         assert (found.optim.lr, found.optim.encoder_lr) == (1e-2, 0.5)
         assert found.runs.name == "sweep-winner"
