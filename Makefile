@@ -20,8 +20,8 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
 	$(BIN)/python jobs/train.py
 
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run all tests, and print their coverage
+	$(BIN)/python -m pytest --cov=lungseg_ray --cov-report=term:skip-covered
 
 faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults

@@ -26,7 +26,6 @@ from lungseg_ray.errors import BadFileError
 
 _Made = TypeVar("_Made")
 
-
 _ORIENTATION = 0x0112
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -39,7 +38,6 @@ _TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8
     32773: "PackBits"
 }
 _TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE = range(4)
-
 
 _JSRT_SIDE = 2048
 

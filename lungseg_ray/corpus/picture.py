@@ -12,7 +12,6 @@ from lungseg_ray.errors import BadFileError
 Spacing = tuple[float, float] | None
 Purpose = Literal["image", "mask"]
 
-
 MOST_BYTES = 1 << 29
 """The maximum size of a file, bytes. Larger files are not read."""
 MOST_PIXELS = 1 << 26

@@ -20,7 +20,6 @@ from lungseg_ray.storage import Location
 
 PER_IMAGE = "per_image.csv"
 
-
 SHEET = "contact_sheet.png"
 SHOWN = 4
 """Images on each row of the contact sheet: the worst, those around the median, the best."""

@@ -206,6 +206,9 @@ class WeightAverage:
     The decay after n updates is (1 + n) / (10 + n), but not more than its upper bound, so that the random initial
     weights are soon forgotten. Values that are not floating point, such as the step counter of BatchNorm, are copied.
 
+    `torch.optim.swa_utils.AveragedModel` has a constant decay and timm's `ModelEmaV3` warms up by another formula; with
+    either, the weights of existing recipes and runs would change.
+
     Args:
         model: The model whose initial weights start the average.
         decay: Upper bound of the decay, in [0, 1].

@@ -40,7 +40,6 @@ from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
 
 SET_ASIDE = "set_aside.csv"
 
-
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
 """Files that are ours to delete: shards of another corpus or other settings, and what a killed writer left."""
 

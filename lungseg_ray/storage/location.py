@@ -33,7 +33,6 @@ from lungseg_ray.storage.s3 import TROUBLES, endpoint_url, region_of, s3_client,
 
 SCHEMES = ("s3", "gs")
 
-
 REQUESTS = 8
 """The number of files of a folder that are uploaded or deleted at the same time."""
 DEEPEST_LINK = 4

@@ -1,4 +1,8 @@
-"""The repetition of operations on a storage that fails for a while."""
+"""The repetition of operations on a storage that fails for a while.
+
+Libraries such as tenacity stop after a number of seconds by the clock. Here the time in which the process itself was
+suspended must not count, and a failure and its end are each reported once.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-
 PATIENCE_SECONDS = 300
 """The time in seconds for which a running job repeats an operation, unless its settings specify another."""
-
 
 LONGEST_PAUSE = 10.0
 """The longest pause between two attempts, in seconds."""

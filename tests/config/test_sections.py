@@ -48,3 +48,39 @@ def test_the_batch_divides_among_any_number_of_elastic_workers() -> None:
         Settings.model_validate({"feed": {"batch": 8}, "train": {"workers": 4, "min_workers": 2}})
     with pytest.raises(ValueError, match=r"train\.min_workers = 3 must not exceed train\.workers = 2"):
         Settings.model_validate({"train": {"workers": 2, "min_workers": 3}})
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("option", "given", "found"),
+        [
+            ("--model.architecture", "unetplusplus", "UnetPlusPlus"),
+            ("--feed.preset", "HEAVY", "heavy"),
+            ("--model.encoder", "ResNet34", "resnet34"),
+            ("--model.encoder", "Timm-RegNetY_002", "timm-regnety_002"),
+            ("--model.encoder", "tu-regnety_002", "tu-regnety_002"),
+        ],
+    )
+    def test_case_does_not_matter(self, option: str, given: str, found: str) -> None:
+        section, name = option.removeprefix("--").split(".")
+        assert getattr(getattr(load_settings(Settings, [option, given]), section), name) == found
+
+    @pytest.mark.parametrize(
+        ("option", "given", "message"),
+        [
+            (
+                "--model.architecture",
+                "Unett",
+                r"model\.architecture: there is no .* 'Unett'\. Did you mean Unet\?",
+            ),
+            (
+                "--feed.preset",
+                "chests",
+                r"feed\.preset: there is no .* 'chests'\. Did you mean chest\?",
+            ),
+            ("--model.encoder", "resnet33", r"model\.encoder: There is no encoder 'resnet33'\. Did you mean resnet"),
+        ],
+    )
+    def test_unknown_ones_have_a_suggestion(self, option: str, given: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            load_settings(Settings, [option, given])

@@ -14,7 +14,6 @@ from tests.helpers import make_settings, write_shards
 
 VALIDATION: ValidationFigures = {"loss": 0.25, "iou": 0.8125, "dice": 0.9375}
 
-
 CORPUS = {"root": "/data/chests", "about": "Chests of one hospital.", "licence": "cc-by-4.0"}
 
 

@@ -322,6 +322,13 @@ class TestRun:
         assert "What differs from the defaults" in text
         assert "not finished" not in text
 
+    def test_events(self, tmp_path: Path) -> None:
+        run = make_run(tmp_path)
+        run.events.append("workers_lost", f"Lost worker 1 {IMAGE}.", step=12)
+        page = body(write_run_page(run.place))
+        assert "workers lost 12 Lost worker 1 " in flat(page)
+        assert IMAGE not in page
+
     @pytest.mark.parametrize("epochs", [0, 2])
     def test_unfinished(self, epochs: int, tmp_path: Path) -> None:
         text = flat(body(write_run_page(make_run(tmp_path, epochs=epochs, finished=False).place)))

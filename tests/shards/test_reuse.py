@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lungseg_ray.config import Settings, load_settings
+from lungseg_ray.errors import UserError
+from lungseg_ray.shards.format import INDEX, ShardIndex
+from lungseg_ray.shards.reuse import find_shards, with_shard_settings
+from lungseg_ray.storage import Location, locate
+from tests.helpers import write_shards
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Location:
+    return locate(str(tmp_path / "shards"))
+
+
+@pytest.fixture
+def colour(root: Location) -> ShardIndex:
+    """Shards of RGB images, described by their corpus."""
+    index = write_shards(root, rows={"train": [2]}, skip={})
+    corpus = index.corpus.model_copy(update={"channels": 3, "about": "Cells.", "licence": "cc0"})
+    index = index.model_copy(update={"corpus": corpus, "longer_side": 512})
+    (root / INDEX).write_text(index.model_dump_json())
+    return index
+
+
+def job(*arguments: str) -> Settings:
+    return load_settings(Settings, arguments)
+
+
+def test_no_shards_yet(root: Location) -> None:
+    assert find_shards(root, job()) is None
+
+
+def test_what_was_not_set_is_taken_from_the_shards(root: Location, colour: ShardIndex) -> None:
+    found = find_shards(root, job())
+    assert found == colour
+    settings = with_shard_settings(job("--corpus.licence", "cc-by-4.0"), colour)
+    assert (settings.corpus.channels, settings.shards.longer_side) == (3, 512)
+    # Descriptions are those of the command, where it has some.
+    assert (settings.corpus.about, settings.corpus.licence) == ("Cells.", "cc-by-4.0")
+
+
+def test_a_default_that_was_asked_for_is_not_ignored(root: Location, colour: ShardIndex) -> None:
+    with pytest.raises(UserError, match=r"otherwise than asked for:\n  corpus\.channels: 3 -> 1\n"):
+        find_shards(root, job("--corpus.channels", "1"))
+    with pytest.raises(UserError, match=r"shards\.longer_side: 512 -> 1024"):
+        find_shards(root, job("--shards.longer_side", "1024"))
+
+
+def test_what_shapes_no_shard_may_be_asked_for(root: Location, colour: ShardIndex) -> None:
+    asked = job("--corpus.channels", "3", "--corpus.about", "x", "--shards.rows", "7", "--shards.max_set_aside", "1")
+    assert find_shards(root, asked) == colour
