@@ -15,6 +15,11 @@ from lungseg_ray.numerics.labels import IGNORE_LABEL
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Pixels = NDArray[np.uint8]
+"""Images and label maps are uint8 arrays."""
+ResizeMode = Literal["area", "bilinear"]
+"""These are the ways in which source pixels are weighted when a label map is resized; see `resize_labels`."""
+
 
 def resize_image(image: Pixels, size: int) -> Pixels:
     """Resizes an image for prediction in the same way as the augmentation preset `valid`.
@@ -29,13 +34,7 @@ def resize_image(image: Pixels, size: int) -> Pixels:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)
 
 
-Pixels = NDArray[np.uint8]
-"""Images and label maps are uint8 arrays."""
-ResizeMode = Literal["area", "bilinear"]
-"""These are the ways in which source pixels are weighted when a label map is resized; see `resize_labels`."""
-
-
-def resize_labels(mask: Pixels, height: int, width: int, *, vote: ResizeMode = "area") -> Pixels:
+def resize_labels(mask: Pixels, height: int, width: int, *, mode: ResizeMode = "area") -> Pixels:
     """Resizes a label map such that the result contains only its labels and is not shifted.
 
     Each label votes for each new pixel with the weight that the interpolation assigns to it there, and the label with
@@ -46,7 +45,7 @@ def resize_labels(mask: Pixels, height: int, width: int, *, vote: ResizeMode = "
         mask: (H, W) uint8 label map.
         height: Rows of the result.
         width: Columns of the result.
-        vote: Which source pixels vote if the map shrinks. "area": all source pixels under the new pixel. "bilinear":
+        mode: Which source pixels vote if the map shrinks. "area": all source pixels under the new pixel. "bilinear":
             only those around the centre of the new pixel, which is several times faster. If the map is enlarged, the
             vote is always bilinear.
 
@@ -56,7 +55,7 @@ def resize_labels(mask: Pixels, height: int, width: int, *, vote: ResizeMode = "
     if mask.shape == (height, width):
         return mask
     shrinks = height <= mask.shape[0] and width <= mask.shape[1]
-    interpolation = cv2.INTER_AREA if vote == "area" and shrinks else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if mode == "area" and shrinks else cv2.INTER_LINEAR
 
     def votes(label: int) -> Pixels:
         return cv2.resize(cv2.compare(mask, label, cv2.CMP_EQ), (width, height), interpolation=interpolation)

@@ -55,7 +55,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
             stem = f"{split}-{number}"
             names = [f"{stem}-{row}" for row in range(count)]
             content = [(Record(name, name, (name,), f"patient of {name}"), make_sample(name)) for name in names]
-            write_file(root / f"{stem}.parquet", content, {})
+            write_file(root / f"{stem}.parquet", content)
             shards.append(Shard(file=f"{stem}.parquet", split=split, rows=count, skip=skip.get(stem, ())))
         images = sum(len(shard.usable) for shard in shards if shard.split == split)
         sides[split] = Side(

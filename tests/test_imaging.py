@@ -24,17 +24,17 @@ class TestResizeLabels:
 
     def test_no_value_between_two_labels(self) -> None:
         mask = np.random.default_rng(0).choice(np.array([0, 2, 9, 255], np.uint8), (101, 77))
-        vote: ResizeMode
-        for vote in ("area", "bilinear"):
+        mode: ResizeMode
+        for mode in ("area", "bilinear"):
             for shape in ((33, 40), (101, 30), (200, 150), (50, 150)):
-                resized = resize_labels(mask, *shape, vote=vote)
+                resized = resize_labels(mask, *shape, mode=mode)
                 assert resized.shape == shape
                 assert set(np.unique(resized)) <= {0, 2, 9, 255}
 
     @pytest.mark.parametrize("shape", [(2000, 2000), (1000, 777), (421, 640), (257, 255), (512, 512), (120, 120)])
     @pytest.mark.parametrize("labels", [(0, 1), (0, 2)])
-    @pytest.mark.parametrize("vote", ["area", "bilinear"])
-    def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], vote: ResizeMode) -> None:
+    @pytest.mark.parametrize("mode", ["area", "bilinear"])
+    def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], mode: ResizeMode) -> None:
         # Mean over 12 places of an ellipse: within 0.05 px of the 256 x 256 map, there and back. (One place alone says
         # little: the pixels of its outline round to one side or the other.)
         height, width = shape
@@ -44,8 +44,8 @@ class TestResizeLabels:
             mask = np.zeros(shape, np.uint8)
             centre, axes = (int(width * column), int(height * row)), (width // 4, height // 3)
             cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, labels[1], -1)
-            small = resize_labels(mask, 256, 256, vote=vote)
-            back = resize_labels(small, height, width, vote=vote)
+            small = resize_labels(mask, 256, 256, mode=mode)
+            back = resize_labels(small, height, width, mode=mode)
             shifts.append([centroid(resized > 0) - centroid(mask > 0) for resized in (small, back)])
             overlaps.append(2 * np.sum((back > 0) & (mask > 0)) / (np.sum(back > 0) + np.sum(mask > 0)))
         np.testing.assert_allclose(np.mean(shifts, 0) * 256, 0, atol=0.05)

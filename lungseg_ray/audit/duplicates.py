@@ -75,7 +75,7 @@ class DuplicatePair:
         return list(dict.fromkeys(one.split for one in (self.first, self.second) if one.split))
 
     @property
-    def torn(self) -> bool:
+    def crosses_split(self) -> bool:
         """Whether the two images are in different splits."""
         return len(self.sides) == 2
 

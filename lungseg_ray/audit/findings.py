@@ -55,7 +55,7 @@ def list_findings(audit: Audit) -> list[Finding]:
     """
     found = [
         *_patients(audit),
-        *_duplicates(audit.twins),
+        *_duplicates(audit.duplicates),
         *_unusable(audit),
         *_dark(audit.images),
         *_masks(audit),
@@ -99,29 +99,31 @@ def column_counts(images: Sequence[ImageFacts]) -> dict[str, dict[str, Counter[s
 
 
 def _patients(audit: Audit) -> Iterator[Finding]:
-    for patient, sides in list(audit.torn.items())[:_NAMED]:
+    for patient, sides in list(audit.split_conflicts.items())[:_NAMED]:
         yield Finding("mend", f"Patient {patient} stands in {' and '.join(sides)}: correct the column split.")
-    if len(audit.torn) > _NAMED:
-        yield Finding("mend", f"{len(audit.torn) - _NAMED} more patients stand on several sides of the split.")
-    if audit.undealt:
-        yield Finding("mend", audit.undealt)
+    if len(audit.split_conflicts) > _NAMED:
+        yield Finding(
+            "mend", f"{len(audit.split_conflicts) - _NAMED} more patients stand on several sides of the split."
+        )
+    if audit.unsplit_reason:
+        yield Finding("mend", audit.unsplit_reason)
 
 
-def _duplicates(twins: Sequence[DuplicatePair]) -> Iterator[Finding]:
-    same = [one for one in twins if one.bits is None]
-    near = [one for one in twins if one.bits is not None]
-    apart, within = ([one for one in same if one.torn is torn] for torn in (True, False))
+def _duplicates(pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
+    same = [one for one in pairs if one.bits is None]
+    near = [one for one in pairs if one.bits is not None]
+    apart, within = ([one for one in same if one.crosses_split is crosses] for crosses in (True, False))
     if apart:
         yield Finding(
             "mend",
             f"{counted(len(apart), 'pair')} of images with the same bytes {_stand(apart)} across sides of the split "
-            f"{_pairs(apart)}: the shards keep the first of each alone.",
+            f"{_named_pairs(apart)}: the shards keep the first of each alone.",
         )
-    if across := [one for one in near if one.torn]:
+    if across := [one for one in near if one.crosses_split]:
         yield Finding(
             "mend",
             f"{counted(len(across), 'pair')} of images that look the same {_stand(across)} across sides of the split "
-            f"{_pairs(across)}: give them one patient, or one side.",
+            f"{_named_pairs(across)}: give them one patient, or one side.",
         )
     if within:
         sides = list(dict.fromkeys(side for one in within for side in one.sides))
@@ -129,20 +131,20 @@ def _duplicates(twins: Sequence[DuplicatePair]) -> Iterator[Finding]:
             "look",
             f"{counted(len(within), 'pair')} of images with the same bytes"
             + (f", within {' and '.join(sides)}" if sides else "")
-            + f" {_pairs(within)}: the shards keep the first of each alone.",
+            + f" {_named_pairs(within)}: the shards keep the first of each alone.",
         )
-    if together := [one for one in near if not one.torn]:
+    if together := [one for one in near if not one.crosses_split]:
         more = f", and maybe more: the search ended at {MOST}" if len(near) >= MOST else ""
         yield Finding(
             "look",
             f"{counted(len(together), 'pair')} of images {'looks' if len(together) == 1 else 'look'} the same "
-            f"{_pairs(together)}, on one side{more}.",
+            f"{_named_pairs(together)}, on one side{more}.",
         )
     if other := [one for one in same if one.first.mask_sha256 != one.second.mask_sha256]:
         yield Finding(
             "look",
             f"{counted(len(other), 'pair')} of images with the same bytes {_have(other)} different masks "
-            f"{_pairs(other)}.",
+            f"{_named_pairs(other)}.",
         )
 
 
@@ -254,7 +256,7 @@ def _names(found: Sequence[ImageFacts]) -> str:
     return _listed([one.image_id for one in found])
 
 
-def _pairs(found: Sequence[DuplicatePair]) -> str:
+def _named_pairs(found: Sequence[DuplicatePair]) -> str:
     return _listed([f"{one.first.image_id} {'=' if one.bits is None else '~'} {one.second.image_id}" for one in found])
 
 

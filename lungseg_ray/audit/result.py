@@ -35,9 +35,9 @@ class Audit:
         images: The readable images, with and without a mask, ordered by `image_id`.
         set_aside: The files that cannot be used, ordered by reason and `image_id`.
         ignored: Number of files of a kind that is not read.
-        torn: The patients that the corpus assigns to several splits, each with these splits.
-        undealt: The reason why the other patients could not be assigned to splits; empty if they were assigned.
-        twins: The pairs of images that have the same bytes or look the same.
+        split_conflicts: The patients that the corpus assigns to several splits, each with these splits.
+        unsplit_reason: The reason why the other patients could not be assigned to splits; empty if they were assigned.
+        duplicates: The pairs of images that have the same bytes or look the same.
         outliers: The images that differ from the rest, the farthest first.
     """
 
@@ -48,9 +48,9 @@ class Audit:
     images: Sequence[ImageFacts]
     set_aside: Sequence[SetAside]
     ignored: int
-    torn: Mapping[str, Sequence[str]]
-    undealt: str
-    twins: Sequence[DuplicatePair]
+    split_conflicts: Mapping[str, Sequence[str]]
+    unsplit_reason: str
+    duplicates: Sequence[DuplicatePair]
     outliers: Sequence[Outlier]
 
     @cached_property

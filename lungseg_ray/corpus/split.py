@@ -73,12 +73,12 @@ def prescribed(records: Iterable[Record]) -> dict[str, list[Split]]:
 
 def _one_side_each(records: Sequence[Record]) -> dict[str, Split]:
     found = prescribed(records)
-    torn = {patient: sides for patient, sides in found.items() if len(sides) > 1}
-    if torn:
-        shown = "; ".join(f"{patient}: {', '.join(sides)}" for patient, sides in sorted(torn.items())[:5])
+    conflicts = {patient: sides for patient, sides in found.items() if len(sides) > 1}
+    if conflicts:
+        shown = "; ".join(f"{patient}: {', '.join(sides)}" for patient, sides in sorted(conflicts.items())[:5])
         raise UserError(
-            f"The corpus puts {len(torn)} patient(s) on more than one side of the split ({shown}). Expected one side "
-            "for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
+            f"The corpus puts {len(conflicts)} patient(s) on more than one side of the split ({shown}). Expected one "
+            "side for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
         )
     return {patient: side for patient, (side,) in found.items()}
 

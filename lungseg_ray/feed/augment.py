@@ -52,13 +52,13 @@ class Augment:
 
 class _Resize(A.Resize):
     def apply_to_mask(self, mask: Pixels, **_: Any) -> Pixels:
-        return resize_labels(mask, self.height, self.width, vote="bilinear")
+        return resize_labels(mask, self.height, self.width, mode="bilinear")
 
 
 class _RandomResizedCrop(A.RandomResizedCrop):
     def apply_to_mask(self, mask: Pixels, *, crop_coords: tuple[int, int, int, int], **_: Any) -> Pixels:
         left, top, right, bottom = crop_coords
-        return resize_labels(mask[top:bottom, left:right], *self.size, vote="bilinear")
+        return resize_labels(mask[top:bottom, left:right], *self.size, mode="bilinear")
 
 
 def _resize(size: int) -> Any:

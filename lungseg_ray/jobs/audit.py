@@ -71,7 +71,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     root = settings.shards.root
     check_lasting(root)
     listing = list_corpus(settings.corpus)
-    records, torn, undealt = sides(listing.records, settings.corpus.split)
+    records, split_conflicts, unsplit_reason = sides(listing.records, settings.corpus.split)
     records = sorted([*records, *listing.unlabelled], key=lambda record: record.image_id)
     if not records:
         raise UserError(f"{settings.corpus.root}: there are no images in this corpus. Correct corpus.root.")
@@ -96,10 +96,10 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         images=images,
         set_aside=sorted(bad, key=lambda one: (one.reason, one.image_id)),
         ignored=listing.ignored,
-        torn=torn,
-        undealt=undealt,
+        split_conflicts=split_conflicts,
+        unsplit_reason=unsplit_reason,
         # Of two that are one, the shards keep that which comes first in their order.
-        twins=find_duplicates(sorted(images, key=lambda one: (_SIDES.index(one.split), one.image_id))),
+        duplicates=find_duplicates(sorted(images, key=lambda one: (_SIDES.index(one.split), one.image_id))),
         outliers=outliers.find_outliers(images, settings.corpus.class_names),
     )
     root.make_dir()
@@ -114,13 +114,17 @@ def sides(records: Sequence[Record], settings: SplitSettings) -> tuple[list[Reco
         The records with their sides; the patients whom the corpus puts on several, whose images stay where it puts
         them; and why no side could be dealt, which is empty where it could.
     """
-    torn = {patient: sides for patient, sides in sorted(prescribed(records).items()) if len(sides) > 1}
-    whole = [record for record in records if record.patient_id not in torn]
+    split_conflicts = {patient: sides for patient, sides in sorted(prescribed(records).items()) if len(sides) > 1}
+    whole = [record for record in records if record.patient_id not in split_conflicts]
     try:
-        dealt, undealt = assign_splits(whole, settings), ""
+        dealt, unsplit_reason = assign_splits(whole, settings), ""
     except UserError as error:
-        dealt, undealt = whole, str(error)
-    return [*dealt, *(record for record in records if record.patient_id in torn)], torn, undealt
+        dealt, unsplit_reason = whole, str(error)
+    return (
+        [*dealt, *(record for record in records if record.patient_id in split_conflicts)],
+        split_conflicts,
+        unsplit_reason,
+    )
 
 
 def audit_summary(audit: Audit, page: Location) -> Group:

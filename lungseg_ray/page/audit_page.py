@@ -59,7 +59,7 @@ def audit_page(audit: Audit) -> Page:
         *_groups(audit),
         _exposure(audit),
         *_masks(audit),
-        _twins(audit),
+        _duplicates(audit),
         _patients(audit),
         _outliers(audit),
     ]
@@ -247,9 +247,9 @@ def _touches(touched: Mapping[str, Counter[str]], side: str) -> Callable[[str], 
     return lambda name: touched[name][side]
 
 
-def _twins(audit: Audit) -> Chapter:
+def _duplicates(audit: Audit) -> Chapter:
     parts: list[Part] = []
-    if audit.twins:
+    if audit.duplicates:
         columns: dict[Column, Callable[[DuplicatePair], Cell | float | str | None]] = {
             Column("first"): lambda pair: pair.first.image_id,
             Column("second"): lambda pair: pair.second.image_id,
@@ -261,10 +261,10 @@ def _twins(audit: Audit) -> Chapter:
             ),
             Column("masks", filtered=True): _masks_of,
         }
-        parts.append(make_table(audit.twins[:_ROWS], columns, sortable=True))
-        parts += _cut(len(audit.twins))
+        parts.append(make_table(audit.duplicates[:_ROWS], columns, sortable=True))
+        parts += _cut(len(audit.duplicates))
         # Pairs across two splits come first, since they bias the metrics on the val and test splits.
-        shown = sorted(audit.twins, key=lambda pair: not pair.torn)[:_PAIRS]
+        shown = sorted(audit.duplicates, key=lambda pair: not pair.crosses_split)[:_PAIRS]
         rows = [[_picture(audit, one, _whose(one)) for one in (pair.first, pair.second)] for pair in shown]
         parts.append(ImageGrid(["first", "second"], rows, _SIDE, _outlines(audit)))
     else:
@@ -311,10 +311,10 @@ def _patients(audit: Audit) -> Chapter:
     else:
         parts.append(Note("Each image is a patient of its own; if that is not so, say it in the column patient_id."))
     parts.append(Note("", "Patients on several sides of the split"))
-    if audit.torn:
+    if audit.split_conflicts:
         columns = {Column("patient"): lambda one: one[0], Column("sides"): lambda one: ", ".join(one[1])}
-        parts.append(make_table(list(audit.torn.items())[:_ROWS], columns))
-        parts += _cut(len(audit.torn))
+        parts.append(make_table(list(audit.split_conflicts.items())[:_ROWS], columns))
+        parts += _cut(len(audit.split_conflicts))
     else:
         parts.append(Note("There is none."))
     return Chapter(

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import ray
@@ -84,8 +84,7 @@ class _Writer:
                         rows.append((record, retry(partial(self._read, record), seconds=PATIENCE_SECONDS)))
                     except BadFileError as error:
                         bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
-                notes = {"set_aside": [asdict(one) for one in bad]}
-                retry(lambda: write_file(target, rows, notes), seconds=PATIENCE_SECONDS)
+                retry(lambda: write_file(target, rows, bad), seconds=PATIENCE_SECONDS)
             except OSError as error:
                 # An exception loses its kind on the way through Ray; the driver raises it again.
                 return pa.table({"trouble": [f"{target} cannot be made: {error}"]})
@@ -227,14 +226,14 @@ def _build_index(
     for file in files:
         place = root / file
         split: Split = next(split for split in SPLITS if file.startswith(f"{split}-"))
-        set_aside += [SetAside(**one) for one in read_notes(place)["set_aside"]]
+        set_aside += read_notes(place)
         facts = read_facts(place).to_pylist(maps_as_pydicts="strict")
         skip = []
         for number, row in enumerate(facts):
-            twin = seen.setdefault(row["image_sha256"], row["image_id"])
-            if twin != row["image_id"]:
+            same = seen.setdefault(row["image_sha256"], row["image_id"])
+            if same != row["image_id"]:
                 skip.append(number)
-                set_aside.append(SetAside(row["image_id"], row["image_id"], "duplicate", f"same bytes as {twin}"))
+                set_aside.append(SetAside(row["image_id"], row["image_id"], "duplicate", f"same bytes as {same}"))
             else:
                 tallies[split].add(row)
                 content.append((split, row["image_id"], row["patient_id"], row["image_sha256"], row["mask_sha256"]))
@@ -260,6 +259,17 @@ def _build_index(
     return index, set_aside
 
 
+class _RowFacts(TypedDict):
+    """The columns of a row that are added up."""
+
+    height: int
+    width: int
+    patient_id: str
+    label_pixels: dict[int, int]
+    intensity_mean: float
+    intensity_square: float
+
+
 class _Tally:
     """Adds up the figures of one side of the split."""
 
@@ -271,7 +281,7 @@ class _Tally:
         self.mean = 0.0
         self.square = 0.0
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: _RowFacts) -> None:
         pixels = row["height"] * row["width"]
         self.images += 1
         self.patients.add(row["patient_id"])

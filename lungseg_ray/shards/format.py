@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.read import Sample
-from lungseg_ray.corpus.record import Record, Split
+from lungseg_ray.corpus.record import Record, SetAside, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, translate_errors
@@ -175,19 +174,20 @@ def read_index(root: Location) -> ShardIndex:
         raise UserError(f"{root / INDEX}: does not hold what it should: {error}. Make the shards again.") from None
 
 
-def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], notes: dict[str, Any]) -> None:
+def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], set_aside: Sequence[SetAside] = ()) -> None:
     """Writes one shard, whole or not at all.
 
     Args:
         target: the file.
         rows: what it holds; may be empty.
-        notes: JSON-able facts kept in the file's metadata, as `read_notes` returns them.
+        set_aside: files that were to be in this shard and cannot be used; kept in the metadata of the file.
     """
+    notes = {"set_aside": [asdict(one) for one in set_aside]}
     schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), NOTES: json.dumps(notes).encode()})
     sink = pa.BufferOutputStream()
     dictionary = ["patient_id", "channels"]
     with pq.ParquetWriter(sink, schema, compression="lz4", use_dictionary=dictionary, write_statistics=False) as writer:
-        waiting: list[dict[str, Any]] = []
+        waiting: list[dict[str, object]] = []
         held = 0
         for record, sample in rows:
             waiting.append(_pack(record, sample))
@@ -200,11 +200,11 @@ def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], notes: d
     target.write_bytes(sink.getvalue())
 
 
-def read_notes(shard: Location) -> dict[str, Any]:
-    """The facts that `write_file` was given."""
+def read_notes(shard: Location) -> list[SetAside]:
+    """Returns the files that were to be in a shard and cannot be used."""
     with translate_errors(shard):
         metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
-    return json.loads(metadata[NOTES])
+    return [SetAside(**one) for one in json.loads(metadata[NOTES])["set_aside"]]
 
 
 def read_facts(shard: Location) -> pa.Table:
@@ -214,7 +214,7 @@ def read_facts(shard: Location) -> pa.Table:
         return pq.read_table(shard.path, filesystem=shard.filesystem, columns=columns)
 
 
-def _pack(record: Record, sample: Sample) -> dict[str, Any]:
+def _pack(record: Record, sample: Sample) -> dict[str, object]:
     values = _counts(sample.image.reshape(-1, 1)) / sample.image.size
     scale = np.arange(256) / 255
     labels = _counts(sample.mask)

@@ -75,9 +75,9 @@ def make_audit(images: list[ImageFacts], **change: Any) -> Audit:
         "images": images,
         "set_aside": [],
         "ignored": 0,
-        "torn": {},
-        "undealt": "",
-        "twins": find_duplicates(images),
+        "split_conflicts": {},
+        "unsplit_reason": "",
+        "duplicates": find_duplicates(images),
         "outliers": outliers.find_outliers(images, ["lung"]),
     }
     return Audit(**{**plain, **change})
@@ -238,7 +238,9 @@ class TestTwins:
         images[4] = make_facts("e", phash=images[1].phash)
         code = f"{int(images[2].phash, 16) ^ 0b111:064x}"
         images[5] = make_facts("f", phash=code, split="test")
-        found = [(one.first.image_id, one.second.image_id, one.bits, one.torn) for one in find_duplicates(images)]
+        found = [
+            (one.first.image_id, one.second.image_id, one.bits, one.crosses_split) for one in find_duplicates(images)
+        ]
         assert found == [("a", "d", None, True), ("b", "e", 0, False), ("c", "f", 3, True)]
 
     @pytest.mark.parametrize(("how", "found"), [("jpeg", True), ("half", True), ("gamma", True), ("mirrored", False)])
@@ -314,7 +316,9 @@ class TestFindings:
 
     def test_torn_patients(self) -> None:
         found = texts(
-            list_findings(make_audit(three_sides(), torn={f"p{number}": ["train", "val"] for number in range(5)}))
+            list_findings(
+                make_audit(three_sides(), split_conflicts={f"p{number}": ["train", "val"] for number in range(5)})
+            )
         )
         assert found[0] == "mend: Patient p0 stands in train and val: correct the column split."
         assert found[3] == "mend: 2 more patients stand on several sides of the split."
@@ -390,17 +394,17 @@ class TestSides:
 
     def test_torn_patients_stay_where_they_are_put(self) -> None:
         given = self.records(("p", "train"), ("p", "val"), ("q", "test"), ("r", "train"), ("r", None))
-        dealt, torn, undealt = sides(given, SplitSettings())
-        assert torn == {"p": ["train", "val"]}
+        dealt, split_conflicts, unsplit_reason = sides(given, SplitSettings())
+        assert split_conflicts == {"p": ["train", "val"]}
         assert {one.image_id: one.split for one in dealt} == {
             "x0": "train", "x1": "val", "x2": "test", "x3": "train", "x4": "train",
         }  # fmt: skip
-        assert undealt == ""
+        assert unsplit_reason == ""
 
     def test_too_few_patients(self) -> None:
-        dealt, torn, undealt = sides(self.records(("p", None)), SplitSettings())
-        assert (dealt[0].split, torn) == (None, {})
-        assert undealt.startswith("Too few patients for the split")
+        dealt, split_conflicts, unsplit_reason = sides(self.records(("p", None)), SplitSettings())
+        assert (dealt[0].split, split_conflicts) == (None, {})
+        assert unsplit_reason.startswith("Too few patients for the split")
 
 
 class TestTable:
@@ -457,12 +461,12 @@ class TestAudit:
         (root / "index.csv").write_text("\n".join(lines) + "\n")
         (masks / "x011.png").unlink()
         found = audited(root, tmp_path / "out")
-        assert found.torn == {"p4": ["val", "test"]}
-        assert [(one.first.image_id, one.second.image_id, one.torn) for one in found.twins] == [
+        assert found.split_conflicts == {"p4": ["val", "test"]}
+        assert [(one.first.image_id, one.second.image_id, one.crosses_split) for one in found.duplicates] == [
             ("x000", "x001", False),
             ("x004", "x006", True),
         ]
-        assert found.twins[0].bits is None
+        assert found.duplicates[0].bits is None
         assert "x009" in {one.image_id for one in found.set_aside}
         assert {one.image_id: one.split for one in found.images}["x008"] == "val"
         rows = {row["image_id"]: row for row in csv.DictReader((tmp_path / "out/audit.csv").open())}
@@ -484,7 +488,7 @@ class TestAudit:
     def test_blood_cells(self, tmp_path: Path) -> None:
         root = (DATA / "wbc").resolve()
         found = audited(root, tmp_path, channels=3, classes=3, class_names=["cytoplasm", "nucleus"])
-        pairs = {(one.first.image_id, one.second.image_id): one.bits for one in found.twins}
+        pairs = {(one.first.image_id, one.second.image_id): one.bits for one in found.duplicates}
         assert pairs == {("ds1_112", "ds1_139"): None, ("ds1_166", "ds1_171"): 20, ("ds1_167", "ds1_169"): 26}
         assert len(found.images) == 300
         assert (tmp_path / "audit.html").stat().st_size < 6 << 20

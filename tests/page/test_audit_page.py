@@ -46,7 +46,7 @@ def rich_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         images,
         records=files(folder, images),
         set_aside=[SetAside(IMAGE, SCRIPT, "unreadable", SCRIPT)],
-        torn={IMAGE: ["train", "val"]},
+        split_conflicts={IMAGE: ["train", "val"]},
     )
     return folder / "audit.html", written(found, folder)
 

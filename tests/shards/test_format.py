@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lungseg_ray.corpus import Record, Sample
+from lungseg_ray.corpus import Record, Sample, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.format import (
     INDEX,
@@ -42,7 +42,8 @@ def test_round_trip(place: Location) -> None:
     samples[1] = Sample(samples[1].image, samples[1].mask, 2000, 2500, 12, (0.14, 0.15), "image sum", "mask sum")
     samples[0].mask[3:7, 5] = 255
     rows = [(record(f"é {number}", sex="F", age=str(number)), sample) for number, sample in enumerate(samples)]
-    write_file(place, rows, {"set_aside": [{"image_id": "x"}], "note": "ü"})
+    bad = SetAside("x", "/x.png", "unreadable", "ü")
+    write_file(place, rows, [bad])
 
     found = read_rows(place, range(5))
     for number, (row, sample) in enumerate(zip(found, samples, strict=True)):
@@ -56,14 +57,14 @@ def test_round_trip(place: Location) -> None:
     assert found[1].sample.spacing == (0.14, 0.15)
     assert (found[1].sample.source_height, found[1].sample.source_width) == (2000, 2500)
     assert found[0].sample.spacing is None
-    assert read_notes(place) == {"set_aside": [{"image_id": "x"}], "note": "ü"}
+    assert read_notes(place) == [bad]
 
 
 def test_facts(place: Location) -> None:
     # 2 x 2 pixels: intensities 0, 0.2, 0.4 and 1, mean 0.4, mean square (0 + 0.04 + 0.16 + 1) / 4 = 0.3.
     image = np.array([[0, 51], [102, 255]], np.uint8)[:, :, None]
     mask = np.array([[0, 1], [1, 255]], np.uint8)
-    write_file(place, [(record("a"), Sample(image, mask, 4, 6, 8, None, "i", "m"))], {})
+    write_file(place, [(record("a"), Sample(image, mask, 4, 6, 8, None, "i", "m"))])
     facts = read_facts(place)
     assert facts.column_names == [name for name in SCHEMA.names if name not in ("image", "mask")]
     row = facts.to_pylist(maps_as_pydicts="strict")[0]
@@ -77,7 +78,7 @@ def test_facts(place: Location) -> None:
 def test_row_groups_hold_about_a_mebibyte(place: Location) -> None:
     # An image of 512 x 512 and its mask are half a mebibyte: two rows to a group, and one is left over.
     rows = [(record(str(number)), make_sample(str(number), height=512, width=512)) for number in range(5)]
-    write_file(place, rows, {})
+    write_file(place, rows)
     metadata = pq.read_metadata(place.path)
     assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [2, 2, 1]
     assert metadata.row_group(0).column(SCHEMA.names.index("image")).compression == "LZ4"
@@ -89,13 +90,13 @@ def test_row_groups_hold_about_a_mebibyte(place: Location) -> None:
 
 
 def test_schema_and_version_are_in_the_file(place: Location) -> None:
-    write_file(place, [], {"empty": True})
+    write_file(place, [])
     schema = pq.read_schema(place.path)
     assert schema.names == SCHEMA.names
     assert schema.types == SCHEMA.types
     assert schema.metadata[b"lungseg_ray.schema"] == str(SCHEMA_VERSION).encode()
     assert read_facts(place).num_rows == 0
-    assert read_notes(place) == {"empty": True}
+    assert read_notes(place) == []
 
 
 def test_skipped_rows_are_not_usable() -> None:

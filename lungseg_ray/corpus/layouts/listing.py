@@ -113,10 +113,10 @@ def join(
         image, parts = pictures.get(image_id, []), {name: found.get(image_id, []) for name, found in masks.items()}
         files = [entry for name in parts for entry in parts[name]]
         there = [name for name, found in parts.items() if found]
-        twins = next((found for found in (image, *parts.values()) if len(found) > 1), [])
-        if twins:
-            detail = f"expected one file of this name, found {named([entry.path for entry in twins])}"
-            aside.append(SetAside(image_id, twins[0].place.uri, "ambiguous", detail))
+        same = next((found for found in (image, *parts.values()) if len(found) > 1), [])
+        if same:
+            detail = f"expected one file of this name, found {named([entry.path for entry in same])}"
+            aside.append(SetAside(image_id, same[0].place.uri, "ambiguous", detail))
         elif not image:
             detail = f"expected {folder}/{shown(image_id)}, found {_folders(there)} alone"
             aside.append(SetAside(image_id, files[0].place.uri, "no_image", detail))

@@ -1,0 +1,187 @@
+"""The division of the CPUs and GPUs of a cluster among training workers, data tasks and trials."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lungseg_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The resources of a run: its training workers, their device, and what remains for the data.
+
+    Attributes:
+        workers: The number of training workers.
+        device: The device that each worker computes on.
+        cpus_per_worker: The logical CPUs that Ray reserves for each worker; 0 on GPUs, so that all CPUs serve the data.
+        data_cpus: The logical CPUs that remain for Ray Data with the smallest number of workers.
+        data_tasks: The number of data tasks that run at the same time for each worker; 0 if no CPU remains for them,
+            in which case the worker prepares its own images.
+    """
+
+    workers: int
+    device: Literal["cpu", "cuda"]
+    cpus_per_worker: int
+    data_cpus: int
+    data_tasks: int
+
+
+def cores() -> int:
+    """Returns the number of CPU cores that the affinity and the container quota of this process allow, at least 1."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            found = min(found, max(int(allowed) // int(period), 1))
+    return found
+
+
+def plan_training(
+    *,
+    cpus: int,
+    gpus: int,
+    workers: int,
+    min_workers: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tasks: int = 0,
+) -> TrainingPlan:
+    """Divides the CPUs and GPUs of a cluster among training workers and data tasks.
+
+    Only whole CPUs are assigned. Ray Data gets the remainder, rounded down to a whole number; a remainder below one
+    CPU would leave it without any.
+
+    Args:
+        cpus: The logical CPUs of the cluster.
+        gpus: The GPUs of the cluster.
+        workers: The number of training workers, at least 1.
+        min_workers: The smallest number of workers that is sufficient; 0 if all of them are needed.
+        device: The device of the workers: "cpu", "cuda", or "auto", which is "cuda" if the cluster has a GPU for each
+            of the smallest number of workers and "cpu" otherwise.
+        tasks: The largest number of data tasks that run at the same time for each worker; 0 for as many as fit.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: If the workers do not fit, or if no CPU would remain for the data.
+    """
+    least = min_workers or workers
+    on_gpu = device == "cuda" or (device == "auto" and gpus >= least)
+    if on_gpu and gpus < least:
+        raise UserError(
+            f"train.device = cuda needs a GPU for each of {least} worker(s); the cluster has {gpus}. "
+            f"Lower train.workers to {gpus} or add GPUs."
+            if gpus
+            else f"train.device = cuda needs {least} GPU(s); the cluster has none. Use train.device = cpu."
+        )
+    cpus_per_worker = 0 if on_gpu else 1
+    if cpus - least * cpus_per_worker < 1:
+        most = max((cpus - 1) if not on_gpu else least, 0)
+        raise UserError(
+            f"train.workers = {least} needs {least * cpus_per_worker} of the cluster's {cpus} CPU(s) and leaves "
+            "none for reading data, which needs at least 1; the run would wait for ever. "
+            + (f"Lower train.workers to {most} or add CPUs." if most else "Add CPUs.")
+        )
+    fit = data_tasks(cpus, least, cpus_per_worker)
+    return TrainingPlan(
+        workers=workers,
+        device="cuda" if on_gpu else "cpu",
+        cpus_per_worker=cpus_per_worker,
+        data_cpus=cpus - least * cpus_per_worker,
+        data_tasks=min(tasks, fit) if tasks else fit,
+    )
+
+
+def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
+    """Computes how many data tasks can run at the same time for each worker.
+
+    Args:
+        cpus: The logical CPUs of the cluster.
+        workers: The number of training workers.
+        cpus_per_worker: The logical CPUs that Ray reserves for each worker.
+
+    Returns:
+        The number of tasks: at least 1 if any CPU remains, else 0.
+    """
+    left = cpus - workers * cpus_per_worker
+    return max(left // workers, 1) if left > 0 else 0
+
+
+@dataclass(frozen=True)
+class TrialsPlan:
+    """The division of a cluster among the trials of a sweep.
+
+    Attributes:
+        concurrent: The number of trials that run at the same time.
+        cpus: The logical CPUs that Ray reserves for the process of each trial.
+        gpus: The share of a GPU that Ray reserves for the process of each trial; 0 if the trial computes on CPUs or has
+            several workers.
+        together: The number of trials that may share the cores of a node.
+        training: The plan of each trial. With one worker, the process of the trial is the worker.
+    """
+
+    concurrent: int
+    cpus: int
+    gpus: float
+    together: int
+    training: TrainingPlan
+
+
+def plan_trials(
+    *,
+    cpus: int,
+    gpus: int,
+    workers: int,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    gpus_per_trial: float = 1.0,
+    concurrent: int = 0,
+    nodes: int = 1,
+) -> TrialsPlan:
+    """Divides a cluster among as many trials as fit, so that no trial waits for resources that another one holds.
+
+    On CPUs, a trial prepares its images in its own processes. On GPUs, the remaining CPUs run data tasks.
+
+    Args:
+        cpus: The logical CPUs of the cluster.
+        gpus: The GPUs of the cluster.
+        workers: The number of training workers of a trial.
+        device: The device of the trials: "cpu", "cuda", or "auto", which is "cuda" if a trial fits on the GPUs and
+            "cpu" otherwise.
+        gpus_per_trial: The share of a GPU for a trial with one worker, more than 0 and at most 1.
+        concurrent: The largest number of trials that run at the same time; 0 for as many as fit.
+        nodes: The number of nodes of the cluster.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: If not a single trial fits.
+    """
+    on_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
+    # A trial with several workers has one more process, which is not a worker.
+    cpus_per_trial = 1 + (workers if workers > 1 and not on_gpu else 0)
+    fit = cpus // cpus_per_trial
+    if on_gpu:
+        fit = min(fit, gpus // workers if workers > 1 else gpus * int(1 / gpus_per_trial))
+    if fit < 1:
+        needed = f"{cpus_per_trial} CPU(s)" + (f" and {workers} GPU(s)" if on_gpu else "")
+        raise UserError(
+            f"A trial with train.workers = {workers} needs {needed}; the cluster has {cpus} CPU(s) and {gpus} GPU(s), "
+            "and the sweep would wait for ever. Lower train.workers, or add nodes."
+        )
+    together = min(fit, concurrent or fit)
+    left = (cpus - together * cpus_per_trial) // (together * workers) if on_gpu else 0
+    training = TrainingPlan(
+        workers=workers,
+        device="cuda" if on_gpu else "cpu",
+        cpus_per_worker=0 if on_gpu else 1,
+        data_cpus=left * workers * together,
+        data_tasks=left,
+    )
+    gpu_share = gpus_per_trial if on_gpu and workers == 1 else 0.0
+    return TrialsPlan(concurrent=together, cpus=1, gpus=gpu_share, together=-(-together // nodes), training=training)

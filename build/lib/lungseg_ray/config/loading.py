@@ -1,0 +1,130 @@
+"""Reads a job's settings from a YAML file, the environment and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from lungseg_ray.config.sections import ENVIRONMENT_PREFIX, SALT
+from lungseg_ray.config.tree import Section, leaves
+from lungseg_ray.errors import UserError
+
+AnyJob = TypeVar("AnyJob", bound=Section)
+
+
+def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
+    """Reads a job's settings: defaults < YAML file (`--config`) < environment (`LUNGSEG_...`) < command line.
+
+    Prints the help and exits with 0 when `--help` is among the arguments.
+
+    Raises:
+        UserError: for an unknown key, a value that does not fit, or a file that cannot be read; it names each.
+    """
+    # Names of options may be written with dashes.
+    arguments = [
+        re.sub(r"^--[a-z][\w.-]*", lambda name: "--" + name[0][2:].replace("-", "_"), one) for one in arguments
+    ]
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
+    path = early.parse_known_args(arguments)[0].config
+    from_file = _read_yaml(path) if path else {}
+    _refuse_unknown(tree, from_file)
+
+    class Sources(BaseSettings):
+        model_config = SettingsConfigDict(
+            extra="forbid",
+            env_prefix=ENVIRONMENT_PREFIX,
+            env_nested_delimiter="__",
+            cli_avoid_json=True,
+            cli_hide_none_type=True,
+            cli_use_class_docs_for_groups=True,
+            cli_exit_on_error=False,
+            cli_prog_name=Path(sys.argv[0]).name,
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: Any, **sources: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return sources["env_settings"], InitSettingsSource(settings_cls, init_kwargs=from_file)
+
+    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in tree.model_fields.items()}
+    config = Field(None, description="YAML file of settings; the environment and the command line override it.")
+    parser = create_model(tree.__name__, __base__=Sources, __doc__=tree.__doc__, config=(str | None, config), **fields)
+    try:
+        found = CliApp.run(parser, cli_args=list(arguments)).model_dump(exclude={"config"}, exclude_unset=True)
+        return tree.model_validate(found)
+    except ValidationError as error:
+        raise UserError(_explain(error, tree)) from None
+    except SettingsError as error:
+        raise UserError(_explain_arguments(str(error), tree)) from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror}). Expected a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: is not YAML: {error}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"--config {path}: expected sections such as 'train:', found {type(content).__name__}.")
+    return content or {}
+
+
+def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
+    """What the sources' own checks let pass: a section that does not exist."""
+    if "config" in from_file:
+        raise UserError("config: a file of settings cannot name another.")
+    for name in os.environ:
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+        if name == SALT or not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if key.split(".")[0] not in (*tree.model_fields, "config"):
+            raise UserError(f"{name}: there is no such setting.{suggest(key, tree)}")
+
+
+def suggest(key: str, tree: type[BaseModel]) -> str:
+    """A sentence that names the setting whose key is nearest to an unknown one."""
+    near = difflib.get_close_matches(key, list(leaves(tree)), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else " --help lists all settings."
+
+
+def _explain(error: ValidationError, tree: type[BaseModel]) -> str:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            lines.append(f"{key}: there is no such setting.{suggest(key, tree)}")
+        elif detail["type"] == "missing":
+            lines.append(f"--{key} is needed: {tree.model_fields[key].description if key in tree.model_fields else ''}")
+        elif detail["type"] == "value_error":
+            lines.append((f"{key}: " if key else "") + detail["msg"].removeprefix("Value error, "))
+        else:
+            lines.append(f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r}")
+    return "\n".join(lines)
+
+
+def _explain_arguments(message: str, tree: type[BaseModel]) -> str:
+    unknown = re.search(r"unrecognized arguments: --(\S+)", message)
+    if unknown:
+        key = unknown.group(1).split("=")[0]
+        return f"--{key}: there is no such setting.{suggest(key, tree)}"
+    return message.removeprefix("error parsing CLI: ")

@@ -1,0 +1,157 @@
+"""What all sections of settings have in common, and operations on whole trees of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A branch of the tree of settings. Unknown keys are refused, and no value changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Mark(Enum):
+    """A property of a setting that other parts of the system act on; part of the annotation of its field.
+
+    A mark on a section holds for all settings in it.
+    """
+
+    MAY_CHANGE = "may change when a run or a sweep is resumed"
+    NOT_SEARCHED = "is the same for all trials of a sweep"
+    IN_SHARDS = "takes effect when shards are built, and is then fixed"
+    DESCRIPTION = "is text for people, and affects no result"
+
+
+def marked(tree: type[BaseModel], mark: Mark, prefix: str = "") -> Iterator[str]:
+    """Yields the keys of all settings that have a mark, such as `train.workers`.
+
+    Args:
+        tree: The class of the tree or of a section.
+        mark: The mark.
+        prefix: What the keys start with; "train." for the section `train`.
+    """
+    for name, info in tree.model_fields.items():
+        branch = _section_of(info.annotation)
+        if mark in info.metadata:
+            yield from leaves(branch, f"{prefix}{name}.") if branch else (prefix + name,)
+        elif branch:
+            yield from marked(branch, mark, f"{prefix}{name}.")
+
+
+def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yields the keys of all settings of a tree, such as `optim.lr`.
+
+    Args:
+        tree: The class of the tree or of a section.
+        prefix: What the keys start with.
+    """
+    for name, info in tree.model_fields.items():
+        branch = _section_of(info.annotation)
+        if branch:
+            yield from leaves(branch, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def explicitly_set(section: Section) -> dict[str, Any]:
+    """Returns the settings of a section that a file, the environment or the command line gave, as a tree.
+
+    A setting counts as given also where its value is the default.
+    """
+    return section.model_dump(exclude_unset=True)
+
+
+def non_default(section: Section) -> dict[str, Any]:
+    """Returns the settings of a section that differ from their defaults, as a tree."""
+    default = type(section)().model_dump()
+    return _changed(default, section.model_dump())
+
+
+def select(tree: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:
+    """Returns the part of a dumped tree whose leaves are among some keys.
+
+    Args:
+        tree: The dumped tree.
+        keys: The keys to keep, such as `optim.lr`. A key keeps all that lies below it.
+        prefix: What the keys of the tree start with.
+    """
+    found = {}
+    for name, value in tree.items():
+        key = prefix + name
+        if key in keys:
+            found[name] = value
+        elif isinstance(value, dict) and (inner := select(value, keys, f"{key}.")):
+            found[name] = inner
+    return found
+
+
+def dump(settings: Section) -> str:
+    """Returns the whole tree as YAML, in the form that `--config` reads."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Returns a dumped tree in which the leaves of `change` replace those of `base`."""
+    return {
+        **base,
+        **{
+            key: merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+            for key, value in change.items()
+        },
+    }
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Returns a tree with a single leaf at a key such as `optim.lr`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Collection[str] = (), prefix: str = ""
+) -> Iterator[str]:
+    """Yields a line for each leaf in which two dumped trees differ, such as `train.seed: 0 -> 1`.
+
+    Args:
+        old: The tree before.
+        new: The tree after.
+        ignore: Keys that may differ, with all that lies below them.
+        prefix: What the keys start with.
+    """
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if prefix + key in ignore:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differences(before, after, ignore=ignore, prefix=f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {before} -> {after}"
+
+
+def _changed(default: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    result = {}
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(default.get(key), dict) and default[key]:
+            inner = _changed(default[key], value)
+            if inner:
+                result[key] = inner
+        elif value != default.get(key):
+            result[key] = value
+    return result
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The class of a branch, if the annotation of a field is one; None for a leaf."""
+    optional = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    for one in (annotation, *optional):
+        if isinstance(one, type) and issubclass(one, Section):
+            return one
+    return None

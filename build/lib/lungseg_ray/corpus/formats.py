@@ -1,0 +1,260 @@
+"""Decodes image files to arrays: PNG, JPEG, GIF, TIFF, DICOM (by `dicom`) and the raw files of JSRT.
+
+Each file is checked before it is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, TypeVar
+
+import imagecodecs
+import numpy as np
+import simplejpeg
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lungseg_ray.corpus.dicom import decode_dicom, is_dicom
+from lungseg_ray.corpus.picture import MOST_PIXELS, Picture, Purpose, check_scans, check_size
+from lungseg_ray.errors import BadFileError
+
+_Made = TypeVar("_Made")
+
+_ORIENTATION = 0x0112
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG_END = b"IEND\xaeB`\x82"
+# Samples per pixel of each PNG colour type. A palette (type 3) may be decoded to RGB and alpha.
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
+_GIF = (b"GIF87a", b"GIF89a")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Only compressions whose decoded size is known before they are decoded are accepted.
+_TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8: "deflate", 32946: "deflate"} | {
+    32773: "PackBits"
+}
+_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE = range(4)
+
+_JSRT_SIDE = 2048
+
+
+# These libraries would log what is already reported as the reason why a file is set aside.
+for _library in ("tifffile", "imagecodecs"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
+
+
+def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Picture:
+    """Decodes an image file of any supported format.
+
+    The content determines the format, not the name of the file. Alpha is dropped. For a mask, a palette with colours
+    gives its indices, and DICOM gives its stored values. For an image, both give what a viewer would display.
+
+    Args:
+        data: The content of the whole file.
+        name: The name of the file. Only the raw files of JSRT need it, because nothing in their content identifies
+            them.
+        use: What the pixels are used for: "image" or "mask".
+
+    Returns:
+        The pixels with the bits, the value of white and the pixel spacing of the file.
+
+    Raises:
+        BadFileError: If the file cannot be used; its `reason` is one of `REASONS`. The message never quotes text from
+            the file.
+    """
+    if not data:
+        raise BadFileError("empty_file", "expected an image, found 0 bytes")
+    # DICOM comes first, because the bytes before its tags may make a DICOM file a TIFF file, too.
+    if is_dicom(data):
+        return decode_dicom(data, use=use)
+    if data.startswith(_PNG):
+        return _decode_png(data, use)
+    if data.startswith(_JPEG):
+        return _decode_jpeg(data)
+    if data.startswith(_TIFF):
+        return _guarded(lambda data: _decode_tiff(data, use), data)
+    if data.startswith(_GIF):
+        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
+    if name.lower().endswith(".img") and len(data) == 2 * _JSRT_SIDE**2:
+        return _decode_jsrt(data)
+    raise BadFileError(
+        "unreadable",
+        f"expected PNG, JPEG, TIFF, GIF or DICOM, found {len(data)} bytes that begin like none of them"
+        + (" and are text" * data[:64].isascii()),
+    )
+
+
+def _guarded(decoder: Callable[[bytes], _Made], data: bytes) -> _Made:
+    """Turns every error of a decoder into a `BadFileError` without its message, which may quote the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return decoder(data)
+    except BadFileError:
+        raise
+    except Exception as error:
+        raise BadFileError("unreadable", f"damaged: it cannot be decoded ({type(error).__name__})") from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Reads and checks the header of a file, without decoding the pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF"))
+        # In a PNG file, Pillow decodes the whole file to find EXIF data. This is avoided if the file has none.
+        orientation = 1 if image.format == "PNG" and b"eXIf" not in data else image.getexif().get(_ORIENTATION, 1)
+    except UnidentifiedImageError:
+        raise BadFileError("unreadable", "damaged: its header cannot be read") from None
+    except Image.DecompressionBombError:
+        raise BadFileError("too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels") from None
+    check_size(image.height, image.width)
+    # The number of images is not requested, because Pillow reads a whole GIF file to count them.
+    if getattr(image, "is_animated", False):
+        raise BadFileError("multi_frame", "expected one image, found several in one file")
+    _check_orientation(orientation)
+    return image
+
+
+def _check_orientation(orientation: Any) -> None:
+    if orientation not in (0, 1):
+        raise BadFileError(
+            "rotated",
+            f"it asks viewers to turn it (EXIF orientation {int(orientation)}), and its mask may be drawn on either "
+            "way up; save both the same way up, without that tag",
+        )
+
+
+def _decode_png(data: bytes, use: Purpose) -> Picture:
+    image = _guarded(_opened, data)
+    if data.rfind(_PNG_END) < 0:
+        raise BadFileError("unreadable", f"truncated: the end marker is missing after {len(data)} bytes")
+    # The first chunk contains the bits (byte 24) and the colour type (byte 25). Pillow's mode specifies neither.
+    check_size(image.height, image.width, bits=data[24] * _PNG_SAMPLES.get(data[25], 4))
+    if use == "mask" and image.mode == "P":
+        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
+    return _guarded(lambda data: _decode_whole_png(data, use), data)
+
+
+def _decode_whole_png(data: bytes, use: Purpose) -> Picture:
+    # imagecodecs raises an error if a checksum in the file reveals damage. OpenCV prints to standard error instead.
+    pixels = imagecodecs.png_decode(data)
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    if use == "mask" and data[24] in (2, 4):
+        # The decoder scales values of 2 and 4 bits to 8 bits. This is undone, because labels are not scaled.
+        pixels = pixels // (255 // (2 ** data[24] - 1))
+    return _picture(pixels, bits=1 if data[24] == 1 else 8 * pixels.itemsize)
+
+
+def _decode_jpeg(data: bytes) -> Picture:
+    image = _guarded(_opened, data)
+    if image.mode not in ("L", "RGB"):
+        raise BadFileError("unsupported", f"expected grey or RGB, found {image.mode}; convert it")
+    check_scans(data)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if image.mode == "L" else "RGB", strict=True)
+    except Exception as error:
+        raise BadFileError(
+            "unreadable", f"damaged or truncated: it cannot be decoded in full after {len(data)} bytes"
+        ) from error
+    return _picture(pixels[:, :, 0] if image.mode == "L" else pixels, bits=8)
+
+
+def _of_pillow(image: Image.Image, use: Purpose) -> Picture:
+    """Decodes GIF files, and PNG masks with a palette."""
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return _of_palette(np.asarray(image), palette, use)
+    pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return _picture(pixels, bits=1 if image.mode == "1" else 8)
+
+
+def _of_palette(index: NDArray[Any], palette: NDArray[np.uint8], use: Purpose) -> Picture:
+    shown = palette[np.minimum(index, len(palette) - 1)]
+    if (shown == shown[:, :, :1]).all():
+        return _picture(shown[:, :, 0], bits=8)
+    return _picture(index.astype(np.uint8) if use == "mask" else shown, bits=8)
+
+
+def _decode_tiff(data: bytes, use: Purpose) -> Picture:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        file.pages.useframes = False
+        pages = [page.aspage() for page in islice(file.pages, 3)]
+        full = [page for page in pages if not page.is_reduced]
+        if len(full) != 1:
+            raise BadFileError("multi_frame", "expected one image, found several pages in one file")
+        page = full[0]
+        _check_tiff(page, len(data))
+        pixels = page.asarray(maxworkers=1)
+        bits, kind = int(page.bitspersample), int(page.photometric)
+        if page.samplesperpixel > 1 and page.planarconfig == 2:
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
+        colours = page.colormap
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8)
+    if kind == _TIFF_PALETTE and colours is not None:
+        return _of_palette(pixels[:, :, 0], (colours >> 8).astype(np.uint8).T, use)
+    pixels = pixels[:, :, :3] if kind == _TIFF_RGB else pixels[:, :, 0]
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            raise BadFileError("not_finite", f"expected numbers, found {(~np.isfinite(pixels)).sum()} NaN or infinite")
+        return Picture(np.ascontiguousarray(pixels, np.float64 if bits > 32 else np.float32), bits, 1.0)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise BadFileError("unsupported", f"expected values of 8 or 16 bits, or floats, found {pixels.dtype}")
+    white = 2**bits - 1
+    if kind == _TIFF_WHITE_IS_ZERO:
+        if use == "mask":
+            # tifffile stores boolean arrays with this tag but without inversion, while viewers display them inverted.
+            raise BadFileError(
+                "unsupported",
+                "0 is white in it (photometric interpretation MinIsWhite), so that viewers and programs disagree on "
+                "which side is marked; save it with MinIsBlack",
+            )
+        pixels = white - pixels
+    if bits < 8 and use == "image":
+        # As in PNG, values of fewer than 8 bits are scaled to the same white as those of 8 bits.
+        pixels, white = (pixels.astype(np.uint16) * 255 // white).astype(np.uint8), 255
+    return Picture(np.ascontiguousarray(pixels), bits, float(white))
+
+
+def _check_tiff(page: tifffile.TiffPage, size: int) -> None:
+    """Checks everything that is known before the pixels are decoded."""
+    samples = int(page.samplesperpixel)
+    if page.imagedepth * page.tiledepth != 1 or not 1 <= samples <= 4:
+        raise BadFileError("multi_frame", "expected one image, found a volume or many channels")
+    if page.dtype is None:
+        raise BadFileError("unsupported", "expected values of 8 or 16 bits, or floats, found a type that there is not")
+    bits = int(page.bitspersample) * samples
+    check_size(int(page.imagelength), int(page.imagewidth), bits=bits)
+    if page.is_tiled:
+        check_size(int(page.tilelength), int(page.tilewidth), bits=bits)
+    if page.compression not in _TIFF_COMPRESSIONS:
+        known = ", ".join(dict.fromkeys(_TIFF_COMPRESSIONS.values()))
+        raise BadFileError("unsupported", f"expected one of the compressions {known}, found {int(page.compression)}")
+    if page.photometric not in (_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_PALETTE):
+        raise BadFileError("unsupported", f"expected grey, RGB or a palette, found {int(page.photometric)}")
+    if page.photometric == _TIFF_RGB and samples < 3:
+        raise BadFileError("unreadable", f"expected at least 3 samples of RGB, found {samples}")
+    orientation = page.tags.get(_ORIENTATION)
+    _check_orientation(orientation.value if orientation else 1)
+    ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    # tifffile would fill in zeros for missing strips or tiles, one after the other.
+    if len(ends) < math.prod(page.chunked) or max(ends) > size:
+        raise BadFileError("unreadable", f"truncated: pixels are missing after {size} bytes")
+
+
+def _decode_jsrt(data: bytes) -> Picture:
+    """Decodes 2048 x 2048 pixels of 12 bits, which are stored as big-endian 16-bit values with 0 for white."""
+    stored = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
+    if stored.max() > 4095:
+        raise BadFileError("out_of_range", f"expected values of 12 bits, up to 4095, found {int(stored.max())}")
+    return Picture((4095 - stored).astype(np.uint16), 12, 4095.0, spacing=(0.175, 0.175), settled=True)
+
+
+def _picture(pixels: NDArray[Any], *, bits: int) -> Picture:
+    pixels = np.ascontiguousarray(pixels)
+    return Picture(pixels, bits, 65535.0 if pixels.dtype == np.uint16 else 255.0)

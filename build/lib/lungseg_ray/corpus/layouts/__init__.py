@@ -1,0 +1,91 @@
+"""Lists a corpus: pairs each image with its mask and its patient, and finds the files that cannot be used.
+
+| layout | images | masks | patient |
+|---|---|---|---|
+| `pairs` | images/ | masks/, with the same name as the image | from the index, if there is one |
+| `manifest` | column `image_uri` of a table | column `mask_uri` | column `patient_id` |
+| `montgomery` | CXR_png/MCUCXR_* | ManualMask/leftMask/ and rightMask/, combined | one patient per image |
+| `shenzhen` | CXR_png/CHNCXR_* | mask/*_mask.png, not for all images | one patient per image |
+| `jsrt` | JPCLN*.IMG, JPCNN*.IMG | fold1/, fold2/: left lung/ and right lung/, combined | one patient per image |
+| `dicom` | DICOM files | masks/ | from the tags |
+
+With `auto`, the layout is recognised by the names of the files, and by the first bytes of DICOM files without a suffix.
+The root `phantom` stands for synthetic X-rays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lungseg_ray.config import PHANTOM, CorpusSettings
+from lungseg_ray.corpus import phantom
+from lungseg_ray.corpus.layouts import manifest
+from lungseg_ray.corpus.layouts.dicom import DICOM
+from lungseg_ray.corpus.layouts.jsrt import JSRT
+from lungseg_ray.corpus.layouts.listing import Layout, Listing
+from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
+from lungseg_ray.corpus.layouts.pairs import PAIRS
+from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
+from lungseg_ray.corpus.layouts.table import TABLES, is_table
+from lungseg_ray.corpus.layouts.tree import FileTree
+from lungseg_ray.errors import UserError
+from lungseg_ray.storage import Location, locate
+
+__all__ = ["Listing", "list_corpus"]
+
+
+def list_corpus(settings: CorpusSettings) -> Listing:
+    """Lists a corpus in a folder or a bucket, without decoding an image.
+
+    Args:
+        settings: The settings of the corpus, such as its root and its layout.
+
+    Returns:
+        The listing, with `because` set if the layout was recognised.
+
+    Raises:
+        UserError: If there is no corpus of the layout, if no layout or several layouts fit, if an index or a manifest
+            is wrong, or if the layout `dicom` finds no salt.
+        OSError: If a disk, or a bucket (`StorageError`), cannot be read.
+    """
+    if settings.root == PHANTOM and settings.layout == "auto":
+        return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM)
+    root = settings.root if isinstance(settings.root, Location) else locate(settings.root)
+    if settings.layout == "manifest" and not is_table(root):
+        raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")
+    if settings.layout == "manifest" or (settings.layout == "auto" and is_table(root)):
+        listing = manifest.list_manifest(root, settings)
+        because = f"corpus.root is a {' or '.join(one for one in TABLES if root.name.lower().endswith(one))} file"
+        return listing if settings.layout == "manifest" else replace(listing, because=because)
+    tree = FileTree.of(root)
+    if settings.layout != "auto":
+        return next(layout for layout in _LAYOUTS if layout.name == settings.layout).read(tree, settings)
+    layout, because = _recognise(tree)
+    return replace(layout.read(tree, settings), because=because)
+
+
+def _recognise(tree: FileTree) -> tuple[Layout, str]:
+    found = [(layout, because) for layout in _LAYOUTS if (because := layout.recognise(tree))]
+    # The folders images/ and masks/ are assumed to be intentional, whatever the names of the files in them.
+    if (PAIRS, PAIRS.recognise(tree)) in found:
+        found = [(layout, because) for layout, because in found if layout in (PAIRS, DICOM)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        reasons = "; ".join(f"{layout.name} ({because})" for layout, because in found)
+        raise UserError(
+            f"{tree.root}: several layouts fit: {reasons}. Set corpus.layout to the one that is meant, or corpus.root "
+            "to the folder of one corpus."
+        )
+    expected = "\n".join(f"  {name}: {expects}" for name, expects in _expected())
+    raise UserError(
+        f"{tree.root}: found {tree.describe()}, which fits no layout. Set corpus.root to one of these, or to "
+        f"'{PHANTOM}':\n{expected}"
+    )
+
+
+def _expected() -> list[tuple[str, str]]:
+    return [("manifest", manifest.EXPECTS), *((layout.name, layout.expects) for layout in _LAYOUTS)]
+
+
+_LAYOUTS = (PAIRS, DICOM, MONTGOMERY, SHENZHEN, JSRT)

@@ -1,0 +1,150 @@
+"""The types `Listing` and `Layout`, and the functions with which layouts match images and masks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FileTree
+from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.text import named, shown
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The content of a corpus, before any image is read.
+
+    Attributes:
+        records: The images with a mask, ordered by `image_id`.
+        set_aside: The files that cannot be used, ordered by `image_id`.
+        layout: The name of the layout, or "phantom".
+        unlabelled: The images that have no mask in a layout that allows this, ordered by `image_id`. They are neither
+            used nor set aside.
+        ignored: The number of files in the folders of images and masks whose names are not those of images and masks.
+        because: The evidence by which the layout was recognised, as a clause; empty if the user named the layout.
+    """
+
+    records: list[Record]
+    set_aside: list[SetAside]
+    layout: str
+    unlabelled: list[Record] = field(default_factory=list)
+    ignored: int = 0
+    because: str = ""
+
+    @property
+    def recognised(self) -> str:
+        """The name of the layout, and the evidence by which it was recognised."""
+        return f"{self.layout} ({self.because})" if self.because else self.layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An arrangement of images and masks in a folder.
+
+    Attributes:
+        name: The value of corpus.layout.
+        expects: The files that the layout needs, in one line.
+        recognise: A function that returns the evidence for the layout in a tree, as a clause ("found images/ and
+            masks/"); empty if there is none.
+        read: A function that lists the files of a tree. It raises a `UserError` if the tree has no files of this
+            layout.
+    """
+
+    name: str
+    expects: str
+    recognise: Callable[[FileTree], str]
+    read: Callable[[FileTree, CorpusSettings], Listing]
+
+
+def make_record(
+    image_id: str, image: Entry, masks: Sequence[Entry], settings: CorpusSettings, groups: Mapping[str, str]
+) -> Record:
+    """Builds the record of an image, with the `image_id` as its patient.
+
+    Args:
+        image_id: The id of the image.
+        image: The image file.
+        masks: The files that form the mask together; empty if the image is unlabelled.
+        settings: The settings of the corpus, of which `mask_scale` is used.
+        groups: The subgroups of the image, by name.
+
+    Returns:
+        The record, with the total size and the latest time of change of all its files.
+    """
+    files = (image, *masks)
+    return Record(
+        image_id=image_id,
+        image_uri=image.place.uri,
+        mask_uris=tuple(mask.place.uri for mask in masks),
+        patient_id=image_id,
+        groups=groups,
+        size=sum(entry.size for entry in files),
+        modified_ns=max(entry.modified_ns for entry in files),
+        mask_scale=settings.mask_scale,
+    )
+
+
+def join(
+    layout: str,
+    images: Mapping[str, FilesById],
+    masks: Mapping[str, FilesById],
+    make: Callable[[str, Entry, Sequence[Entry]], Record],
+    *,
+    may_lack: bool = False,
+) -> Listing:
+    """Matches images and mask files by their image ids.
+
+    Args:
+        layout: The name of the layout.
+        images: The images by image id, under the name of their only folder.
+        masks: The mask files by image id, under the names of their folders. One file from each folder is needed for a
+            mask.
+        make: A function that builds a record from an image id, the image, and either all of its mask files or none.
+        may_lack: Whether images without any mask file are unlabelled; otherwise they are set aside.
+
+    Returns:
+        The listing. An image id with several files of one kind, without an image, or without some of its mask files
+        is set aside.
+    """
+    ((folder, pictures),) = images.items()
+    records, unlabelled, aside = [], [], []
+    for image_id in sorted({*pictures, *(one for found in masks.values() for one in found)}):
+        image, parts = pictures.get(image_id, []), {name: found.get(image_id, []) for name, found in masks.items()}
+        files = [entry for name in parts for entry in parts[name]]
+        there = [name for name, found in parts.items() if found]
+        twins = next((found for found in (image, *parts.values()) if len(found) > 1), [])
+        if twins:
+            detail = f"expected one file of this name, found {named([entry.path for entry in twins])}"
+            aside.append(SetAside(image_id, twins[0].place.uri, "ambiguous", detail))
+        elif not image:
+            detail = f"expected {folder}/{shown(image_id)}, found {_folders(there)} alone"
+            aside.append(SetAside(image_id, files[0].place.uri, "no_image", detail))
+        elif len(there) == len(parts):
+            records.append(make(image_id, image[0], files))
+        elif may_lack and not there:
+            unlabelled.append(make(image_id, image[0], ()))
+        else:
+            wanted = " and ".join(f"{name}/{shown(image_id)}" for name in parts)
+            detail = f"expected {wanted}, found {_folders([folder, *there])} alone"
+            aside.append(SetAside(image_id, image[0].place.uri, "no_mask", detail))
+    return Listing(records, aside, layout, unlabelled)
+
+
+def complete(listing: Listing, *, set_aside: Iterable[SetAside] = (), ignored: int = 0) -> Listing:
+    """Adds files that are set aside to a listing, in order, and sets the number of ignored files.
+
+    Args:
+        listing: The listing.
+        set_aside: Further files that cannot be used.
+        ignored: The number of ignored files.
+
+    Returns:
+        A new listing.
+    """
+    aside = sorted([*listing.set_aside, *set_aside], key=lambda one: one.image_id)
+    return replace(listing, set_aside=aside, ignored=ignored)
+
+
+def _folders(names: Iterable[str]) -> str:
+    return " and ".join(f"{name}/" for name in names)

@@ -1,0 +1,247 @@
+"""Reads the pixels of a record: its files are fetched, decoded, combined and checked.
+
+This is the only way from a record to its pixels, so that the same checks apply everywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus import phantom
+from lungseg_ray.corpus.decode import Decoded, decode_image, decode_mask
+from lungseg_ray.corpus.picture import Spacing, check_bytes
+from lungseg_ray.corpus.record import Record
+from lungseg_ray.errors import BadFileError
+from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
+from lungseg_ray.numerics.labels import IGNORE_LABEL
+from lungseg_ray.storage import Location, StorageError, translate_errors
+
+LEAST_SIDE = 32
+"""The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded image with its mask.
+
+    Attributes:
+        image: The image as (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        mask: The label map as (H, W) uint8; pixels with `IGNORE_LABEL` are left out.
+        source_height: Rows of the image in the file, before it was reduced.
+        source_width: Columns of the image in the file, before it was reduced.
+        source_bits: Bits per value in the file; a sample has 8.
+        spacing: Pixel spacing in the file, millimetres (row, column); None if the file does not specify it.
+        image_sha256: The SHA-256 of the image file (for a phantom, of its pixels), hexadecimal.
+        mask_sha256: The SHA-256 of all mask files in their order (for a phantom, of the mask's pixels), hexadecimal.
+    """
+
+    image: Pixels
+    mask: Pixels
+    source_height: int
+    source_width: int
+    source_bits: int
+    spacing: Spacing
+    image_sha256: str
+    mask_sha256: str
+
+
+def read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -> Sample:
+    """Reads the image and the mask of a record.
+
+    Args:
+        record: The record to read. A phantom is drawn.
+        settings: The settings of the corpus: the channels, the value of white, the labels of mask values, and how to
+            handle empty masks.
+        longer_side: The maximum length of the longer side, pixels. Larger images are reduced to it.
+
+    Returns:
+        The image and the mask, both with the same number of rows and columns.
+
+    Raises:
+        BadFileError: If the pair cannot be used; its `reason` is one of `REASONS`.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer. The message contains the `image_id` in place
+            of the path if the record is private.
+    """
+    with redact_paths(record.image_id if record.private else ""):
+        return _read_sample(record, settings, longer_side=longer_side)
+
+
+def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -> Sample:
+    if phantom.is_phantom(record.image_uri):
+        drawing, mask = phantom.draw_uri(record.image_uri)
+        image = _drawn(drawing, channels=settings.channels, longer_side=longer_side)
+        image_hash, mask_hash = hashlib.sha256(drawing.tobytes()), hashlib.sha256(mask.tobytes())
+    else:
+        data = _fetch(record.image_uri)
+        image_hash, mask_hash = hashlib.sha256(data), hashlib.sha256()
+        image = _decoded(data, record.image_uri, settings.channels, longer_side, settings.white)
+        # The bytes of the image are released, so that a worker holds only one file in memory at a time.
+        del data
+        masks = []
+        for uri in record.mask_uris:
+            data = _fetch(uri, of="mask")
+            mask_hash.update(data)
+            masks.append(_mask(data, uri, image, record, settings))
+        mask = _united(masks)
+    mask = resize_labels(mask, *image.pixels.shape[:2])
+    if settings.empty_masks == "set_aside":
+        _check_marked(mask)
+    return Sample(
+        image=image.pixels,
+        mask=mask,
+        source_height=image.height,
+        source_width=image.width,
+        source_bits=image.bits,
+        spacing=image.spacing,
+        image_sha256=image_hash.hexdigest(),
+        mask_sha256=mask_hash.hexdigest(),
+    )
+
+
+def read_image(uri: str, *, channels: int, longer_side: int, white: float | None = None) -> Decoded:
+    """Reads an image without a mask, for prediction.
+
+    Args:
+        uri: A path, an s3:// URI or the URI of a phantom.
+        channels: The number of channels of the result: 1 (grey) or 3 (RGB).
+        longer_side: The maximum length of the longer side, pixels. Larger images are reduced to it by area averaging.
+        white: The pixel value of white in 16-bit and float files. None: the maximum of the format.
+
+    Returns:
+        The image, with the size, the bits and the pixel spacing that it has in the file.
+
+    Raises:
+        BadFileError: If the image cannot be used; its `reason` is one of `REASONS`.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer.
+    """
+    if phantom.is_phantom(uri):
+        return _drawn(phantom.draw_uri(uri)[0], channels=channels, longer_side=longer_side)
+    return _decoded(_fetch(uri), uri, channels, longer_side, white)
+
+
+def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:
+    height, width = drawing.shape
+    rows, columns = limited(height, width, longer_side=longer_side)
+    pixels = resize_area(drawing, rows, columns)
+    return Decoded(np.repeat(pixels[:, :, None], channels, axis=2), height, width, 8, None)
+
+
+def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: float | None) -> Decoded:
+    image = decode_image(data, channels=channels, longer_side=longer_side, white=white, name=uri)
+    if min(image.height, image.width) < LEAST_SIDE:
+        raise BadFileError(
+            "too_small", f"expected at least {LEAST_SIDE} x {LEAST_SIDE} px, found {image.width} x {image.height} px"
+        )
+    return image
+
+
+def _mask(data: bytes, uri: str, image: Decoded, record: Record, settings: CorpusSettings) -> Pixels:
+    try:
+        mask = decode_mask(data, mask_values=settings.labels, name=uri)
+    except BadFileError as error:
+        raise BadFileError(error.reason, f"the mask: {error.detail}") from None
+    height, width = (round(side * record.mask_scale) for side in mask.shape)
+    if (height, width) != (image.height, image.width):
+        raise BadFileError(
+            "size_mismatch",
+            f"expected a mask of the image's size, {image.width} x {image.height} px, "
+            + (f"once enlarged {record.mask_scale:g} times, " if record.mask_scale != 1 else "")
+            + f"found {width} x {height} px; a scale that all masks share may be declared (corpus.mask_scale)",
+        )
+    return mask
+
+
+def _united(masks: list[Pixels]) -> Pixels:
+    if not masks:
+        raise BadFileError("no_mask", "expected a mask, found none")
+    if len({mask.shape for mask in masks}) > 1:
+        raise BadFileError("size_mismatch", "the files that make its mask together differ in size")
+    union = masks[0]
+    for mask in masks[1:]:
+        union = np.where(mask != 0, mask, union)
+    return union
+
+
+def _check_marked(mask: Pixels) -> None:
+    found = {int(label) for label in np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]))} - {IGNORE_LABEL}
+    if found <= {0}:
+        raise BadFileError("empty_mask", "expected at least one labelled pixel, found none (corpus.empty_masks)")
+    if len(found) == 1:
+        raise BadFileError("full_mask", f"expected more than one label, found {found.pop()} alone (corpus.empty_masks)")
+
+
+def _fetch(uri: str, *, of: str = "image") -> bytes:
+    which = "the mask: " if of == "mask" else ""
+    try:
+        return _read(Location(uri))
+    except BadFileError as error:
+        raise BadFileError(error.reason, f"{which}{error.detail}") from None
+    except ValueError:
+        raise BadFileError("unreadable", f"{which}the file has a name that no system opens") from None
+    except OSError as error:
+        if not (why := fault_of_file(error)):
+            raise
+        raise BadFileError("unreadable", f"{which}{why}") from None
+
+
+def fault_of_file(error: OSError) -> str:
+    """Returns why a file cannot be opened, if the file itself is the cause.
+
+    If a disk or a bucket does not answer, the file may be good and must not be set aside.
+
+    Args:
+        error: The error that occurred when the file was opened or read.
+
+    Returns:
+        The cause as a clause; empty if the disk or the bucket is the cause.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "the file cannot be opened: there is no such file"
+    return f"the file cannot be opened: {os.strerror(error.errno)}" if error.errno in _OF_THE_FILE else ""
+
+
+@contextmanager
+def redact_paths(key: str) -> Iterator[None]:
+    """Removes paths from the errors of a disk or a bucket, because they may identify the patient.
+
+    Args:
+        key: The key of the file, which replaces its path in the message; empty if the path may be shown.
+
+    Raises:
+        OSError: If the block raises one. With a key, its message contains only the key and the cause; a `StorageError`
+            stays a `StorageError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not key:
+            raise
+        # The message of a bucket may contain parts of the path, so none of it is kept.
+        kind = StorageError if isinstance(error, StorageError) else OSError
+        why = f" ({os.strerror(error.errno)})" if error.errno else ""
+        raise kind(f"{key}: the file behind this key cannot be read from where it lies{why}.") from None
+
+
+def _read(place: Location) -> bytes:
+    if place.is_local:
+        status = Path(place.path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            # To open a pipe would block until another process writes to it.
+            raise BadFileError("unreadable", "expected a file, found a folder, a pipe or a device")
+        check_bytes(status.st_size)
+        return place.read_bytes()
+    with translate_errors(place), place.filesystem.open_input_file(place.path) as file:
+        check_bytes(file.size())
+        return file.read()

@@ -1,0 +1,103 @@
+"""The metadata of one image: its location, its patient, its split, and the reasons for which a file is set aside.
+
+All later stages of the system get images as these records, whatever the layout of the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+STUDY_KEY = "study_key"
+"""The name of the group that contains the key of the DICOM study of an image. It is not reported as a subgroup."""
+
+REASONS = {
+    "unreadable": "the file cannot be read or decoded",
+    "empty_file": "the file has no bytes",
+    "unsupported": "the file is whole, but of a kind that is not read",
+    "multi_frame": "the file holds several images",
+    "no_pixels": "the DICOM file holds no image",
+    "burned_in": "the DICOM file says that its pixels show whose it is",
+    "rotated": "the file asks viewers to turn it, and its mask may be drawn on either way up",
+    "too_large": "the file has more bytes or pixels than are read",
+    "too_small": "the image has fewer pixels than a network can see",
+    "out_of_range": "the pixels are brighter than white, or darker than black",
+    "not_finite": "the pixels hold NaN or infinity",
+    "bad_name": "the file's name is not UTF-8",
+    "bad_path": "the manifest names a place that is not allowed or not understood",
+    "no_mask": "the image has no mask",
+    "no_image": "the mask, or the row of the index, has no image",
+    "ambiguous": "several files share one name",
+    "size_mismatch": "image and mask differ in size",
+    "unknown_label": "the mask holds a value that the configuration does not map",
+    "coloured_mask": "the mask has colours in place of label values",
+    "empty_mask": "the mask marks nothing",
+    "full_mask": "the mask marks every pixel alike",
+    "duplicate": "another image of the corpus has the same bytes",
+}
+"""The reasons for which a file is set aside, each with an explanation for the user."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a corpus, before it is read.
+
+    Attributes:
+        image_id: The id of the image, unique in the corpus: the stem of the file, its path, or a key of its path,
+            depending on the layout.
+        image_uri: The URI of the image file.
+        mask_uris: The URIs of the files that form the mask together (left and right lung); empty if the image is
+            unlabelled.
+        patient_id: The id of the patient; that of the image if the corpus does not specify the patient.
+        split: The split that the corpus prescribes; None if the hash of the patient determines it.
+        groups: Further columns of the corpus, by name (`finding`, `sex`). Evaluation reports them as subgroups.
+        size: The size of the image and mask files together as listed, bytes. It is part of the identity of the corpus.
+        modified_ns: The latest time of change of these files, nanoseconds since 1970. It is part of the identity of the
+            corpus.
+        mask_scale: The rows of the image for each row of its mask.
+        private: Whether the path of the file may identify the patient, so that only `image_id` may be written anywhere.
+    """
+
+    image_id: str
+    image_uri: str
+    mask_uris: tuple[str, ...]
+    patient_id: str
+    split: Split | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    modified_ns: int = 0
+    mask_scale: float = 1.0
+    private: bool = False
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Builds a record from the JSON text of its `asdict`."""
+        fields = json.loads(text)
+        return cls(**{**fields, "mask_uris": tuple(fields["mask_uris"])})
+
+    @property
+    def shown(self) -> str:
+        """The text that may be written for the location of the image: its URI, or its id if the record is private."""
+        return self.image_id if self.private else self.image_uri
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A file that is not used, with the reason.
+
+    Attributes:
+        image_id: The id as in `Record`; for a mask without an image, the stem of the mask.
+        uri: The URI of the file that causes the problem.
+        reason: One of `REASONS`.
+        detail: What was expected and what was found, for a message.
+    """
+
+    image_id: str
+    uri: str
+    reason: str
+    detail: str

@@ -1,0 +1,103 @@
+"""Assigns every patient to one split: train, val or test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from lungseg_ray.config import SplitSettings
+from lungseg_ray.corpus.record import SPLITS, Record, Split
+from lungseg_ray.errors import UserError
+
+
+def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Record]:
+    """Assigns patients to splits, so that no patient is in two of them.
+
+    If the corpus prescribes a split for any image of a patient, all images of that patient get it. All other patients
+    are assigned by sha256("<seed>:<patient>") as a number in [0, 1): numbers below `test` to test, then numbers below
+    `test + val` to val, and the rest to train. Adding or removing other patients does not change the assignment.
+
+    There is one exception, for tiny corpora. A split with a share above 0 that has no patient takes one from a split
+    with two or more patients: of those whose split the corpus does not prescribe, the patient whose number is nearest
+    to its interval. If the corpus prescribes the split of every patient, nothing is changed.
+
+    Args:
+        records: The records, in any order.
+        settings: The shares of patients for val and test, and the seed.
+
+    Returns:
+        The records in the order of the input, each with its `split`.
+
+    Raises:
+        UserError: If the corpus prescribes two splits for a patient, or has too few patients for every split to get
+            one.
+    """
+    sides = _one_side_each(records)
+    free = {
+        record.patient_id: _number(record.patient_id, settings.seed)
+        for record in records
+        if record.patient_id not in sides
+    }
+    bounds: dict[Split, tuple[float, float]] = {
+        "test": (0.0, settings.test),
+        "val": (settings.test, settings.test + settings.val),
+        "train": (settings.test + settings.val, 1.0),
+    }
+    for patient, number in free.items():
+        sides[patient] = next((side for side, (_, upper) in bounds.items() if number < upper), "train")
+    if free:
+        for side, (lower, upper) in bounds.items():
+            if upper > lower and side not in sides.values():
+                sides[_nearest(lower, upper, sides, free, side)] = side
+    return [replace(record, split=sides[record.patient_id]) for record in records]
+
+
+def prescribed(records: Iterable[Record]) -> dict[str, list[Split]]:
+    """Collects the splits that the corpus prescribes for each patient.
+
+    Args:
+        records: The records, in any order.
+
+    Returns:
+        The splits by patient, in the order of `SPLITS`; more than one is an error of the corpus. Patients without a
+        prescribed split are left out.
+    """
+    found: dict[str, set[Split]] = {}
+    for record in records:
+        if record.split is not None:
+            found.setdefault(record.patient_id, set()).add(record.split)
+    return {patient: [side for side in SPLITS if side in sides] for patient, sides in found.items()}
+
+
+def _one_side_each(records: Sequence[Record]) -> dict[str, Split]:
+    found = prescribed(records)
+    torn = {patient: sides for patient, sides in found.items() if len(sides) > 1}
+    if torn:
+        shown = "; ".join(f"{patient}: {', '.join(sides)}" for patient, sides in sorted(torn.items())[:5])
+        raise UserError(
+            f"The corpus puts {len(torn)} patient(s) on more than one side of the split ({shown}). Expected one side "
+            "for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
+        )
+    return {patient: side for patient, (side,) in found.items()}
+
+
+def _number(patient: str, seed: int) -> float:
+    # A float represents 48 bits exactly.
+    return int.from_bytes(hashlib.sha256(f"{seed}:{patient}".encode()).digest()[:6], "big") / 2**48
+
+
+def _nearest(lower: float, upper: float, sides: dict[str, Split], free: dict[str, float], side: Split) -> str:
+    patients = Counter(sides.values())
+    donors = [
+        (max(lower - number, number - upper), patient)
+        for patient, number in free.items()
+        if patients[sides[patient]] > 1
+    ]
+    if not donors:
+        raise UserError(
+            f"Too few patients for the split: found {len(sides)}, and none is left for {side}. Expected at least one "
+            f"for every side with a share, 3 with validation and test: add images, or set the share of {side} to 0."
+        )
+    return min(donors)[1]

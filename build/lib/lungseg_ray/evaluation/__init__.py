@@ -1,0 +1,1 @@
+"""A trained model over images with masks: figures, summary, contact sheet."""

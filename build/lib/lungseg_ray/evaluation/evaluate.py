@@ -1,0 +1,116 @@
+"""Measures a trained model on a set of images with masks, and writes tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.config import Device, EvaluateSettings
+from lungseg_ray.corpus import Listing, SetAside
+from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
+from lungseg_ray.evaluation.images import Images
+from lungseg_ray.evaluation.measure import ImageFigures, MeasureChunk, MeasuredImage
+from lungseg_ray.evaluation.summary import RESULT, summarise_images
+from lungseg_ray.inference.predictor import Model
+from lungseg_ray.progress import ticks
+from lungseg_ray.run.summary import Evaluation, SetAsideFile
+from lungseg_ray.storage import Location
+
+PER_IMAGE = "per_image.csv"
+
+SHEET = "contact_sheet.png"
+SHOWN = 4
+"""Images on each row of the contact sheet: the worst, those around the median, the best."""
+
+
+def evaluate(
+    model: Model,
+    images: Images,
+    out: Location,
+    settings: EvaluateSettings,
+    *,
+    device: Device = "auto",
+    listing: Listing | None = None,
+) -> Evaluation:
+    """Measures a model on images and writes tables and pictures. Needs a running Ray cluster.
+
+    The figures do not depend on the number of processes, since the order of the images fixes the images of each forward
+    pass.
+
+    Args:
+        model: The model to measure.
+        images: The images to measure it on.
+        out: The folder for `per_image.csv`, `evaluation.json` and `contact_sheet.png`.
+        settings: The settings of the evaluation.
+        device: The device to compute on.
+        listing: The listing of the corpus that the images are from; None if they are from shards.
+
+    Returns:
+        The content of `evaluation.json`.
+
+    Raises:
+        UserError: If no image can be used.
+        OSError: If a file cannot be read or written.
+    """
+    class_names = model.load().sidecar.class_names
+    if not len(images):
+        raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
+    work = MeasureChunk(model, images, settings)
+    count = -(-len(images) // settings.batch)
+    done = map_chunks(work, count, MeasuredImage, workers=settings.workers, device=device)
+    found = sorted(ticks(done, total=len(images), description="Evaluating"), key=lambda one: one.number)
+    rows: dict[int, ImageFigures] = {}
+    bad = list(listing.set_aside) if listing else []
+    seen: dict[str, str] = {}
+    for one in found:
+        if one.set_aside:
+            bad.append(one.set_aside)
+        elif one.figures:
+            image_id = one.figures.image_id
+            if (same := seen.setdefault(one.image_sha256, image_id)) != image_id:
+                bad.append(SetAside(image_id, images.name(one.number)[1], "duplicate", f"same bytes as {same}"))
+            else:
+                rows[one.number] = one.figures
+    if not rows:
+        raise UserError(f"None of {len(images)} images can be used; the first: {bad[0].uri}: {bad[0].detail}.")
+    result = summarise_images(list(rows.values()), class_names, settings)
+    result["members"] = [str(run.place) for run in model.runs]
+    result["flips"] = model.flips
+    result["set_aside"] = [
+        SetAsideFile(image_id=one.image_id, uri=one.uri, reason=one.reason, detail=one.detail) for one in bad
+    ]
+    if listing:
+        result["layout"] = listing.recognised
+        result["unlabelled"] = len(listing.unlabelled)
+    table = [row.columns for row in rows.values()]
+    (out / PER_IMAGE).write_csv(table, list(dict.fromkeys(key for row in table for key in row)))
+    (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
+    (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _sheet(model: Model, images: Images, rows: Mapping[int, ImageFigures], settings: EvaluateSettings) -> bytes:
+    """The contact sheet. Its few images are predicted again, so that no pixels travel between processes."""
+    order = sorted(rows.items(), key=lambda item: (item[1].values["dice"], item[1].image_id))
+    count = min(SHOWN, len(order))
+    middle = max((len(order) - count) // 2, 0)
+    use = model.load()
+    panels = {}
+    for title, few in {
+        "worst": order[:count],
+        "median": order[middle : middle + count],
+        "best": order[::-1][:count],
+    }.items():
+        samples = [images.read(number).sample for number, _ in few]
+        panels[title] = [
+            Panel(
+                title=f"{row.image_id}\nDice {row.values['dice']:.3f}  HD95 {row.values['hd95']:.0f} px",
+                image=sample.image,
+                truth=sample.mask,
+                prediction=use.labels(use([sample.image])[0], threshold=settings.threshold),
+            )
+            for (_, row), sample in zip(few, samples, strict=True)
+        ]
+    return contact_sheet(panels, use.sidecar.class_names)

@@ -1,0 +1,121 @@
+"""Means and intervals over the figures of many images, and their table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from rich.table import Table
+
+from lungseg_ray.config import EvaluateSettings
+from lungseg_ray.corpus import STUDY_KEY
+from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.measure import ImageFigures
+from lungseg_ray.numerics import metrics
+from lungseg_ray.run.summary import Distances, Evaluation, Figures, IntervalFigures
+
+FIGURES = ("dice", "iou", "hd95", "assd")
+"""The figures that every image has."""
+_ALL_FIGURES = (*FIGURES, "hd95_mm", "assd_mm")
+RESULT = "evaluation.json"
+
+
+def summarise_images(
+    rows: Sequence[ImageFigures], class_names: Sequence[str], settings: EvaluateSettings
+) -> Evaluation:
+    """Computes means over images with 95 % bootstrap intervals over patients, for all images and for each subgroup.
+
+    Args:
+        rows: The figures of each image, at least one.
+        class_names: The names of the labels from 1 on.
+        settings: The settings of the evaluation.
+
+    Returns:
+        The figures of all images, `clean_up` if it is asked for, and `groups`.
+
+    Raises:
+        UserError: If a subgroup is asked for that the corpus does not have.
+    """
+    result = cast(Evaluation, _figures(rows, class_names, settings, ""))
+    if settings.clean_up:
+        result["clean_up"] = _figures(rows, class_names, settings, "clean_")
+    result["groups"] = {
+        column: {
+            value: _figures([row for row in rows if row.groups.get(column) == value], class_names, settings, "")
+            for value in values
+        }
+        for column, values in _subgroups(rows, settings).items()
+    }
+    return result
+
+
+def _figures(
+    rows: Sequence[ImageFigures], class_names: Sequence[str], settings: EvaluateSettings, prefix: str
+) -> Figures:
+    patients = [row.patient_id for row in rows]
+
+    def interval(key: str) -> IntervalFigures:
+        values = [row.values[prefix + key] for row in rows]
+        found = metrics.bootstrap_interval(values, patients, resamples=settings.resamples)
+        return IntervalFigures(mean=found.mean, low=found.low, high=found.high)
+
+    def pooled(suffix: str) -> float:
+        tp, fp, fn = (sum(row.values[f"{prefix}{key}{suffix}"] for row in rows) for key in ("tp", "fp", "fn"))
+        return tp / (tp + fp + fn) if tp + fp + fn else 1.0
+
+    def intervals(suffix: str) -> Distances:
+        # Distances in mm count only if all images have them.
+        known = [key for key in _ALL_FIGURES if all(prefix + key in row.values for row in rows)]
+        return cast(Distances, {key: interval(f"{key}{suffix}") for key in known})
+
+    result = cast(Figures, {"n": len(rows), "n_empty": 0, "patients": len(set(patients)), **intervals("")})
+    result["n_empty"] = sum(row.values[f"{prefix}empty"] > 0 for row in rows)
+    if len(class_names) == 1:
+        result["iou_pooled"] = pooled("")
+        return result
+    shares = {name: pooled(f"_{name}") for name in ("background", *class_names)}
+    result["iou_pooled"] = float(np.mean([shares[name] for name in class_names]))
+    result["iou_pooled_with_background"] = float(np.mean(list(shares.values())))
+    result["classes"] = {name: {**intervals(f"_{name}"), "iou_pooled": shares[name]} for name in class_names}
+    result["classes"]["background"] = {"iou_pooled": shares["background"]}
+    return result
+
+
+def _subgroups(rows: Sequence[ImageFigures], settings: EvaluateSettings) -> dict[str, list[str]]:
+    columns = sorted({key for row in rows for key in row.groups} - {STUDY_KEY})
+    values = {key: sorted({row.groups[key] for row in rows if row.groups.get(key)}) for key in columns}
+    if settings.subgroups is None:
+        return {key: found for key, found in values.items() if 2 <= len(found) <= 12}
+    missing = [key for key in settings.subgroups if key not in values]
+    if missing:
+        raise UserError(f"evaluate.subgroups: the corpus has no column {missing}; it has {sorted(values)}.")
+    return {key: values[key] for key in settings.subgroups}
+
+
+def figures_table(result: Evaluation) -> Table:
+    """Returns the figures of an evaluation as a table for the terminal."""
+    known = [key for key in _ALL_FIGURES if key in result]
+    table = Table("images", "n", *known, "IoU pooled", title="Mean over images (95 % interval over patients)")
+
+    def add(name: str, n: int | None, figures: Distances) -> None:
+        found = [cast(IntervalFigures, figures[key]) for key in known]  # type: ignore[literal-required]
+        cells = [f"{one['mean']:.4g} ({one['low']:.4g}-{one['high']:.4g})" for one in found]
+        table.add_row(name, "" if n is None else str(n), *cells, f"{figures['iou_pooled']:.4f}")
+
+    add("all", result["n"], result)
+    for name, figures in result.get("classes", {}).items():
+        if name != "background":
+            add(f"  {name}", None, figures)
+    notes = [f"Layout {result['layout']}"] if "layout" in result else []
+    if result.get("unlabelled"):
+        notes.append(f"{result['unlabelled']} images unlabelled")
+    if result["set_aside"]:
+        notes.append(f"{len(result['set_aside'])} files set aside, listed in {RESULT}")
+    table.caption = "; ".join(notes) or None
+    if "clean_up" in result:
+        add("all, cleaned up", result["clean_up"]["n"], result["clean_up"])
+    for column, values in result["groups"].items():
+        for value, group in values.items():
+            add(f"{column} = {value}", group["n"], group)
+    return table

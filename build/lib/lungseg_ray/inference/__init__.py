@@ -1,0 +1,1 @@
+"""A model as it leaves a run: export, model card, predictor."""

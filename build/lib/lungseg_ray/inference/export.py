@@ -1,0 +1,56 @@
+"""Exports the best model of a trained run: a folder with weights, preprocessing and a model card."""
+
+from __future__ import annotations
+
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import JobFailedError
+from lungseg_ray.inference import predictor
+from lungseg_ray.inference.card import model_card
+from lungseg_ray.run.curves import curves
+from lungseg_ray.run.folder import BEST, Run
+from lungseg_ray.run.progress import Progress
+from lungseg_ray.run.summary import ValidationFigures
+from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.training.model import build_model
+
+CURVES = "curves.png"
+
+
+def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
+    """Writes the best model of a trained run with its model card, and the curves.
+
+    Args:
+        run: The run.
+        settings: Its settings.
+        index: The index of its shards.
+
+    Raises:
+        JobFailedError: If training has not come to its end.
+        UserError: If the best checkpoint cannot be used.
+    """
+    best, progress = run.read_best()
+    if not progress.is_complete(epochs=settings.train.epochs, early_stop=settings.train.early_stop):
+        raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
+    model = build_model(settings, weights="none")
+    model.load_state_dict(best.average if best.average is not None else best.weights)
+    corpus = index.corpus
+    sidecar = predictor.Sidecar(
+        size=settings.feed.size,
+        channels=corpus.channels,
+        longer_side=index.longer_side,
+        classes=corpus.classes,
+        class_names=corpus.class_names,
+        threshold=settings.evaluate.first_threshold,
+        white=corpus.white,
+    )
+    run.prune_checkpoints(progress, keep=settings.checkpoint.keep)
+    card = model_card(settings, index, validation_figures(progress), test=None)
+    predictor.save_model(run.place / BEST, model, sidecar, card)
+    run.write_history(progress.history)
+    (run.place / CURVES).write_bytes(curves(progress.history))
+
+
+def validation_figures(progress: Progress) -> ValidationFigures:
+    """Returns `loss`, `iou` and `dice` on the validation images after the best epoch."""
+    best = progress.best
+    return {"loss": best["val_loss"], "iou": best["val_iou"], "dice": best["val_dice"]}

@@ -1,0 +1,140 @@
+"""What every command does around its job: settings in, messages and an exit code out.
+
+The scripts in `jobs/` call `main` with their name; an installed package has the same commands as `lungseg-ray NAME`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+import lungseg_ray
+from lungseg_ray.config import (
+    EvaluateJob,
+    PredictJob,
+    ReportJob,
+    Section,
+    ShardJob,
+    SweepJob,
+    TrainJob,
+    load_settings,
+)
+from lungseg_ray.errors import JobFailedError, StoppedError, UserError
+
+AnyJob = TypeVar("AnyJob", bound=Section)
+
+OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+STARTED = time.time()
+"""When this process started, seconds since the epoch of the clock."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the tree of its settings, and a line on what it does.
+
+    The module `lungseg_ray.jobs.NAME` has a function `main` that takes the settings and a console.
+    """
+
+    settings: type[Section]
+    purpose: str
+
+
+COMMANDS = {
+    "shard": Command(ShardJob, "turn a corpus of X-rays and masks into shards"),
+    "audit": Command(ShardJob, "look at a corpus before shards are made of it"),
+    "train": Command(TrainJob, "train a model, or go on training it"),
+    "tune": Command(SweepJob, "search encoders, architectures and other settings"),
+    "evaluate": Command(EvaluateJob, "measure a trained model on images with masks"),
+    "predict": Command(PredictJob, "write the masks that a trained model sees in images"),
+    "report": Command(ReportJob, "write the HTML page of a run or a sweep"),
+}
+
+
+def main(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        name: one of `COMMANDS`.
+        arguments: of the command line; by default those of this process.
+
+    Returns:
+        The exit code, as `run_job` returns it.
+    """
+    # A job's module imports Ray and PyTorch, which takes seconds; --help and most mistakes need neither.
+    return run_job(
+        COMMANDS[name].settings,
+        lambda settings, console: importlib.import_module(f"lungseg_ray.jobs.{name}").main(settings, console),
+        sys.argv[1:] if arguments is None else arguments,
+    )
+
+
+def command_line() -> int:
+    """The program `lungseg-ray`: its first argument names the command, the others are those of the command.
+
+    Returns:
+        The exit code.
+    """
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        sys.argv[0] = f"{Path(sys.argv[0]).name} {name}"
+        return main(name, arguments)
+    if name == "--version":
+        print(f"lungseg-ray {lungseg_ray.__version__}")
+        return OK
+    lines = [f"  {command:9} {one.purpose}" for command, one in COMMANDS.items()]
+    usage = "\n".join(["usage: lungseg-ray COMMAND [--section.key value ...]", "", *lines])
+    if name in ("-h", "--help"):
+        print(f"{usage}\n\n`lungseg-ray COMMAND --help` lists the settings of a command.")
+        return OK
+    print(f"Error: there is no command {name!r}.\n{usage}", file=sys.stderr)
+    return MISTAKE
+
+
+def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], arguments: Sequence[str]) -> int:
+    """Reads the settings of a job and runs it; whatever goes wrong becomes a message and an exit code.
+
+    Args:
+        tree: The class of the job's settings.
+        job: The function to run; it takes the settings, and the console that the user reads.
+        arguments: The arguments of the command line.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for a mistake of the user's, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Raises:
+        SystemExit: After `--help`, with the exit code 0.
+    """
+    console = Console(soft_wrap=True, markup=False)
+    try:
+        job(load_settings(tree, arguments), console)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return MISTAKE
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+    except (OSError, JobFailedError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return FAILED
+    except SystemExit as left:
+        # Ray answers SIGTERM by leaving with the signal's number.
+        if left.code != signal.SIGTERM:
+            raise
+        print("Terminated; the same command goes on.", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return OK

@@ -1,0 +1,98 @@
+"""What the terminal shows while a run trains: a line for each epoch, and a progress bar in between."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
+from lungseg_ray.storage import Location
+from lungseg_ray.training.events import EpochDone, Event, Note, Started, StepDone
+
+
+class TrainingDisplay:
+    """Shows the events of a run, and writes its TensorBoard file. Used as a context and called with each event.
+
+    Args:
+        console: The console that the user reads.
+        place: The folder of the run.
+        epochs: The setting `train.epochs`.
+
+    Attributes:
+        first_step: The time of the first step, seconds since the epoch of the clock; None before it.
+    """
+
+    def __init__(self, console: Console, place: Location, epochs: int) -> None:
+        self.first_step: float | None = None
+        self._console = console
+        self._epochs = epochs
+        self._best = float("inf")
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("waiting for workers", total=None)
+        self._tensorboard = TensorBoardWriter(place / TENSORBOARD, self._print)
+
+    def __enter__(self) -> TrainingDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._tensorboard.close()
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        match event:
+            case Note():
+                self._print(event.text)
+            case Started():
+                self._started(event)
+            case StepDone():
+                self._step_done(event)
+            case EpochDone():
+                self._epoch_done(event.row)
+            case _:
+                pass
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def _started(self, event: Started) -> None:
+        where = f"from epoch {event.epoch + 1}" if event.step else "from the start"
+        if event.step_in_epoch:
+            where += f", step {event.step_in_epoch + 1} of {event.steps_per_epoch},"
+        self._print(
+            f"Training {where} on {event.workers} worker(s): {event.device}, {event.precision}, "
+            f"{event.threads} thread(s) each, {event.parameters / 1e6:.1f} M parameters"
+        )
+        if event.frozen:
+            self._print(
+                f"  {len(event.frozen)} parameters get no gradient in this pair of architecture and encoder and are "
+                f"frozen, {event.frozen[0]} the first"
+            )
+        self._best = event.best_loss
+        self._tensorboard.open(epoch=event.epoch)
+
+    def _step_done(self, event: StepDone) -> None:
+        self.first_step = self.first_step or event.time
+        self._bar.update(
+            self._task,
+            description=f"epoch {event.epoch}/{self._epochs}  loss {event.loss:.4f}",
+            completed=event.step_in_epoch,
+            total=event.steps_per_epoch,
+        )
+
+    def _epoch_done(self, row: dict[str, float]) -> None:
+        mark = " *" if row["val_loss"] < self._best else ""
+        self._best = min(self._best, row["val_loss"])
+        self._console.print(
+            f"epoch {row['epoch']:3d}/{self._epochs}"
+            f"  loss {row['loss']:.4f} (Dice {row['loss_dice']:.4f}, BCE {row['loss_bce']:.4f})"
+            f"  val {row['val_loss']:.4f}  IoU {row['val_iou']:.4f}  Dice {row['val_dice']:.4f}"
+            f"  lr {row['lr']:.1e}  {row['images_per_second']:.1f} images/s"
+            f"  data wait {row['data_wait_share']:.1%}  checkpoint wait {row['checkpoint_wait']:.1f} s"
+            f"  {row['seconds']:.0f} s{mark}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._tensorboard.write(row)

@@ -1,0 +1,80 @@
+"""The job that measures a trained model on its test images or on another corpus."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from lungseg_ray.cluster.session import cluster
+from lungseg_ray.config import CorpusSettings, EvaluateJob, Settings, merge, non_default
+from lungseg_ray.corpus import Listing, assign_splits, list_corpus
+from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.evaluate import evaluate
+from lungseg_ray.evaluation.images import CorpusImages, Images, ShardImages
+from lungseg_ray.evaluation.summary import figures_table
+from lungseg_ray.jobs.members import model_of
+from lungseg_ray.run.folder import EVALUATION
+from lungseg_ray.run.summary import Evaluation
+from lungseg_ray.shards.format import read_index
+from lungseg_ray.storage import Location
+
+
+def main(job: EvaluateJob, console: Console) -> None:
+    """Evaluates, and prints the figures."""
+    with cluster(processes=job.evaluate.workers):
+        result, out = evaluate_run(job)
+        console.print(figures_table(result))
+        console.print(f"Figures and pictures: {out}", highlight=False)
+
+
+def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
+    """Measures the model of a run, or of a sweep's best, on its own shards or another corpus. Needs a Ray cluster.
+
+    Returns:
+        The content of `evaluation.json`, and the folder it lies in.
+
+    Raises:
+        UserError: if the run is not there or has no best model yet, or if there is nothing to measure on.
+    """
+    model = model_of(job)
+    # All trials of a sweep train on the same shards.
+    kept = model.runs[0].started_with()
+    listing: Listing | None = None
+    if job.corpus is None:
+        root = job.shards or kept.settings.shards.root
+        index = read_index(root)
+        if index.fingerprint != kept.shards:
+            raise UserError(
+                f"{root}: these are other shards than those that {job.run} was trained on, and their test images may "
+                "have been trained on. Restore them, or evaluate another corpus with --corpus.root."
+            )
+        name: str = job.split or "test"
+        images: Images = ShardImages.of(root, index.shards if name == "all" else index.of(name))  # type: ignore[arg-type]
+    else:
+        images, listing = _corpus_images(kept.settings, job.corpus, job.split)
+        corpus = job.corpus.root
+        stem = corpus.stem if isinstance(corpus, Location) else corpus
+        name = "-".join([stem, *([job.split] if job.split else [])])
+        name = f"corpus-{name}"
+    out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
+    result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
+    return result, out
+
+
+def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:
+    """The images of another corpus; what the command does not say of it is as it was in training, but how it lies."""
+    own = {"layout": asked.layout, "outside": asked.outside, "mask_scale": asked.mask_scale}
+    try:
+        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), non_default(asked) | own))
+    except ValidationError as error:
+        raise UserError(f"The corpus does not fit the model: {error.errors()[0]['msg']}.") from None
+    if (corpus.channels, corpus.classes) != (trained.corpus.channels, trained.corpus.classes):
+        raise UserError(
+            f"The model was trained with {trained.corpus.channels} channel(s) and {trained.corpus.classes} class(es); "
+            f"corpus.channels = {corpus.channels} and corpus.classes = {corpus.classes} do not fit it."
+        )
+    listing = list_corpus(corpus)
+    records = listing.records
+    if split not in (None, "all"):
+        records = [record for record in assign_splits(records, corpus.split) if record.split == split]
+    return CorpusImages(records, corpus, trained.shards.longer_side), listing

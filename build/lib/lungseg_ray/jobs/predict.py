@@ -1,0 +1,235 @@
+"""The job that predicts the masks of a folder of images; an interrupted job resumes where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pyarrow.fs import FileType
+from rich.console import Console
+
+from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.places import check_lasting, check_shared
+from lungseg_ray.cluster.session import cluster
+from lungseg_ray.config import PredictJob, differences
+from lungseg_ray.corpus import REASONS, read_image
+from lungseg_ray.corpus.decode import Decoded, decode_image
+from lungseg_ray.corpus.layouts.dicom import may_be_dicom
+from lungseg_ray.corpus.layouts.tree import SUFFIXES
+from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.imaging import overlay, png
+from lungseg_ray.inference.predictor import Model, Sidecar
+from lungseg_ray.jobs.members import model_of
+from lungseg_ray.numerics import metrics
+from lungseg_ray.progress import ticks
+from lungseg_ray.run.folder import BEST
+from lungseg_ray.storage import Location
+from lungseg_ray.text import escaped, is_utf8
+
+TABLE = "predictions.csv"
+MASKS = "masks"
+OVERLAYS = "overlays"
+CLAIM = "model.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one image.
+
+    Attributes:
+        image: The path of the image below the folder of images, printable.
+        status: Whether it is predicted, was predicted before, or cannot be used.
+        reason: Why it cannot be used; else empty.
+        height: Rows of the source file; None if it cannot be used.
+        width: Columns of the source file; None if it cannot be used.
+        shares: Share of the pixels of each label, 0 to 1, by the name of the label.
+    """
+
+    image: str
+    status: Literal["done", "done before", "set aside"]
+    reason: str = ""
+    height: int | None = None
+    width: int | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The row of the image in `predictions.csv`, by column."""
+        own = {"image": self.image, "status": self.status, "reason": self.reason}
+        size = {"height": self.height, "width": self.width} if self.height else {}
+        return {**own, **size, **{f"share_{name}": share for name, share in self.shares.items()}}
+
+
+@dataclass(frozen=True)
+class _Predict:
+    """Predicts a chunk of images and writes their masks; runs in a data task."""
+
+    job: PredictJob
+    model: Model
+    names: list[str]
+
+    def __call__(self, chunk: int, device: str) -> list[Prediction]:
+        model = self.model.load(device=device)
+        side = model.sidecar
+        found: list[Prediction] = []
+        waiting: list[tuple[str, Decoded]] = []
+        for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
+            if not is_utf8(name):
+                reason = f"bad_name: {REASONS['bad_name']}; rename it"
+                found.append(Prediction(escaped(name), "set aside", reason))
+                continue
+            wanted = [self._place(MASKS, name)] + ([self._place(OVERLAYS, name)] if self.job.overlay else [])
+            if all(place.exists() for place in wanted):
+                labels = _from_file(wanted[0].read_bytes(), side.classes)
+                found.append(_prediction(name, "done before", labels, side.class_names))
+                continue
+            try:
+                image = read_image(
+                    str(self.job.images / name),
+                    channels=side.channels,
+                    longer_side=side.longer_side,
+                    white=side.white,
+                )
+            except BadFileError as error:
+                found.append(Prediction(escaped(name), "set aside", str(error)))
+                continue
+            waiting.append((name, image))
+        sizes = [(image.height, image.width) for _, image in waiting]
+        maps = model([image.pixels for _, image in waiting], sizes) if waiting else []
+        for (name, image), probability in zip(waiting, maps, strict=True):
+            labels = model.labels(probability)
+            if self.job.clean_up:
+                labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
+            self._write(name, image.pixels, labels, side)
+            found.append(_prediction(name, "done", labels, side.class_names))
+        return found
+
+    def _place(self, folder: str, name: str) -> Location:
+        # The suffix stays part of the name, so that a.png and a.jpg have different masks.
+        return self.job.out / folder / f"{name}.png"
+
+    def _write(self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: Sidecar) -> None:
+        if self.job.overlay:
+            height, width = image.shape[:2]
+            small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            self._place(OVERLAYS, name).write_bytes(png(overlay(image, small)))
+        # The mask is written last: an image that has a mask is done.
+        self._place(MASKS, name).write_bytes(png(labels * 255 if side.classes == 1 else labels))
+
+
+def main(job: PredictJob, console: Console) -> None:
+    """Predicts, and lists the files that were set aside."""
+    with cluster(processes=job.workers):
+        console.print(describe_predictions(predict(job), job), highlight=False)
+
+
+def predict(job: PredictJob) -> list[Prediction]:
+    """Writes a mask, at the size of the source, for each image of a folder. Needs a running Ray cluster.
+
+    Under `job.out` lie `masks/<image>.png` (0 and 255 for one class, otherwise labels), `overlays/<image>.png` if they
+    are asked for, `predictions.csv` with a row for each image, and `model.json`, which identifies the model. An image
+    whose mask exists is not predicted again.
+
+    Args:
+        job: The settings of the job.
+
+    Returns:
+        What became of each image, by its name.
+
+    Raises:
+        UserError: If the run or the images do not exist, if no image can be used, or if another model, or the same
+            model with other settings, has predicted into the folder before.
+        OSError: If a file cannot be read or written.
+    """
+    check_lasting(job.out)
+    names = _images(job)
+    check_shared(job.out)
+    model = model_of(job)
+    _claim(job, model)
+    work = _Predict(job, model, names)
+    done = map_chunks(work, -(-len(names) // job.batch), Prediction, workers=job.workers, device=job.device)
+    found = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda one: one.image)
+    table = [one.columns for one in found]
+    (job.out / TABLE).write_csv(table, list(dict.fromkeys(key for row in table for key in row)))
+    if all(one.status == "set aside" for one in found):
+        raise UserError(f"{job.images}: none of {len(found)} images can be used:\n{describe_predictions(found, job)}")
+    return found
+
+
+def _images(job: PredictJob) -> list[str]:
+    """Names of the images below the folder, without what was predicted into a folder below it.
+
+    In archives of DICOM, many files have no suffix.
+
+    Raises:
+        UserError: If there is no such folder, or if it holds no image.
+    """
+    place = job.images
+    if not place.is_dir():
+        raise UserError(f"{place}: there is no such folder (--images).")
+    own = f"{job.out.uri}/"
+    names = [
+        found.uri[len(place.uri) + 1 :]
+        for found, info in place.list(recursive=True)
+        if (found.name.lower().endswith(SUFFIXES) or may_be_dicom(found.name))
+        and info.type == FileType.File
+        and not found.uri.startswith(own)
+    ]
+    if not names:
+        raise UserError(f"{place}: no images there (--images); expected files ending in {', '.join(SUFFIXES)}.")
+    return names
+
+
+def _claim(job: PredictJob, model: Model) -> None:
+    """Writes which model predicts into the folder, or refuses if another one has.
+
+    Raises:
+        UserError: If another model, or the same with other settings, has predicted into the folder.
+    """
+    model.load()
+    weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
+    mine = {"weights_sha256": " ".join(weights), "flips": model.flips, "clean_up": job.clean_up}
+    place = job.out / CLAIM
+    # Folders from before there were flips do not name them.
+    if place.exists() and (theirs := {"flips": "none", **json.loads(place.read_text())}) != mine:
+        raise UserError(
+            f"{place}: this folder holds predictions made otherwise:\n  "
+            + "\n  ".join(differences(theirs, mine))
+            + "\nChoose another --out."
+        )
+    place.write_text(json.dumps(mine, indent=2) + "\n")
+
+
+def describe_predictions(found: Sequence[Prediction], job: PredictJob) -> str:
+    """Returns what was done, for a person.
+
+    Args:
+        found: What became of each image.
+        job: The settings of the job.
+    """
+    counts = Counter(one.status for one in found)
+    lines = [f"{job.out}: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
+    bad = [one for one in found if one.status == "set aside"]
+    lines += [f"  {one.image}: {one.reason}" for one in bad[:10]]
+    if len(bad) > 10:
+        lines.append(f"  ... and {len(bad) - 10} more, in {TABLE}")
+    return "\n".join(lines)
+
+
+def _prediction(
+    name: str, status: Literal["done", "done before"], labels: npt.NDArray[np.uint8], class_names: Sequence[str]
+) -> Prediction:
+    shares = {one: float((labels == label).mean()) for label, one in enumerate(class_names, start=1)}
+    return Prediction(escaped(name), status, height=labels.shape[0], width=labels.shape[1], shares=shares)
+
+
+def _from_file(data: bytes, classes: int) -> npt.NDArray[np.uint8]:
+    pixels = decode_image(data, channels=1).pixels[:, :, 0]
+    return (pixels > 0).astype(np.uint8) if classes == 1 else pixels

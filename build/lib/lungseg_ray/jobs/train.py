@@ -1,0 +1,132 @@
+"""The main job: from settings to a finished run, by way of shards, training and evaluation."""
+
+from __future__ import annotations
+
+import time
+
+import yaml
+from rich.console import Console
+
+from lungseg_ray import models
+from lungseg_ray.cluster.planning import plan_training
+from lungseg_ray.cluster.session import available
+from lungseg_ray.config import Settings, TrainJob, merge
+from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.evaluate import SHEET
+from lungseg_ray.evaluation.finished_run import evaluate_test_split
+from lungseg_ray.feed.stream import Source
+from lungseg_ray.inference.export import CURVES, export_best
+from lungseg_ray.jobs.cli import STARTED
+from lungseg_ray.jobs.display import TrainingDisplay
+from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
+from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.run.summary import RunSummary
+from lungseg_ray.sweep.ledger import WINNER, Sweep
+from lungseg_ray.workers.fit import fit
+
+
+def main(job: TrainJob, console: Console) -> None:
+    """Trains a model, or goes on training it."""
+    train(winner_of(job), console, started=STARTED)
+
+
+def train(settings: Settings, console: Console, *, started: float) -> RunSummary:
+    """Runs a training job to its end, or resumes it, or finds that it is finished.
+
+    Shards that do not exist are built first. The same command resumes a run that was interrupted.
+
+    Args:
+        settings: The settings of the run.
+        console: The console that the user reads.
+        started: When the command started, seconds since the epoch of the clock.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: For a mistake of the user's.
+        JobFailedError: As `fit`.
+        StoppedError: If a signal asked for it.
+    """
+    run = Run(settings.runs.root / settings.runs.name)
+    settings, index = known_shards(settings, run.place)
+    models.check(
+        architecture=settings.model.architecture,
+        encoder=settings.model.encoder,
+        in_channels=settings.corpus.channels,
+        classes=settings.corpus.classes,
+        size=settings.feed.size,
+    )
+    run.can_resume(settings, fingerprint=index.fingerprint if index else None)
+    if finished := run.summary():
+        console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
+        _tell(run, finished, console)
+        return finished
+    with held(run.place, console, processes=settings.train.workers) as lease:
+        # Another driver may have held the run until now.
+        if finished := run.summary():
+            _tell(run, finished, console)
+            return finished
+        cpus, gpus = available()
+        plan = plan_training(
+            cpus=cpus,
+            gpus=gpus,
+            workers=settings.train.workers,
+            min_workers=settings.train.min_workers,
+            device=settings.train.device,
+            tasks=settings.feed.tasks,
+        )
+        settings, index = usable_shards(settings, index, run.place, console)
+        resuming = run.can_resume(settings, fingerprint=index.fingerprint)
+        source = Source.of(settings, index)
+        if not resuming:
+            run.start(settings, fingerprint=index.fingerprint)
+        console.print(f"{'Going on with' if resuming else 'Starting'} the run {run.place}", highlight=False)
+        display = TrainingDisplay(console, run.place, settings.train.epochs)
+        if not run.is_trained(settings):
+            with display:
+                fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
+        export_best(run, settings, index)
+        summary = evaluate_test_split(run, settings, index, console)
+        summary["seconds"] = {
+            "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
+            "total": round(time.time() - started, 1),
+        }
+        lease.check()
+        run.write_summary(summary)
+        run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
+        _tell(run, summary, console)
+        return summary
+
+
+def _tell(run: Run, summary: RunSummary, console: Console) -> None:
+    val, test = summary["val"], summary["test"]
+    best = f"Best epoch {summary['best_epoch']} of {summary['epochs']}"
+    lines = [f"{best}: validation IoU {val['iou']:.4f}, Dice {val['dice']:.4f}"]
+    if test:
+        lines.append(
+            f"Test, {test['n']} images: IoU {test['iou']['mean']:.4f}, Dice {test['dice']['mean']:.4f} "
+            f"(95 % {test['dice']['low']:.4f} to {test['dice']['high']:.4f}), HD95 {test['hd95']['mean']:.1f} px"
+        )
+        lines.append(f"Pictures: {run.place / CURVES}\n          {run.place / EVALUATION / 'test' / SHEET}")
+    lines.append(f"Model:    {run.place / BEST}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def winner_of(job: TrainJob) -> Settings:
+    """The settings of a training job; where it names a sweep, its winner's are below those that the command gives.
+
+    Raises:
+        UserError: if there is no such sweep, or if it is not finished.
+    """
+    given = job.model_dump(exclude={"from_sweep"}, exclude_unset=True)
+    if job.from_sweep is None:
+        return Settings.model_validate(given)
+    sweep = Sweep(job.from_sweep)
+    sweep.started_with()
+    try:
+        tree = yaml.safe_load((sweep.place / WINNER).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{sweep.place}: the sweep has no winner yet; run jobs/tune.py until it is finished.") from None
+    beside = {"runs": {"root": sweep.place.uri.rsplit("/", 1)[0], "name": f"{sweep.place.name}-winner"}}
+    return Settings.model_validate(merge(merge(tree, beside), given))

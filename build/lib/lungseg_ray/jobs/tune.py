@@ -1,0 +1,198 @@
+"""The driver of a sweep: shards, the search, its finalists, what they come to on the test side, and the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+
+from lungseg_ray.cluster.planning import cores, plan_trials
+from lungseg_ray.cluster.session import available
+from lungseg_ray.config import SweepJob
+from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.evaluation.finished_run import evaluate_test_split
+from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
+from lungseg_ray.page.render import write_sweep_page
+from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
+from lungseg_ray.shards.format import ShardIndex, read_table
+from lungseg_ray.storage import Location, retry
+from lungseg_ray.sweep.compare import summarise_sweep
+from lungseg_ray.sweep.ledger import REPORT, Sweep
+from lungseg_ray.sweep.search import Search
+from lungseg_ray.sweep.summary import SweepSummary
+from lungseg_ray.sweep.trial_runner import Stage, TrialRunner
+from lungseg_ray.training.precision import fastest_precision
+
+SHARED_SHARE = 0.4
+"""Share of the object store that shards may fill; larger corpora are read by each trial from its shards."""
+
+_STAGES: tuple[Stage, ...] = (1, 2)
+
+
+def main(job: SweepJob, console: Console) -> None:
+    """Runs a sweep, or goes on with it."""
+    tune(job, console)
+
+
+def tune(job: SweepJob, console: Console) -> SweepSummary:
+    """Runs a sweep to its end, or resumes it, or finds that it is finished.
+
+    Args:
+        job: The settings of the sweep.
+        console: The console that the user reads.
+
+    Returns:
+        What it found, as `summarise_sweep` returns it.
+
+    Raises:
+        UserError: For a mistake of the user's.
+        JobFailedError: If nothing makes progress, the storage fails for too long, or another driver has taken over.
+        StoppedError: If a signal asked for it.
+    """
+    sweep = Sweep(job.runs.root / job.runs.name)
+    if not job.sweep.space:
+        raise UserError(
+            "sweep.space: nothing is searched. Name settings and their values in a file, as configs/encoders.yaml "
+            "does, and give it with --config."
+        )
+    if (sweep.place / RUN_CONFIG).exists():
+        raise UserError(f"{sweep.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
+    if job.train.precision == "auto" and Sweep.is_one(sweep.place):
+        job = _in_precision(job, sweep.started_with().settings.train.precision)
+    job, index = known_shards(job, sweep.place)
+    if sweep.can_resume(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, sweep):
+        console.print(f"The sweep {sweep.place} is finished; nothing to do.", highlight=False)
+        found = sweep.summary()
+        assert found is not None, "a finished sweep has a summary"
+        page = sweep.place / REPORT
+        _tell(found, page if page.exists() else write_sweep_page(sweep.place, shards=job.shards.root), console)
+        return found
+    with held(sweep.place, console, processes=_processes(job) - 1) as lease:
+        cpus, gpus = available()
+        plan = plan_trials(
+            cpus=cpus,
+            gpus=gpus,
+            workers=job.train.workers,
+            device=job.train.device,
+            gpus_per_trial=job.sweep.gpus_per_trial,
+            concurrent=job.sweep.concurrent,
+            nodes=sum(node["Alive"] for node in ray.nodes()),
+        )
+        job, index = usable_shards(job, index, sweep.place, console)
+        if job.train.precision == "auto":
+            # One precision for all trials: timing their own, they might come to different ones.
+            probe = _probe.options(num_cpus=plan.cpus, num_gpus=plan.gpus or int(plan.training.device == "cuda"))
+            job = _in_precision(job, ray.get(probe.remote(job, plan.training.device)))
+        resuming = sweep.can_resume(job, fingerprint=index.fingerprint)
+        sweep.config.write(job, fingerprint=index.fingerprint)
+        console.print(
+            f"{'Going on with' if resuming else 'Starting'} the sweep {sweep.place}: {plan.concurrent} trial(s) at a "
+            f"time on {'GPUs' if plan.training.device == 'cuda' else 'CPUs'}",
+            highlight=False,
+        )
+        sweep.reopen()
+        shared = _share(job.shards.root, index, console)
+        for stage in _STAGES:
+            TrialRunner(
+                job, sweep=sweep, index=index, shared=shared, plan=plan, lease=lease, console=console, stage=stage
+            ).run()
+        _measure_finalists(job, sweep, index, console)
+        lease.check()
+        found = _conclude(job, sweep)
+        page = write_sweep_page(sweep.place, shards=job.shards.root)
+        _tell(found, page, console)
+        return found
+
+
+def _tell(found: SweepSummary, page: Location, console: Console) -> None:
+    winner, final = found["winner"], found["finalists"]
+    label = winner["label"] if winner else "none"
+    if final:
+        spread = f" +- {final[0]['sd']:.4f} (sd)" if final[0]["sd"] is not None else ""
+        score = f"validation IoU {final[0]['mean']:.4f}{spread} over {len(final[0]['seeds'])} seed(s)"
+        console.print(f"Winner: {label}: {score}", highlight=False, markup=False)
+        for row in final[1:]:
+            behind = row["behind"]
+            if behind and behind["n"]:
+                interval = f" (95 % {behind['low']:.4f} to {behind['high']:.4f})" if behind["n"] > 1 else ""
+                text = f"  ahead of {row['label']} by {behind['mean']:.4f}{interval}"
+                console.print(text, highlight=False, markup=False)
+    else:
+        console.print(f"Winner: {label}, by one seed alone", highlight=False, markup=False)
+    spent = found["spent"]
+    share = spent["epochs_search"] / max(spent["epochs_full_search"], 1)
+    console.print(
+        f"The search took {spent['epochs_search']} epochs, {share:.0%} of the whole at full length; the finalists "
+        f"{spent['epochs_finalists']}.\nReport: {page}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _is_finished(job: SweepJob, place: Sweep) -> bool:
+    if not place.summary():
+        return False
+    minutes, spent = job.sweep.budget.minutes, place.seconds().get("stage 1", 0.0)
+    over = bool(minutes) and spent >= 60 * minutes
+    return not any(Search(job, place.trials(), stage).has_moves() for stage in _STAGES if stage == 2 or not over)
+
+
+def _in_precision(job: SweepJob, precision: str) -> SweepJob:
+    return job.model_copy(update={"train": job.train.model_copy(update={"precision": precision})})
+
+
+@ray.remote
+def _probe(job: SweepJob, device: str) -> str:
+    return fastest_precision(job, torch.device(device))
+
+
+def _processes(job: SweepJob) -> int:
+    """Logical CPUs that trials want on a cluster of our own: with one core each, unless it is said otherwise."""
+    workers = job.train.workers
+    together = job.sweep.concurrent or max(cores() // workers, 1)
+    return together * (workers + 1 if workers > 1 else 1)
+
+
+def _share(root: Location, index: ShardIndex, console: Console) -> dict[str, ray.ObjectRef]:
+    """Reads the shards of training and validation into Ray's object store, once for all trials."""
+    shards = [*index.of("train"), *index.of("val")]
+    images = index.count("train") + index.count("val")
+    most = images * index.longer_side**2 * (index.corpus.channels + 1)
+    room = min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
+    if most > SHARED_SHARE * room:
+        console.print(
+            f"The shards may fill {most / 1e9:.1f} GB of an object store of {room / 1e9:.1f} GB: each trial reads them "
+            "by itself.",
+            highlight=False,
+        )
+        return {}
+    shared = {one.file: _read.remote(root / one.file) for one in shards}
+    ray.wait(list(shared.values()), num_returns=len(shared), fetch_local=False)
+    return shared
+
+
+@ray.remote
+def _read(place: Location) -> Any:
+    return retry(lambda: read_table(place), seconds=60.0)
+
+
+def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: Console) -> None:
+    """The one time that the test side is touched: each finalist's run ends as one of `jobs/train.py` does."""
+    for trial in place.trials():
+        run = place.run(trial)
+        if trial.stage == 2 and trial.state == "done" and not run.summary():
+            console.print(f"Finalist {trial.name}", highlight=False)
+            run.write_summary(evaluate_test_split(run, job.trial(trial.params, seed=trial.seed), index, console))
+
+
+def _conclude(job: SweepJob, place: Sweep) -> SweepSummary:
+    found = summarise_sweep(job, place.trials(), place.seconds())
+    if not found["winner"]:
+        reasons = "\n  ".join(f"{trial.name}: {trial.reason}" for trial in place.trials()[:10])
+        raise JobFailedError(f"{place.place}: no trial came to a score:\n  {reasons}")
+    winner = job.trial(found["winner"]["params"])
+    length = {"epochs": job.train.epochs, "early_stop": job.train.early_stop}
+    place.write_summary(found, winner.model_copy(update={"train": winner.train.model_copy(update=length)}))
+    return found

@@ -1,0 +1,29 @@
+"""Segmentation networks: their construction, pretrained encoder weights, cost, and export."""
+
+from lungseg_ray.models.cost import Cost, cost
+from lungseg_ray.models.export import export, load_export
+from lungseg_ray.models.factory import (
+    build,
+    check,
+    find_unused_parameters,
+    freeze_unused_parameters,
+    known_encoder,
+    memory_format,
+    resolve_encoder,
+)
+from lungseg_ray.models.menu import MENU
+
+__all__ = [
+    "MENU",
+    "Cost",
+    "build",
+    "check",
+    "cost",
+    "export",
+    "find_unused_parameters",
+    "freeze_unused_parameters",
+    "known_encoder",
+    "load_export",
+    "memory_format",
+    "resolve_encoder",
+]

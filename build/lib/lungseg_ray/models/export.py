@@ -1,0 +1,54 @@
+"""Export of a trained model to a folder that segmentation_models_pytorch can open without this project."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+from safetensors import SafetensorError
+from segmentation_models_pytorch.base import SegmentationModel
+
+from lungseg_ray.errors import UserError
+
+
+def export(model: SegmentationModel, directory: Path) -> None:
+    """Writes `config.json`, `model.safetensors` and a model card, for `segmentation_models_pytorch.from_pretrained`.
+
+    The configuration names no pretrained encoder weights: the folder holds all weights itself, and `from_pretrained`
+    would otherwise download the encoder weights.
+
+    Args:
+        model: A model from `build`, not wrapped, in any mode and on any device.
+        directory: The folder to write; it is created if it does not exist, and files of an earlier export are
+            overwritten.
+    """
+    config = {name: value for name, value in model.config.items() if name != "pretrained_cfg_overlay"}
+    config |= {"encoder_weights": None, "_model_class": type(model).__name__}
+    model.save_pretrained(directory, config=config)
+
+
+def load_export(directory: Path) -> SegmentationModel:
+    """Opens a folder that `export` wrote; no network access is needed.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        The model in evaluation mode on the CPU; its output is logits of shape (N, classes, H, W).
+
+    Raises:
+        UserError: If the folder lacks a file, or if its files do not fit together.
+    """
+    missing = [name for name in ("config.json", "model.safetensors") if not (directory / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{directory}: not an exported model, expected config.json and model.safetensors, found no "
+            f"{' and no '.join(missing)}. Give the folder that a finished run wrote its best model to."
+        )
+    try:
+        # The loader of huggingface_hub prints a line for each folder that it opens.
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = smp.from_pretrained(str(directory))
+    except (AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise UserError(f"{directory}: the files of this exported model do not fit together: {error}") from error
+    return model.eval()

@@ -1,0 +1,231 @@
+"""Construction of a network from an architecture and an encoder of segmentation_models_pytorch, with checks."""
+
+import copy
+import difflib
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from segmentation_models_pytorch.encoders import encoders
+from torch import nn
+
+from lungseg_ray.errors import UserError
+from lungseg_ray.models.weights import load_encoder_weights
+from lungseg_ray.names import ARCHITECTURES
+
+
+def build(
+    *, architecture: str, encoder: str, in_channels: int, classes: int, encoder_weights: str = "none"
+) -> nn.Module:
+    """Builds a network that maps images (N, in_channels, H, W) to logits (N, classes, H, W).
+
+    H and W must be divisible by the encoder's output stride (32). Weights that are not pretrained are drawn from the
+    global random generator of PyTorch: seed it first.
+
+    Args:
+        architecture: One of `ARCHITECTURES`, in upper or lower case.
+        encoder: Name of the encoder, as for `resolve_encoder`.
+        in_channels: Number of channels of the images: 1 for grey, 3 for RGB; other numbers work as well.
+        classes: Number of output channels: 1 for a binary mask, otherwise the number of labels including the
+            background.
+        encoder_weights: "imagenet" or another name of published weights (needs network access unless they are cached),
+            "none", or the path of a weights file; see `load_encoder_weights`.
+
+    Returns:
+        The network in training mode, on the default device of PyTorch.
+
+    Raises:
+        UserError: If the architecture, the encoder or the weights do not exist, or if they do not fit together.
+    """  # noqa: DOC501 - `_refused` returns a UserError
+    architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
+    try:
+        model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
+    except Exception as error:
+        raise _refused(architecture, encoder, error) from error
+    load_encoder_weights(model.get_submodule("encoder"), encoder_weights, name=encoder, in_channels=in_channels)
+    return model
+
+
+def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int = 1, size: int = 256) -> None:
+    """Checks that a pair of architecture and encoder exists and works; takes a fraction of a second and no memory.
+
+    The network is built and run on the meta device, where tensors have shapes but no values. A pair that reads values
+    while it is built is checked on the CPU instead.
+
+    Args:
+        architecture: One of `ARCHITECTURES`, in upper or lower case.
+        encoder: Name of the encoder, as for `resolve_encoder`.
+        in_channels: Number of channels of the images.
+        classes: Number of output channels.
+        size: Height and width of the images, pixels.
+
+    Raises:
+        UserError: If the pair does not exist or does not work. The message contains the reason, and the nearest names
+            if a name is unknown.
+    """  # noqa: DOC501 - `_refused` returns a UserError
+    architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.device("meta"):
+                model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
+            # If the first convolution is adapted to `in_channels`, its weights are created outside the default device.
+            output = model.to("meta").eval()(torch.empty(1, in_channels, size, size, device="meta"))
+    except Exception as error:
+        if "meta tensor" in str(error):
+            return _check_on_cpu(architecture, encoder, in_channels=in_channels, classes=classes, size=size)
+        raise _refused(architecture, encoder, error) from error
+    if output.shape[2:] != (size, size):
+        height, width = output.shape[2:]
+        raise UserError(
+            f"{architecture} with encoder {encoder} makes a mask of {height} x {width} pixels from an image of "
+            f"{size} x {size}: expected the same size. Take a size that is divisible by 32."
+        )
+
+
+def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes: int, size: int) -> None:
+    """Checks a pair that reads values while it is built, such as one with a Mix Transformer encoder."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
+            model.eval()(torch.zeros(1, in_channels, size, size))
+    except Exception as error:
+        raise _refused(architecture, encoder, error) from error
+
+
+def resolve_encoder(name: str) -> str:
+    """Returns the name of an encoder in segmentation_models_pytorch.
+
+    Args:
+        name: A name in that library ("resnet34"), a timm model with its prefix ("tu-regnety_004") or without it
+            ("regnety_004"), or an older name ("timm-regnety_004").
+
+    Returns:
+        The name in segmentation_models_pytorch; for a timm model, the name with the prefix "tu-".
+
+    Raises:
+        UserError: If there is no such encoder; the message contains the nearest names.
+    """
+    if name in encoders:
+        return name
+    bare = name.removeprefix("tu-").removeprefix("timm-")
+    candidates = [f"tf_{bare}", bare] if name.startswith("timm-mobilenetv3") else [bare]
+    for candidate in candidates:
+        if timm.is_model(candidate):
+            return f"tu-{candidate}"
+    known = [*encoders, *(f"tu-{model}" for model in timm.list_models())]
+    raise UserError(f"There is no encoder {name!r}.{_nearest(name, known)} Any timm model works as tu-<name>.")
+
+
+def known_encoder(name: str) -> str:
+    """Returns the spelling of an encoder's name that may be written in any case.
+
+    Args:
+        name: A name as for `resolve_encoder`, in upper or lower case.
+
+    Raises:
+        UserError: If there is no such encoder; the message has the nearest names.
+    """
+    by_lower = {known.lower(): known for known in encoders}
+    spelled = by_lower.get(name.lower(), name.lower())
+    try:
+        resolve_encoder(name)
+    except UserError:
+        resolve_encoder(spelled)
+        return spelled
+    return name
+
+
+def _resolve_architecture(name: str) -> str:
+    for architecture in ARCHITECTURES:
+        if architecture.lower() == name.lower():
+            return architecture
+    raise UserError(
+        f"There is no architecture {name!r}.{_nearest(name, ARCHITECTURES)} Expected one of {', '.join(ARCHITECTURES)}."
+    )
+
+
+def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _create(architecture: str, encoder: str, *, in_channels: int, classes: int) -> nn.Module:
+    model: nn.Module = smp.create_model(
+        architecture, encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes
+    )
+    return model
+
+
+def _refused(architecture: str, encoder: str, error: Exception) -> UserError:
+    reason = str(error).strip().rstrip(".!") or f"it raises {type(error).__name__}"
+    return UserError(f"{architecture} does not work with encoder {encoder}: {reason}. Choose another pair.")
+
+
+def find_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -> list[str]:
+    """Returns the names of the trainable parameters that get no gradient.
+
+    They are found by one forward and backward pass on a copy of the model; the model and the random state are not
+    changed. Distributed data parallel training waits for the gradient of every trainable parameter, and fails if one
+    gets none. Such pairs include VGG11 with UNet++, and EfficientNet with every architecture.
+
+    Args:
+        model: A model from `build`, on any device, not wrapped.
+        in_channels: Number of channels of the images.
+        size: Height and width of the probe image, pixels; 64 is enough unless the encoder accepts only one size.
+
+    Returns:
+        The names, as in `named_parameters`.
+    """
+    probe = copy.deepcopy(model).train()
+    probe.zero_grad()
+    device = next(probe.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        # Two images are needed: with one image, batch normalisation fails in a branch that pools to one pixel.
+        probe(torch.zeros(2, in_channels, size, size, device=device)).sum().backward()
+    return [name for name, parameter in probe.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+def freeze_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -> list[str]:
+    """Freezes the parameters that `find_unused_parameters` finds, in place.
+
+    Call this before the model is wrapped for DDP and before the optimiser is built.
+
+    Args:
+        model: A model from `build`, on any device, not wrapped.
+        in_channels: Number of channels of the images.
+        size: Height and width of the probe image, pixels.
+
+    Returns:
+        The names of the frozen parameters.
+    """
+    unused = find_unused_parameters(model, in_channels=in_channels, size=size)
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    return unused
+
+
+def memory_format(model: nn.Module, *, device: torch.device) -> torch.memory_format:
+    """Returns the fastest memory layout of images and weights in which a model can safely be trained.
+
+    This is channels last, except on CPUs for a model that has a 1 x 1 convolution with a stride above 1 and fewer than
+    16 input channels. With channels last, oneDNN overruns its memory when it computes the gradient of the weights of
+    such a convolution (https://github.com/uxlfoundation/oneDNN/issues/6035): training crashes, or learns from wrong
+    gradients. GERNet-S and the MobileOne encoders have such convolutions.
+
+    Args:
+        model: A model from `build`.
+        device: The device on which it is trained.
+
+    Returns:
+        `torch.channels_last`, or `torch.contiguous_format` where channels last is not safe.
+    """
+    overruns = device.type == "cpu" and any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.groups == 1
+        and module.in_channels < 16
+        for module in model.modules()
+    )
+    return torch.contiguous_format if overruns else torch.channels_last

@@ -1,0 +1,1 @@
+"""Losses, metrics and optimisers in plain PyTorch and NumPy, independent of Ray."""

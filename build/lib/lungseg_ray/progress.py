@@ -1,0 +1,27 @@
+"""A progress bar for long loops, in a module of its own because the full display has more imports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.progress import track
+
+AnyItem = TypeVar("AnyItem")
+
+
+def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator[AnyItem]:
+    """Iterates over items and shows a progress bar meanwhile, which is removed at the end.
+
+    No bar is shown if the standard output is not a terminal.
+
+    Args:
+        items: The items to iterate over.
+        total: Number of items.
+        description: The text in front of the bar.
+
+    Returns:
+        An iterator over the same items.
+    """
+    return iter(track(items, total=total, description=description, transient=True, disable=not sys.stdout.isatty()))

@@ -1,0 +1,1 @@
+"""The folder of a run: settings, progress, checkpoints, lease, curves, TensorBoard."""

@@ -1,0 +1,93 @@
+"""What a folder was started with: the settings and the shards that a run or a sweep must keep to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import yaml
+from pydantic import AliasChoices, Field
+
+from lungseg_ray.config import Mark, Section, Settings, differences, dump, marked
+from lungseg_ray.errors import UserError
+from lungseg_ray.storage import Location
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class StartedWith(Section, Generic[AnySettings]):
+    """The content of a configuration file.
+
+    Attributes:
+        settings: The resolved tree of settings.
+        shards: The fingerprint of the shards that are trained on.
+    """
+
+    # Sweeps called it `job` once.
+    settings: AnySettings = Field(validation_alias=AliasChoices("settings", "job"))
+    shards: str
+
+
+@dataclass(frozen=True)
+class ConfigFile(Generic[AnySettings]):
+    """The file in which a folder keeps what it was started with.
+
+    Attributes:
+        place: The file.
+        tree: The class of the settings in it.
+        kind: What the folder holds, for messages: "run" or "sweep".
+    """
+
+    place: Location
+    tree: type[AnySettings]
+    kind: str
+
+    def read(self) -> StartedWith[AnySettings]:
+        """Reads the file.
+
+        Raises:
+            UserError: If there is no such file, or if it cannot be read.
+        """
+        folder, _, name = self.place.uri.rpartition("/")
+        try:
+            return StartedWith[self.tree].model_validate(yaml.safe_load(self.place.read_text()))  # type: ignore[name-defined]
+        except FileNotFoundError:
+            raise UserError(f"{folder}: there is no {self.kind} here: {name} is missing.") from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"{self.place}: cannot be read: {error}") from None
+
+    def write(self, settings: AnySettings, *, fingerprint: str) -> None:
+        """Writes the file.
+
+        Args:
+            settings: The resolved tree of settings.
+            fingerprint: The fingerprint of the shards.
+        """
+        self.place.write_text(dump(StartedWith(settings=settings, shards=fingerprint)))
+
+    def check(self, settings: AnySettings, *, fingerprint: str | None) -> None:
+        """Compares what a command asks for with the file; settings with `Mark.MAY_CHANGE` may differ.
+
+        Args:
+            settings: The settings of the command.
+            fingerprint: The fingerprint of the shards; None while they are not built.
+
+        Raises:
+            UserError: If other settings or other shards are asked for, with each difference.
+        """
+        before = self.read()
+        changed = list(
+            differences(
+                before.settings.model_dump(mode="json"),
+                settings.model_dump(mode="json"),
+                ignore=set(marked(self.tree, Mark.MAY_CHANGE)),
+            )
+        )
+        if fingerprint and before.shards != fingerprint:
+            changed.append(f"shards in {settings.shards.root}: fingerprint {before.shards[:12]} -> {fingerprint[:12]}")
+        if changed:
+            raise UserError(
+                f"{self.place.uri.rpartition('/')[0]}: this {self.kind} was started otherwise:\n  "
+                + "\n  ".join(changed)
+                + "\nUse another runs.name, or the former settings to go on."
+            )

@@ -1,0 +1,149 @@
+"""The figures that a run leaves, in the form in which its JSON files contain them."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class IntervalFigures(TypedDict):
+    """A mean over images with its 95 % bootstrap interval over patients.
+
+    Attributes:
+        mean: The mean.
+        low: The lower bound.
+        high: The upper bound.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+class Distances(TypedDict, total=False):
+    """Figures of one class. Distances in mm are missing where the pixel spacing of an image is unknown.
+
+    Attributes:
+        dice: Dice coefficient, 0 to 1.
+        iou: Intersection over union, 0 to 1.
+        hd95: 95th percentile of the Hausdorff distance, source pixels.
+        assd: Average symmetric surface distance, source pixels.
+        hd95_mm: The same as `hd95`, in mm.
+        assd_mm: The same as `assd`, in mm.
+        iou_pooled: Intersection over union of the pixels of all images together.
+    """
+
+    dice: IntervalFigures
+    iou: IntervalFigures
+    hd95: IntervalFigures
+    assd: IntervalFigures
+    hd95_mm: IntervalFigures
+    assd_mm: IntervalFigures
+    iou_pooled: float
+
+
+class Figures(Distances, total=False):
+    """Figures of a set of images; means over the classes where there are several.
+
+    Attributes:
+        n: Number of images.
+        n_empty: Number of images in which the truth or the prediction, but not both, is empty.
+        patients: Number of patients.
+        iou_pooled_with_background: Mean of `iou_pooled` over all classes and the background.
+        classes: The figures of each class, and of the background, by name; only where there are several classes.
+    """
+
+    n: int
+    n_empty: int
+    patients: int
+    iou_pooled_with_background: float
+    classes: dict[str, Distances]
+
+
+class SetAsideFile(TypedDict):
+    """A file that is not used, in the form in which `evaluation.json` lists it.
+
+    Attributes:
+        image_id: As in `SetAside`.
+        uri: As in `SetAside`.
+        reason: As in `SetAside`.
+        detail: As in `SetAside`.
+    """
+
+    image_id: str
+    uri: str
+    reason: str
+    detail: str
+
+
+class Evaluation(Figures, total=False):
+    """The content of `evaluation.json`.
+
+    Attributes:
+        clean_up: The figures after `metrics.clean_up_labels`.
+        groups: The figures of each subgroup, by column and value.
+        members: The folders of the runs whose models were averaged.
+        flips: The mirror images that were averaged over.
+        set_aside: The files that are not used.
+        layout: The layout of the corpus, and why it was recognised; only for a corpus.
+        unlabelled: Number of images of the corpus without a mask; only for a corpus.
+    """
+
+    clean_up: Figures
+    groups: dict[str, dict[str, Figures]]
+    members: list[str]
+    flips: str
+    set_aside: list[SetAsideFile]
+    layout: str
+    unlabelled: int
+
+
+class ValidationFigures(TypedDict):
+    """Figures on the validation images after the best epoch.
+
+    Attributes:
+        loss: The validation loss.
+        iou: Mean intersection over union.
+        dice: Mean Dice coefficient.
+    """
+
+    loss: float
+    iou: float
+    dice: float
+
+
+class Seconds(TypedDict):
+    """How long a command took.
+
+    Attributes:
+        to_first_step: Seconds until the first training step; None if nothing was trained.
+        total: Seconds of the whole command.
+    """
+
+    to_first_step: float | None
+    total: float
+
+
+class RunSummary(TypedDict, total=False):
+    """The content of a run's `summary.json`.
+
+    Attributes:
+        epochs: Number of finished epochs.
+        best_epoch: The best epoch, from 1.
+        val: Figures on the validation images.
+        test: Figures on the test images; None if there are none.
+        images_per_second: Training images per second, without validation.
+        data_wait_share: Share of the training time spent waiting for data, 0 to 1.
+        checkpoint_wait_share: Share of the training time spent waiting for checkpoints, 0 to 1.
+        skipped: Number of skipped steps.
+        seconds: How long the last command took; missing for the trials of a sweep.
+    """
+
+    epochs: int
+    best_epoch: int
+    val: ValidationFigures
+    test: Evaluation | None
+    images_per_second: float
+    data_wait_share: float
+    checkpoint_wait_share: float
+    skipped: int
+    seconds: Seconds

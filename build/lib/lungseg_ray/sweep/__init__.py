@@ -1,0 +1,1 @@
+"""Sweeps: the search over encoders, architectures and learning rates."""

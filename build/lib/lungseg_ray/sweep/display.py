@@ -1,0 +1,114 @@
+"""What a person sees while a sweep goes on: a table on a terminal, lines elsewhere, and TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Literal
+
+from rich.console import Console, Group
+from rich.live import Live as Screen
+from rich.table import Table
+from rich.text import Text
+
+from lungseg_ray.config import SweepJob
+from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
+from lungseg_ray.sweep.ledger import Sweep, Trial, rank_trials
+from lungseg_ray.sweep.search import epochs_to_come
+
+SHOWN = 12
+"""Trials in the table: those that run, and the best of the others."""
+
+
+class SweepDisplay:
+    """Follows one stage of a sweep; to be used as a context."""
+
+    def __init__(self, console: Console, sweep: Sweep, job: SweepJob, stage: Literal[1, 2]) -> None:
+        self._console = console
+        self._sweep = sweep
+        self._job = job
+        self._stage = stage
+        self._trials: Sequence[Trial] = []
+        self._boards: dict[int, TensorBoardWriter] = {}
+        self._start = time.monotonic()
+        self._trained = 0
+        self._screen = Screen(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> SweepDisplay:
+        if self._screen:
+            self._screen.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._screen:
+            self._screen.stop()
+        for board in self._boards.values():
+            board.close()
+
+    def show(self, trials: Sequence[Trial]) -> None:
+        """Takes the trials as they are now."""
+        self._trials = [trial for trial in trials if trial.stage == self._stage]
+
+    def refresh(self) -> None:
+        """Draws the table anew."""
+        if self._screen:
+            self._screen.update(self._table(), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Tells something beside the table."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def epoch(self, trial: Trial, row: dict[str, float]) -> None:
+        """Shows that a trial has finished an epoch."""
+        self._trained += 1
+        if trial.number not in self._boards:
+            board = self._boards[trial.number] = TensorBoardWriter(
+                self._sweep.place / TENSORBOARD / trial.name, self.note
+            )
+            board.open(epoch=int(row["epoch"]) - 1)
+        self._boards[trial.number].write(row)
+
+    def ended(self, trial: Trial) -> None:
+        """Shows that a trial has left off."""
+        board = self._boards.pop(trial.number, None)
+        if board:
+            board.close()
+        if trial.state in ("failed", "refused"):
+            self.note(f"  {trial.name}: {trial.state}. {trial.reason}")
+        elif trial.score is not None:
+            best = rank_trials(self._trials)[0]
+            self.note(
+                f"  {trial.name}: {trial.state} after {trial.epochs} of {self._job.epochs} epochs, IoU "
+                f"{trial.score:.4f} in epoch {trial.best_epoch}, {trial.seconds:.0f} s; best so far {best.name} "
+                f"{best.score:.4f}; {self._left()}"
+            )
+
+    def _left(self) -> str:
+        to_come = epochs_to_come(self._job, self._trials, self._stage)
+        if not self._trained or not to_come:
+            return "nothing to come" if not to_come else ""
+        seconds = to_come * (time.monotonic() - self._start) / self._trained
+        return f"about {timedelta(seconds=round(seconds))} left"
+
+    def _table(self) -> Group:
+        table = Table("trial", "epoch", "IoU", "best in", "state", "left", box=None, pad_edge=False)
+        best = rank_trials(self._trials)
+        running = [trial for trial in self._trials if trial.state == "running"]
+        others = [trial for trial in best if trial.state != "running"]
+        for trial in [*running, *others][:SHOWN]:
+            rung = next((rung for rung in self._job.rungs if rung > trial.epochs), self._job.epochs)
+            pace = trial.seconds / trial.epochs if trial.epochs else 0.0
+            left = str(timedelta(seconds=round((rung - trial.epochs) * pace))) if pace else "..."
+            table.add_row(
+                Text(f"{trial.number} {trial.description}" + (f", seed {trial.seed}" if self._stage == 2 else "")),
+                f"{trial.epochs}/{self._job.epochs}",
+                f"{trial.score:.4f}" if trial.score is not None else "",
+                str(trial.best_epoch or ""),
+                ("best, " if best and trial is best[0] else "") + trial.state,
+                left if trial.state == "running" else "",
+            )
+        ended = sum(trial.state in ("done", "failed", "refused") for trial in self._trials)
+        name = "search" if self._stage == 1 else "finalists"
+        line = Text(f"{name}: {len(self._trials)} trials, {len(running)} running, {ended} at their end; {self._left()}")
+        return Group(table, line)

@@ -1,0 +1,84 @@
+"""Text for users: external names in a printable form, and counts and durations in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SHOWN = 120
+"""Longer texts than this, in characters, are cut by `shown` unless the caller gives another limit."""
+_NAMED = 8
+"""A message lists at most this number of names."""
+
+
+def without_suffix(path: str) -> str:
+    """Returns a path without the last suffix of its last component; a leading dot does not start a suffix."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + (name.rsplit(".", 1)[0] if "." in name[1:] else name)
+
+
+def escaped(text: str) -> str:
+    r"""Returns a text in a printable form.
+
+    Characters that are not printable are written as Python escapes such as `\n`, and bytes of a file name that are not
+    UTF-8 as `\xff`.
+
+    Args:
+        text: The text; Python represents bytes that are not UTF-8 by lone surrogates.
+
+    Returns:
+        The text with escapes.
+    """
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def shown(text: str, most: int = _SHOWN) -> str:
+    """Returns a text as a message may contain it: printable and of limited length.
+
+    Args:
+        text: The text.
+        most: Number of characters of the text after which it is cut.
+
+    Returns:
+        The text with escapes, which may be longer than `most`; if it was cut, its length is added.
+    """
+    return escaped(text) if len(text) <= most else f"{escaped(text[:most])}... ({len(text)} characters)"
+
+
+def named(names: Sequence[str]) -> str:
+    """Lists some names for a message: the first ones, and how many more there are.
+
+    Args:
+        names: The names.
+
+    Returns:
+        The list, separated by commas; "nothing" if there are no names.
+    """
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (", ".join(shown(name) for name in names[:_NAMED]) or "nothing") + more
+
+
+def is_utf8(text: str) -> bool:
+    """Returns whether a path is valid UTF-8; Python represents other bytes of a file name as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def duration(seconds: float) -> str:
+    """Formats a duration in seconds for users: `45 s`, `12.5 min`, `3.2 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def counted(number: int, word: str) -> str:
+    """Formats a number of things, with the plural in s: `1 seed`, `3 seeds`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

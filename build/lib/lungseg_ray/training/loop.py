@@ -1,0 +1,245 @@
+"""The training loop in plain PyTorch. Data, the other workers and checkpoints come from a `Runtime`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import torch
+
+from lungseg_ray.config import Settings
+from lungseg_ray.errors import JobFailedError
+from lungseg_ray.feed.batch import Batch
+from lungseg_ray.numerics.metrics import ValidationSums
+from lungseg_ray.run.progress import Progress
+from lungseg_ray.training.events import EpochDone, Note, Started, StepDone, Stopped
+from lungseg_ray.training.learner import STEP_SUMS, Learner, NotFiniteError
+from lungseg_ray.training.precision import Precision, fastest_precision
+from lungseg_ray.training.runtime import Request, Runtime
+
+_ADVICE = "Lower optim.lr, set optim.clip, or use train.precision = fp32, under another runs.name."
+
+
+class TrainingDivergedError(JobFailedError):
+    """The loss is no longer a finite number. The message names the step and the images."""
+
+
+def train_loop(
+    settings: Settings, *, steps_per_epoch: int, runtime: Runtime, stop_after_epoch: int | None = None
+) -> Progress:
+    """Trains until the last epoch, until early stopping, or until a stop is requested, from the newest checkpoint on.
+
+    Args:
+        settings: The settings of the run.
+        steps_per_epoch: The number of whole global batches in an epoch.
+        runtime: Data, other workers and checkpoints.
+        stop_after_epoch: The epoch after which the loop ends as if it were interrupted there; by default the last.
+
+    Returns:
+        The progress of the run, with its history.
+
+    Raises:
+        TrainingDivergedError: If too many losses are not finite.
+        JobFailedError: If a checkpoint cannot be written.
+    """
+    device, epochs = runtime.device, settings.train.epochs
+    last_epoch = min(stop_after_epoch or epochs, epochs)
+    runtime.report_activity("the checkpoint to go on from")
+    checkpoint = runtime.restore()
+    # The first batches are prepared while the precision is probed and the model is built.
+    with closing(runtime.train(step=checkpoint.progress.step if checkpoint else 0, epochs=last_epoch)) as batches:
+        runtime.report_activity("the probe of the precision")
+        progress = checkpoint.progress if checkpoint else _start(settings, runtime)
+        runtime.report_activity("the model to be built")
+        learner = Learner(
+            settings=settings if not checkpoint else _without_weights(settings),
+            device=device,
+            precision=progress.precision,  # type: ignore[arg-type]
+            total_steps=epochs * steps_per_epoch,
+            wrap=runtime.wrap,
+            all_reduce_sum=runtime.all_reduce_sum,
+        )
+        if checkpoint:
+            learner.load(checkpoint)
+        runtime.emit(
+            Started(
+                epoch=progress.epoch,
+                step=progress.step,
+                step_in_epoch=progress.step - progress.epoch * steps_per_epoch,
+                steps_per_epoch=steps_per_epoch,
+                workers=runtime.world_size,
+                device=str(device),
+                precision=learner.precision,
+                threads=torch.get_num_threads(),
+                parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
+                frozen=tuple(learner.frozen),
+                best_loss=progress.best["val_loss"] if progress.history else float("inf"),
+            )
+        )
+        while progress.epoch < last_epoch and not progress.stops_early(settings.train.early_stop):
+            progress, stop = _train_epoch(learner, runtime, batches, progress, steps=steps_per_epoch)
+            if stop:
+                runtime.flush()
+                runtime.emit(Stopped(step=progress.step, epoch=progress.epoch))
+                return progress
+        runtime.report_activity("the last checkpoint to be written")
+        runtime.flush()
+    return progress
+
+
+def _start(settings: Settings, runtime: Runtime) -> Progress:
+    choice = settings.train.precision
+    precision = fastest_precision(settings, runtime.device) if choice == "auto" else choice
+    # Every worker timed its own device; all of them take the choice of rank 0.
+    names: list[Precision] = ["fp32", "bf16", "fp16"]
+    chosen = torch.tensor(names.index(precision), device=runtime.device)
+    runtime.broadcast([chosen])
+    return Progress(epoch=0, step=0, precision=names[int(chosen)])
+
+
+def _without_weights(settings: Settings) -> Settings:
+    """The settings of a resumed run: its weights come from the checkpoint, so that the encoder's are not fetched."""
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"weights": "none"})})
+
+
+def _train_epoch(
+    learner: Learner, runtime: Runtime, batches: Iterator[Batch], progress: Progress, *, steps: int
+) -> tuple[Progress, bool]:
+    """Trains for the rest of an epoch and validates; saves checkpoints within the epoch and at its end.
+
+    Returns:
+        The progress of the run, and whether it is to stop, which may be before the end of the epoch.
+    """
+    epoch, every = progress.epoch, learner.settings.checkpoint.every_steps
+    rates = learner.schedule.rates()
+    partial = progress.partial or {
+        **dict.fromkeys((*STEP_SUMS, "skipped", "waited", "saving", "seconds"), 0.0),
+        "lr": rates["decoder"],
+        "encoder_lr": rates.get("encoder", rates["decoder"]),
+    }
+    sums = torch.tensor([partial[key] for key in STEP_SUMS], dtype=torch.float64)
+    waited, skipped, saving = partial["waited"], 0, partial["saving"]
+    start = reported = time.perf_counter()
+
+    def progress_at(step: int) -> Progress:
+        nonlocal saving
+        saving += runtime.checkpoint_wait_seconds()
+        now = {
+            **partial,
+            **dict(zip(STEP_SUMS, sums.tolist(), strict=True)),
+            "skipped": partial["skipped"] + skipped,
+            "waited": waited,
+            "saving": saving,
+            "seconds": partial["seconds"] + time.perf_counter() - start,
+        }
+        return replace(
+            progress,
+            step=step,
+            partial=now,
+            skipped=progress.skipped + skipped,
+            workers=runtime.world_size,
+            threads=torch.get_num_threads(),
+        )
+
+    for step in range(progress.step, (epoch + 1) * steps):
+        number = step - epoch * steps + 1
+        place = f"step {step + 1}, {number} of {steps} in epoch {epoch + 1}"
+        runtime.report_activity(f"the images of {place}")
+        before = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - before
+        runtime.report_activity(place)
+        try:
+            sums += learner.step(batch)
+        except NotFiniteError as error:
+            skipped += 1
+            _skip(error, batch, progress.skipped + skipped, learner.settings, runtime)
+        now = time.perf_counter()
+        if now - reported > 0.5 or number in (1, steps):
+            reported = now
+            runtime.emit(StepDone(epoch + 1, number, steps, loss=float(sums[0] / sums[3]), time=time.time()))
+        request = runtime.poll_request()
+        # The last step of an epoch is followed by the epoch's own checkpoint.
+        if number < steps and (request or (every and (step + 1) % every == 0)):
+            here = progress_at(step + 1)
+            runtime.save(learner.content(here), skip_if_busy=not request)
+            if request == Request.STOP:
+                return here, True
+    done = progress_at((epoch + 1) * steps)
+    row = _validate(learner, runtime, done)
+    done = replace(done, epoch=epoch + 1, history=[*progress.history, row], partial={})
+    runtime.save(learner.content(done), skip_if_busy=False)
+    runtime.emit(EpochDone(row))
+    return done, runtime.poll_request() == Request.STOP
+
+
+def _skip(error: NotFiniteError, batch: Batch, skipped: int, settings: Settings, runtime: Runtime) -> None:
+    """Reports a step that is skipped. Every worker calls it.
+
+    Raises:
+        TrainingDivergedError: If more steps are skipped than are allowed.
+    """
+    names = runtime.all_gather(error.image_ids) or runtime.all_gather(batch.image_ids)
+    text = f"The {error.what} at step {batch.step + 1}. Images: {', '.join(names)}."
+    if skipped > settings.train.max_skipped:
+        allowed = f"{skipped} such step(s), {settings.train.max_skipped} allowed (train.max_skipped)."
+        raise TrainingDivergedError(f"{text} {allowed} {_ADVICE}")
+    text += f" The step is left out, {skipped} of {settings.train.max_skipped}."
+    runtime.emit(Note(text, "step_skipped", step=batch.step + 1))
+
+
+def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[str, float]:
+    """Validates after the last step of an epoch.
+
+    Returns:
+        The epoch's row of the history.
+
+    Raises:
+        TrainingDivergedError: If the validation loss is not finite.
+    """
+    start = time.perf_counter()
+    sums = progress.partial
+    # The BatchNorm statistics of the workers drift apart; all workers validate, and save, those of rank 0.
+    runtime.broadcast([*learner.model.buffers(), *(learner.evaluated.buffers() if learner.average else ())])
+    validation = ValidationSums(
+        classes=learner.settings.corpus.classes,
+        dice_weight=learner.settings.loss.dice,
+        bce_weight=learner.settings.loss.bce,
+    )
+    learner.validate(_reported(runtime.validation(), runtime, progress.epoch + 1), validation)
+    validation.load(runtime.all_reduce_sum(validation.as_tensor()))
+    found = validation.result()
+    if not math.isfinite(found["loss"]):
+        raise TrainingDivergedError(
+            f"The validation loss is {found['loss']} after epoch {progress.epoch + 1}. {_ADVICE}"
+        )
+    learner.schedule.after_epoch(found["loss"])
+    waited = runtime.all_reduce_sum(torch.tensor([sums["waited"]], dtype=torch.float64))
+    images = max(sums["images"], 1.0)
+    return {
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "loss": sums["loss"] / images,
+        "loss_dice": sums["loss_dice"] / images,
+        "loss_bce": sums["loss_bce"] / images,
+        **{f"val_{key}": value for key, value in found.items()},
+        "lr": sums["lr"],
+        "encoder_lr": sums["encoder_lr"],
+        "skipped": sums["skipped"],
+        "images_per_second": sums["images"] / sums["seconds"],
+        "data_wait_share": float(waited) / runtime.world_size / sums["seconds"],
+        "checkpoint_wait": sums["saving"],
+        "train_seconds": sums["seconds"],
+        "seconds": sums["seconds"] + time.perf_counter() - start,
+    }
+
+
+def _reported(batches: Iterator[Batch], runtime: Runtime, epoch: int) -> Iterator[Batch]:
+    runtime.report_activity(f"the validation images after epoch {epoch}")
+    for number, batch in enumerate(batches, start=1):
+        runtime.report_activity(f"validation batch {number} after epoch {epoch}")
+        yield batch
+    runtime.report_activity(f"the other workers' validation after epoch {epoch}")

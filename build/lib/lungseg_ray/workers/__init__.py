@@ -1,0 +1,1 @@
+"""The Ray Train workers, their mailbox and their watchdog."""

@@ -1,0 +1,104 @@
+"""What the driver does while work goes on elsewhere: it passes on a stop, holds the lease, and watches for progress."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import ray
+
+from lungseg_ray.errors import JobFailedError
+from lungseg_ray.run.lease import Lease
+from lungseg_ray.workers.mailbox import Mailbox, Messages, Pulse
+from lungseg_ray.workers.watchdog import Watchdog
+
+LOOK_SECONDS = 0.25
+"""Seconds between two looks at the mailbox."""
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """Runs work in a thread, and looks after it from the calling thread.
+
+    In a thread of its own Ray does not react to signals, so that the calling thread is free to handle them.
+
+    Attributes:
+        name: The name of the thread.
+        mailbox: Receives what the workers send.
+        lease: The lease of the run or the sweep.
+        watchdog: Ends the job in which nothing makes progress.
+        should_stop: Whether the workers are to be asked to stop; asked at each look until it is true.
+        on_stop: Called once, when the workers are asked to stop.
+        on_messages: Called at each look with what has arrived, and whether the work still goes on. It returns True to
+            leave before the work ends.
+        pulses: Selects the heartbeats that count as progress.
+        waiting_for: Describes what is waited for, given the heartbeats.
+    """
+
+    name: str
+    mailbox: Mailbox
+    lease: Lease
+    watchdog: Watchdog
+    should_stop: Callable[[], bool]
+    on_stop: Callable[[], None]
+    on_messages: Callable[[Messages, bool], bool]
+    waiting_for: Callable[[Mapping[int, Pulse]], str]
+    pulses: Callable[[Mapping[int, Pulse]], Mapping[int, Pulse]] = lambda pulses: pulses
+
+    def run(self, work: Callable[[], object]) -> BaseException | None:
+        """Runs work until it ends, or until `on_messages` leaves it.
+
+        Args:
+            work: The function to run in the thread.
+
+        Returns:
+            The exception that ended the work; None if it ended without one, or goes on.
+
+        Raises:
+            JobFailedError: If nothing makes progress, if Ray is gone, or if another driver has taken over.
+        """
+        errors: list[BaseException] = []
+        thread = threading.Thread(target=_caught, args=(work, errors), name=self.name, daemon=True)
+        thread.start()
+        stopped, alive = False, True
+        messages = Messages()
+        while alive:
+            thread.join(LOOK_SECONDS)
+            # What was sent before the end is still received.
+            alive = thread.is_alive()
+            if not stopped and self.should_stop():
+                stopped = True
+                self.mailbox.stop()
+                self.on_stop()
+            self.lease.check()
+            try:
+                messages = self.mailbox.take()
+            except ray.exceptions.GetTimeoutError:
+                messages.events = []
+            except ray.exceptions.RayError as error:
+                raise JobFailedError(
+                    f"Ray is gone on this machine ({first_line(error)}). What was saved is safe; the same command goes "
+                    "on."
+                ) from error
+            if self.on_messages(messages, alive):
+                break
+            pulses = self.pulses(messages.pulses)
+            ticks = {rank: pulse.ticks for rank, pulse in pulses.items()}
+            self.watchdog.look(ticks, now=time.monotonic(), waiting_for=partial(self.waiting_for, pulses))
+        return errors[0] if errors else None
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the kind and the first line of an error; of an error of Ray, those of its cause where it has one."""
+    inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None) or error
+    return f"{type(inner).__name__}: {next(iter(str(inner).strip().splitlines()), '')}"[:200]
+
+
+def _caught(work: Callable[[], object], errors: list[BaseException]) -> None:
+    try:
+        work()
+    except BaseException as error:
+        errors.append(error)
