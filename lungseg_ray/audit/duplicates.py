@@ -70,14 +70,14 @@ class DuplicatePair:
     bits: int | None
 
     @property
-    def sides(self) -> list[str]:
+    def splits(self) -> list[str]:
         """The splits of the two images, each split once; images without a split are left out."""
         return list(dict.fromkeys(one.split for one in (self.first, self.second) if one.split))
 
     @property
     def crosses_split(self) -> bool:
         """Whether the two images are in different splits."""
-        return len(self.sides) == 2
+        return len(self.splits) == 2
 
 
 def find_duplicates(images: Sequence[ImageFacts]) -> list[DuplicatePair]:

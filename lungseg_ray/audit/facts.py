@@ -20,7 +20,7 @@ from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 HASH_SIDE = 16
 """The perceptual hash has this number of rows and columns, 256 bits in all; see `lungseg_ray.audit.duplicates`."""
-SIDES = ("top", "right", "bottom", "left")
+EDGES = ("top", "right", "bottom", "left")
 """These are the edges of an image, in the order in which `measure_label` tests them."""
 _SPECK = 0.01
 """A connected component is a speck if it has at most this share of its label's pixels."""
@@ -37,7 +37,7 @@ class LabelFacts:
         parts: Number of 8-connected components with more than 1 % of the label's pixels.
         specks: Number of smaller components.
         ratio: Size of the second largest part divided by that of the largest, 0 to 1; None if there are fewer than two.
-        touches: Edges of the image that the label reaches, from `SIDES`.
+        touches: Edges of the image that the label reaches, from `EDGES`.
         left: Share of the label's pixels in the left half of the image, 0 to 1; pixels of a middle column count half.
             None if no pixel has the label.
         row: Vertical position of the centroid, 0 (top) to 1 (bottom); None if no pixel has the label.
@@ -233,7 +233,7 @@ def measure_label(mask: Pixels, label: int) -> LabelFacts:
         parts=parts,
         specks=len(areas) - parts,
         ratio=float(areas[1] / areas[0]) if parts > 1 else None,
-        touches=tuple(side for side, edge in zip(SIDES, edges, strict=True) if edge.any()),
+        touches=tuple(edge for edge, pixels in zip(EDGES, edges, strict=True) if pixels.any()),
         left=float(left),
         row=float(rows @ (np.arange(height) + 0.5) / height),
         column=float(columns @ (np.arange(width) + 0.5) / width),

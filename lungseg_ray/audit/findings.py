@@ -60,7 +60,7 @@ def list_findings(audit: Audit) -> list[Finding]:
         *_dark(audit.images),
         *_masks(audit),
         *_exposure(audit.images),
-        *_sides(audit),
+        *_splits(audit),
     ]
     return sorted(found, key=lambda one: WEIGHTS.index(one.weight))
 
@@ -99,12 +99,10 @@ def column_counts(images: Sequence[ImageFacts]) -> dict[str, dict[str, Counter[s
 
 
 def _patients(audit: Audit) -> Iterator[Finding]:
-    for patient, sides in list(audit.split_conflicts.items())[:_NAMED]:
-        yield Finding("mend", f"Patient {patient} stands in {' and '.join(sides)}: correct the column split.")
+    for patient, splits in list(audit.split_conflicts.items())[:_NAMED]:
+        yield Finding("mend", f"Patient {patient} stands in {' and '.join(splits)}: correct the column split.")
     if len(audit.split_conflicts) > _NAMED:
-        yield Finding(
-            "mend", f"{len(audit.split_conflicts) - _NAMED} more patients stand on several sides of the split."
-        )
+        yield Finding("mend", f"{len(audit.split_conflicts) - _NAMED} more patients stand in several splits.")
     if audit.unsplit_reason:
         yield Finding("mend", audit.unsplit_reason)
 
@@ -116,21 +114,21 @@ def _duplicates(pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
     if apart:
         yield Finding(
             "mend",
-            f"{counted(len(apart), 'pair')} of images with the same bytes {_stand(apart)} across sides of the split "
+            f"{counted(len(apart), 'pair')} of images with the same bytes {_stand(apart)} across splits "
             f"{_named_pairs(apart)}: the shards keep the first of each alone.",
         )
     if across := [one for one in near if one.crosses_split]:
         yield Finding(
             "mend",
-            f"{counted(len(across), 'pair')} of images that look the same {_stand(across)} across sides of the split "
-            f"{_named_pairs(across)}: give them one patient, or one side.",
+            f"{counted(len(across), 'pair')} of images that look the same {_stand(across)} across splits "
+            f"{_named_pairs(across)}: put them in one split, or give them one patient.",
         )
     if within:
-        sides = list(dict.fromkeys(side for one in within for side in one.sides))
+        splits = list(dict.fromkeys(split for one in within for split in one.splits))
         yield Finding(
             "look",
             f"{counted(len(within), 'pair')} of images with the same bytes"
-            + (f", within {' and '.join(sides)}" if sides else "")
+            + (f", within {' and '.join(splits)}" if splits else "")
             + f" {_named_pairs(within)}: the shards keep the first of each alone.",
         )
     if together := [one for one in near if not one.crosses_split]:
@@ -138,7 +136,7 @@ def _duplicates(pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
         yield Finding(
             "look",
             f"{counted(len(together), 'pair')} of images {'looks' if len(together) == 1 else 'look'} the same "
-            f"{_named_pairs(together)}, on one side{more}.",
+            f"{_named_pairs(together)}, in one split{more}.",
         )
     if other := [one for one in same if one.first.mask_sha256 != one.second.mask_sha256]:
         yield Finding(
@@ -192,8 +190,8 @@ def _masks(audit: Audit) -> Iterator[Finding]:
                 f"{counted(len(specks), 'mask')} {_have(specks)} specks of {name}, {total} in all {_names(specks)}.",
             )
         if touching := [one for one in marked if one.labels[name].touches]:
-            sides = Counter(side for one in touching for side in one.labels[name].touches)
-            told = ", ".join(f"{side} {count}" for side, count in sides.most_common())
+            edges = Counter(edge for one in touching for edge in one.labels[name].touches)
+            told = ", ".join(f"{edge} {count}" for edge, count in edges.most_common())
             yield Finding(
                 "look" if len(touching) < len(marked) / 2 else "know",
                 f"{counted(len(touching), 'mask')} of {name} {'touches' if len(touching) == 1 else 'touch'} the image "
@@ -224,18 +222,18 @@ def _exposure(images: Sequence[ImageFacts]) -> Iterator[Finding]:
         yield Finding("know", f"The pixel spacing is known of {known} of {len(images)} images.")
 
 
-def _sides(audit: Audit) -> Iterator[Finding]:
+def _splits(audit: Audit) -> Iterator[Finding]:
     there = {one.split for one in audit.labelled if one.split}
     if there:
-        for side in SPLITS:
-            if side not in there:
-                yield Finding("mend" if side == "train" else "look", f"No image stands in {side}.")
+        for split in SPLITS:
+            if split not in there:
+                yield Finding("mend" if split == "train" else "look", f"No image stands in {split}.")
     for name, values in column_counts(audit.labelled).items():
-        for value, sides in values.items():
-            if missing := [side for side in SPLITS if side in there and not sides[side]]:
+        for value, splits in values.items():
+            if missing := [split for split in SPLITS if split in there and not splits[split]]:
                 yield Finding(
                     "know",
-                    f"{counted(sides.total(), 'image')} {_have(sides.total())} {name} {value}, none of them in "
+                    f"{counted(splits.total(), 'image')} {_have(splits.total())} {name} {value}, none of them in "
                     f"{' or '.join(missing)}.",
                 )
 

@@ -42,9 +42,9 @@ def check_shared(place: Location) -> None:
         place: The folder that the nodes share.
 
     Raises:
-        UserError: If a node does not find the probe file, or cannot read it with its own credentials.
+        UserError: If a node does not answer within 60 s, does not find the probe file, or cannot read it with its own
+            credentials.
         OSError: If the driver cannot write the probe file.
-        GetTimeoutError: If a node does not answer within 60 s.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
@@ -58,7 +58,7 @@ def check_shared(place: Location) -> None:
             ).remote(probe)
             for node in nodes
         }
-        found = {host: ray.get(answer, timeout=60) for host, answer in asked.items()}
+        found = {host: _answer(of) for host, of in asked.items()}
     finally:
         probe.delete()
     blind = {host: why for host, why in found.items() if why}
@@ -70,11 +70,19 @@ def check_shared(place: Location) -> None:
         )
 
 
+def _answer(sees: ray.ObjectRef[str]) -> str:
+    """Returns why a node does not see the probe file; empty if it does."""
+    try:
+        return ray.get(sees, timeout=60)
+    except ray.exceptions.GetTimeoutError:
+        return "it did not answer within 60 s"
+
+
 @ray.remote
 def _sees(probe: Location) -> str:
     try:
         return "" if probe.read_text() == "seen" else "another file is there"
     except FileNotFoundError:
         return "the file that the driver wrote is not there"
-    except OSError as error:
+    except (OSError, UserError) as error:
         return str(error)

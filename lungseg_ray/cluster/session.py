@@ -29,6 +29,7 @@ def cluster(*, processes: int) -> Iterator[None]:
         UserError: If the cluster that `RAY_ADDRESS` names does not answer, or if a local cluster does not start.
     """
     if ray.is_initialized():
+        quiet_data()
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

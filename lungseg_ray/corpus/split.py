@@ -34,11 +34,11 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
         UserError: If the corpus prescribes two splits for a patient, or has too few patients for every split to get
             one.
     """
-    sides = _one_side_each(records)
+    splits = _prescribed_split(records)
     free = {
         record.patient_id: _number(record.patient_id, settings.seed)
         for record in records
-        if record.patient_id not in sides
+        if record.patient_id not in splits
     }
     bounds: dict[Split, tuple[float, float]] = {
         "test": (0.0, settings.test),
@@ -46,12 +46,12 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
         "train": (settings.test + settings.val, 1.0),
     }
     for patient, number in free.items():
-        sides[patient] = next((side for side, (_, upper) in bounds.items() if number < upper), "train")
+        splits[patient] = next((split for split, (_, upper) in bounds.items() if number < upper), "train")
     if free:
-        for side, (lower, upper) in bounds.items():
-            if upper > lower and side not in sides.values():
-                sides[_nearest(lower, upper, sides, free, side)] = side
-    return [replace(record, split=sides[record.patient_id]) for record in records]
+        for split, (lower, upper) in bounds.items():
+            if upper > lower and split not in splits.values():
+                splits[_nearest(lower, upper, splits, free, split)] = split
+    return [replace(record, split=splits[record.patient_id]) for record in records]
 
 
 def prescribed(records: Iterable[Record]) -> dict[str, list[Split]]:
@@ -68,19 +68,19 @@ def prescribed(records: Iterable[Record]) -> dict[str, list[Split]]:
     for record in records:
         if record.split is not None:
             found.setdefault(record.patient_id, set()).add(record.split)
-    return {patient: [side for side in SPLITS if side in sides] for patient, sides in found.items()}
+    return {patient: [split for split in SPLITS if split in splits] for patient, splits in found.items()}
 
 
-def _one_side_each(records: Sequence[Record]) -> dict[str, Split]:
+def _prescribed_split(records: Sequence[Record]) -> dict[str, Split]:
     found = prescribed(records)
-    conflicts = {patient: sides for patient, sides in found.items() if len(sides) > 1}
+    conflicts = {patient: splits for patient, splits in found.items() if len(splits) > 1}
     if conflicts:
-        shown = "; ".join(f"{patient}: {', '.join(sides)}" for patient, sides in sorted(conflicts.items())[:5])
+        shown = "; ".join(f"{patient}: {', '.join(splits)}" for patient, splits in sorted(conflicts.items())[:5])
         raise UserError(
-            f"The corpus puts {len(conflicts)} patient(s) on more than one side of the split ({shown}). Expected one "
-            "side for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
+            f"The corpus puts {len(conflicts)} patient(s) in more than one split ({shown}). Expected one "
+            "split for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
         )
-    return {patient: side for patient, (side,) in found.items()}
+    return {patient: split for patient, (split,) in found.items()}
 
 
 def _number(patient: str, seed: int) -> float:
@@ -88,16 +88,16 @@ def _number(patient: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{patient}".encode()).digest()[:6], "big") / 2**48
 
 
-def _nearest(lower: float, upper: float, sides: dict[str, Split], free: dict[str, float], side: Split) -> str:
-    patients = Counter(sides.values())
+def _nearest(lower: float, upper: float, splits: dict[str, Split], free: dict[str, float], split: Split) -> str:
+    patients = Counter(splits.values())
     donors = [
         (max(lower - number, number - upper), patient)
         for patient, number in free.items()
-        if patients[sides[patient]] > 1
+        if patients[splits[patient]] > 1
     ]
     if not donors:
         raise UserError(
-            f"Too few patients for the split: found {len(sides)}, and none is left for {side}. Expected at least one "
-            f"for every side with a share, 3 with validation and test: add images, or set the share of {side} to 0."
+            f"Too few patients for the split: found {len(splits)}, and none is left for {split}. Expected at least one "
+            f"for every split with a share, 3 with validation and test: add images, or set the share of {split} to 0."
         )
     return min(donors)[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from lungseg_ray.audit.duplicates import NEAR, DuplicatePair
-from lungseg_ray.audit.facts import SIDES, ImageFacts, read_for_audit
+from lungseg_ray.audit.facts import EDGES, ImageFacts, read_for_audit
 from lungseg_ray.audit.findings import column_counts, list_findings
 from lungseg_ray.audit.outliers import FAR
 from lungseg_ray.audit.result import TABLE, Audit
@@ -27,16 +27,16 @@ from lungseg_ray.page.elements import (
     ImageGrid,
     Key,
     KeyFigure,
+    KeyFigures,
     Note,
     Page,
     Part,
     make_table,
 )
-from lungseg_ray.page.elements import KeyFigures as Headline
 from lungseg_ray.page.pictures import embedded
 from lungseg_ray.text import counted
 
-_SIDE = 256
+_LONGER_SIDE = 256
 """The longer side of a picture, in pixels."""
 _ACROSS = 3
 """The number of pictures in a row."""
@@ -46,7 +46,7 @@ _ROWS = 500
 """The largest number of rows of a table."""
 _POINTS = 2000
 """The largest number of points of a chart."""
-_NO_SIDE = "no side"
+_NO_SPLIT = "no split"
 
 Figure = Callable[[ImageFacts], float | None]
 
@@ -68,9 +68,9 @@ def audit_page(audit: Audit) -> Page:
 
 def _headline(audit: Audit) -> Chapter:
     unlabelled = len(audit.images) - len(audit.labelled)
-    sides = Counter(one.split or _NO_SIDE for one in audit.labelled)
+    splits = Counter(one.split or _NO_SPLIT for one in audit.labelled)
     patients = {
-        side: len({one.patient_id for one in audit.labelled if (one.split or _NO_SIDE) == side}) for side in sides
+        split: len({one.patient_id for one in audit.labelled if (one.split or _NO_SPLIT) == split}) for split in splits
     }
     facts = [
         KeyFigure("Images", str(len(audit.images)), f"that can be read; layout {audit.layout}"),
@@ -79,17 +79,17 @@ def _headline(audit: Audit) -> Chapter:
         KeyFigure("Patients", str(audit.patients), "an image without a patient counts as one of its own"),
         *(
             KeyFigure(
-                f"In {side}" if side in SPLITS else "On no side",
-                counted(sides[side], "image"),
-                f"of {counted(patients[side], 'patient')}",
+                f"In {split}" if split in SPLITS else "In no split",
+                counted(splits[split], "image"),
+                f"of {counted(patients[split], 'patient')}",
             )
-            for side in (*SPLITS, _NO_SIDE)
-            if sides[side]
+            for split in (*SPLITS, _NO_SPLIT)
+            if splits[split]
         ),
     ]
     found = list_findings(audit)
     columns = {Column("weight"): lambda one: one.weight, Column("what"): lambda one: one.text}
-    parts: list[Part] = [Headline(facts), Note("", "What to look at")]
+    parts: list[Part] = [KeyFigures(facts), Note("", "What to look at")]
     parts.append(make_table(found, columns) if found else Note("Nothing stands out."))
     return Chapter(
         "Result",
@@ -100,14 +100,14 @@ def _headline(audit: Audit) -> Chapter:
 
 
 def _files(audit: Audit) -> Chapter:
-    sizes = Counter((one.width, one.height, one.split or _NO_SIDE) for one in audit.images).most_common(_POINTS)
+    sizes = Counter((one.width, one.height, one.split or _NO_SPLIT) for one in audit.images).most_common(_POINTS)
     looks = _looks(audit.images)
     series = []
-    for side, style in looks.items():
-        points = [(width, height, count) for (width, height, of), count in sizes if of == side]
+    for split, style in looks.items():
+        points = [(width, height, count) for (width, height, of), count in sizes if of == split]
         if points:
             xs, ys, counts = zip(*points, strict=True)
-            notes = [f"{counted(count, 'image')} in {side}" for count in counts]
+            notes = [f"{counted(count, 'image')} in {split}" for count in counts]
             series.append(charts.Series(style, xs, ys, notes, hollow=True))
     made = [Chart("Size of the files", charts.scatter(series, "width, px", "height, px"))]
     spacing = _histogram(audit.images, "Pixel spacing", "mm per row", lambda one: one.spacing and one.spacing[0])
@@ -161,27 +161,27 @@ def _groups(audit: Audit) -> Iterator[Chapter]:
     if not counts:
         return
     there = [
-        side
-        for side in (*SPLITS, "none")
-        if any(sides[side] for values in counts.values() for sides in values.values())
+        split
+        for split in (*SPLITS, "none")
+        if any(splits[split] for values in counts.values() for splits in values.values())
     ]
-    rows = [(name, value, sides) for name, values in counts.items() for value, sides in values.items()]
+    rows = [(name, value, splits) for name, values in counts.items() for value, splits in values.items()]
     columns: dict[Column, Callable[[tuple[str, str, Counter[str]]], Cell | float | str | None]] = {
         Column("column"): lambda row: row[0],
         Column("value"): lambda row: row[1],
         Column("images"): lambda row: row[2].total(),
-        **{Column(side if side in SPLITS else _NO_SIDE): _count(side) for side in there},
+        **{Column(split if split in SPLITS else _NO_SPLIT): _count(split) for split in there},
     }
     yield Chapter(
         "Groups",
-        "Images by the columns of the corpus that have 2 to 12 values, over the sides of the split; a value that is "
-        "missing on a side is not learnt, or not measured.",
+        "Images by the columns of the corpus that have 2 to 12 values, by split; a value that is "
+        "missing in a split is not learnt, or not measured.",
         [make_table(rows, columns)],
     )
 
 
-def _count(side: str) -> Callable[[tuple[str, str, Counter[str]]], int]:
-    return lambda row: row[2][side]
+def _count(split: str) -> Callable[[tuple[str, str, Counter[str]]], int]:
+    return lambda row: row[2][split]
 
 
 def _exposure(audit: Audit) -> Chapter:
@@ -221,11 +221,11 @@ def _masks(audit: Audit) -> Iterator[Chapter]:
         if len(audit.names) > 1:
             parts.append(Note("", name))
         parts.append(Charts([chart for chart in made if chart], _keys(images)))
-    touched = {name: Counter(side for one in images for side in one.labels[name].touches) for name in audit.names}
+    touched = {name: Counter(edge for one in images for edge in one.labels[name].touches) for name in audit.names}
     columns: dict[Column, Callable[[str], Cell | float | str | None]] = {
         Column("label"): lambda name: name,
-        Column("on any side"): lambda name: sum(bool(one.labels[name].touches) for one in images),
-        **{Column(side): _touches(touched, side) for side in SIDES},
+        Column("on any edge"): lambda name: sum(bool(one.labels[name].touches) for one in images),
+        **{Column(edge): _touches(touched, edge) for edge in EDGES},
     }
     parts += [
         Note("Images whose mask reaches the border: the structure is cut off there.", "Borders"),
@@ -243,8 +243,8 @@ def _of_label(name: str, key: str) -> Figure:
     return lambda one: getattr(one.labels[name], key)
 
 
-def _touches(touched: Mapping[str, Counter[str]], side: str) -> Callable[[str], int]:
-    return lambda name: touched[name][side]
+def _touches(touched: Mapping[str, Counter[str]], edge: str) -> Callable[[str], int]:
+    return lambda name: touched[name][edge]
 
 
 def _duplicates(audit: Audit) -> Chapter:
@@ -255,7 +255,7 @@ def _duplicates(audit: Audit) -> Chapter:
             Column("second"): lambda pair: pair.second.image_id,
             Column("what is the same", filtered=True): _sameness,
             Column("bits that differ"): lambda pair: pair.bits,
-            Column("sides", filtered=True): lambda pair: ", ".join(pair.sides) or _NO_SIDE,
+            Column("splits", filtered=True): lambda pair: ", ".join(pair.splits) or _NO_SPLIT,
             Column("patients", filtered=True): lambda pair: (
                 "the same" if pair.first.patient_id == pair.second.patient_id else "two"
             ),
@@ -266,21 +266,21 @@ def _duplicates(audit: Audit) -> Chapter:
         # Pairs across two splits come first, since they bias the metrics on the val and test splits.
         shown = sorted(audit.duplicates, key=lambda pair: not pair.crosses_split)[:_PAIRS]
         rows = [[_picture(audit, one, _whose(one)) for one in (pair.first, pair.second)] for pair in shown]
-        parts.append(ImageGrid(["first", "second"], rows, _SIDE, _outlines(audit)))
+        parts.append(ImageGrid(["first", "second"], rows, _LONGER_SIDE, _outlines(audit)))
     else:
         parts.append(Note("No image stands in the corpus more than once."))
     return Chapter(
         "Duplicates",
         f"Images with the same bytes, and images whose perceptual hashes differ in at most {NEAR} of 256 bits: copies "
         "that were scaled, compressed or adjusted, and takes of the same scene; not those that were mirrored, turned "
-        "or cropped by more than a little. A copy on another side of the split is learnt by heart and spoils figures.",
+        "or cropped by more than a little. A copy in another split makes the figures of that split too good.",
         parts,
     )
 
 
 def _whose(one: ImageFacts) -> str:
     patient = f", patient {one.patient_id}" if one.patient_id != one.image_id else ""
-    return f"{one.image_id} ({_side(one)}{patient})"
+    return f"{one.image_id} ({_split(one)}{patient})"
 
 
 def _sameness(pair: DuplicatePair) -> str:
@@ -295,43 +295,41 @@ def _masks_of(pair: DuplicatePair) -> str:
 
 def _patients(audit: Audit) -> Chapter:
     counts = Counter(one.patient_id for one in audit.images)
-    sides = {one.patient_id: _side(one) for one in audit.images}
     values = {
-        style: of
-        for side, style in _looks(audit.images).items()
-        if (of := [count for patient, count in counts.items() if sides[patient] == side])
+        style: list(Counter(one.patient_id for one in audit.images if _split(one) == split).values())
+        for split, style in _looks(audit.images).items()
     }
     parts: list[Part] = []
     if max(counts.values()) > 1:
-        chart = Chart("", charts.histogram(values, "images of a patient", "patients", whole=True))
+        chart = Chart("", charts.histogram(values, "images of a patient in one split", "patients", whole=True))
         parts.append(Charts([chart], _keys(audit.images)))
         columns = {Column("patient"): lambda one: one[0], Column("images"): lambda one: one[1]}
         many = [one for one in counts.most_common(10) if one[1] > 1]
         parts += [Note("", "Patients with the most images"), make_table(many, columns)]
     else:
         parts.append(Note("Each image is a patient of its own; if that is not so, say it in the column patient_id."))
-    parts.append(Note("", "Patients on several sides of the split"))
+    parts.append(Note("", "Patients in several splits"))
     if audit.split_conflicts:
-        columns = {Column("patient"): lambda one: one[0], Column("sides"): lambda one: ", ".join(one[1])}
+        columns = {Column("patient"): lambda one: one[0], Column("splits"): lambda one: ", ".join(one[1])}
         parts.append(make_table(list(audit.split_conflicts.items())[:_ROWS], columns))
         parts += _cut(len(audit.split_conflicts))
     else:
         parts.append(Note("There is none."))
     return Chapter(
         "Patients",
-        "Patients are dealt to the sides of the split whole: images of one patient are much alike, and figures are too "
-        "good where they stand on both sides.",
+        "Patients are dealt to splits whole: images of one patient are much alike, and figures are "
+        "too good where a patient is in two.",
         parts,
     )
 
 
 def _outliers(audit: Audit) -> Chapter:
     pictures = [
-        _picture(audit, one.image, f"{one.image.image_id} ({_side(one.image)}): {'; '.join(map(str, one.reasons))}")
+        _picture(audit, one.image, f"{one.image.image_id} ({_split(one.image)}): {'; '.join(map(str, one.reasons))}")
         for one in audit.outliers
     ]
     rows = [pictures[at : at + _ACROSS] for at in range(0, len(pictures), _ACROSS)]
-    parts: list[Part] = [ImageGrid([""] * _ACROSS, rows, _SIDE, _outlines(audit))] if rows else []
+    parts: list[Part] = [ImageGrid([""] * _ACROSS, rows, _LONGER_SIDE, _outlines(audit))] if rows else []
     return Chapter(
         "Unlike the rest",
         "The images that are farthest from the median of all in some figure, a few for each; z counts in robust "
@@ -345,8 +343,8 @@ def _histogram(
 ) -> Chart | None:
     values = {
         style: of
-        for side, style in _looks(images).items()
-        if (of := [value for one in images if _side(one) == side and (value := figure(one)) is not None])
+        for split, style in _looks(images).items()
+        if (of := [value for one in images if _split(one) == split and (value := figure(one)) is not None])
     }
     return Chart(title, charts.histogram(values, x_title, "images", whole=whole)) if values else None
 
@@ -355,8 +353,10 @@ def _centroids(images: Sequence[ImageFacts], name: str) -> Chart | None:
     marked = [one for one in images if one.labels[name].parts]
     marked = marked[:: -(-len(marked) // _POINTS) or 1]
     series = []
-    for side, style in _looks(marked).items():
-        points = [(one.labels[name].column, one.labels[name].row, one.image_id) for one in marked if _side(one) == side]
+    for split, style in _looks(marked).items():
+        points = [
+            (one.labels[name].column, one.labels[name].row, one.image_id) for one in marked if _split(one) == split
+        ]
         xs, ys, notes = zip(*points, strict=True)
         series.append(charts.Series(style, xs, ys, notes, hollow=True))
     title = "Centre of the mask in the image"
@@ -368,18 +368,18 @@ def _centroids(images: Sequence[ImageFacts], name: str) -> Chart | None:
     )
 
 
-def _side(one: ImageFacts) -> str:
-    return one.split or _NO_SIDE
+def _split(one: ImageFacts) -> str:
+    return one.split or _NO_SPLIT
 
 
 def _looks(images: Sequence[ImageFacts]) -> dict[str, charts.Style]:
     """Returns a style for each split that contains some of the images; a split has the same style on all charts."""
-    there = {_side(one) for one in images}
+    there = {_split(one) for one in images}
     looks = {
-        side: charts.Style(side, colour, "square")
-        for side, colour in zip((*SPLITS, _NO_SIDE), charts.COLOURS, strict=False)
+        split: charts.Style(split, colour, "square")
+        for split, colour in zip((*SPLITS, _NO_SPLIT), charts.COLOURS, strict=False)
     }
-    return {side: look for side, look in looks.items() if side in there}
+    return {split: look for split, look in looks.items() if split in there}
 
 
 def _keys(images: Sequence[ImageFacts]) -> list[Key]:
@@ -406,7 +406,7 @@ def _outlines(audit: Audit) -> list[Key]:
 def _picture(audit: Audit, one: ImageFacts, text: str) -> Image:
     """Draws a small picture of an image with the outlines of its labels."""
     try:
-        sample = read_for_audit(audit.records[one.image_id], audit.corpus, longer_side=_SIDE)
+        sample = read_for_audit(audit.records[one.image_id], audit.corpus, longer_side=_LONGER_SIDE)
     except (BadFileError, OSError) as error:
         return Image("", f"{text}. The picture cannot be read again: {error}")
     labels = np.where(sample.mask == IGNORE_LABEL, 0, sample.mask).astype(np.uint8)

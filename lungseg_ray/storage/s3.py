@@ -12,6 +12,7 @@ from botocore.config import Config
 from botocore.session import get_session
 from pyarrow import fs
 
+from lungseg_ray.errors import UserError
 from lungseg_ray.storage.retries import StorageError
 
 # With these limits, every problem is reported within half a minute; `retry` handles longer outages. The AWS library may
@@ -74,11 +75,11 @@ def endpoint_url() -> str:
         The address; empty for AWS.
 
     Raises:
-        StorageError: If the address is not of the form `http://HOST:PORT` or `https://HOST`.
+        UserError: If the address is not of the form `http://HOST:PORT` or `https://HOST`.
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if endpoint and not re.fullmatch(r"https?://[^/:\s]+(:\d+)?(/\S*)?", endpoint):
-        raise StorageError("AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST; found something else.")
+        raise UserError("AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST; found something else.")
     return endpoint
 
 

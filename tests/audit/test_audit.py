@@ -83,10 +83,10 @@ def make_audit(images: list[ImageFacts], **change: Any) -> Audit:
     return Audit(**{**plain, **change})
 
 
-def three_sides(count: int = 4, **change: Any) -> list[ImageFacts]:
+def three_splits(count: int = 4, **change: Any) -> list[ImageFacts]:
     return [
-        make_facts(f"{side}-{number}", split=side, **change)
-        for side in ("train", "val", "test")
+        make_facts(f"{split}-{number}", split=split, **change)
+        for split in ("train", "val", "test")
         for number in range(count)
     ]
 
@@ -294,10 +294,10 @@ class TestOutliers:
 
 class TestFindings:
     def test_nothing_stands_out(self) -> None:
-        assert list_findings(make_audit(three_sides())) == []
+        assert list_findings(make_audit(three_splits())) == []
 
     def test_duplicates_by_weight(self) -> None:
-        images = three_sides()
+        images = three_splits()
         copy = make_facts("copy", image_sha256=images[0].image_sha256, phash=images[0].phash, split="val")
         near = make_facts("near", phash=images[1].phash, split="test")
         same = make_facts(
@@ -305,10 +305,10 @@ class TestFindings:
         )
         found = texts(list_findings(make_audit([*images, copy, near, same])))
         assert found == [
-            "mend: 1 pair of images with the same bytes stands across sides of the split (train-0 = copy): the shards "
+            "mend: 1 pair of images with the same bytes stands across splits (train-0 = copy): the shards "
             "keep the first of each alone.",
-            "mend: 1 pair of images that look the same stands across sides of the split (train-1 ~ near): give them "
-            "one patient, or one side.",
+            "mend: 1 pair of images that look the same stands across splits (train-1 ~ near): put them "
+            "in one split, or give them one patient.",
             "look: 1 pair of images with the same bytes, within train (train-2 = same): the shards keep the first "
             "of each alone.",
             "look: 1 pair of images with the same bytes has different masks (train-0 = copy).",
@@ -317,18 +317,18 @@ class TestFindings:
     def test_torn_patients(self) -> None:
         found = texts(
             list_findings(
-                make_audit(three_sides(), split_conflicts={f"p{number}": ["train", "val"] for number in range(5)})
+                make_audit(three_splits(), split_conflicts={f"p{number}": ["train", "val"] for number in range(5)})
             )
         )
         assert found[0] == "mend: Patient p0 stands in train and val: correct the column split."
-        assert found[3] == "mend: 2 more patients stand on several sides of the split."
+        assert found[3] == "mend: 2 more patients stand in several splits."
 
     def test_masks(self) -> None:
         def lung(**change: Any) -> dict[str, LabelFacts]:
             plain = {key: getattr(LUNG, key) for key in LabelFacts.__slots__}
             return {"lung": LabelFacts(**{**plain, **change})}
 
-        images = three_sides(8)
+        images = three_splits(8)
         images += [make_facts(f"one-{number}", labels=lung(parts=1)) for number in range(5)]
         images += [make_facts("speck", labels=lung(specks=7)), make_facts("cut", labels=lung(touches=("top", "left")))]
         images += [make_facts("empty", labels=lung(parts=0, share=0.0))]
@@ -349,7 +349,7 @@ class TestFindings:
 
     def test_twelve_bits_in_sixteen(self) -> None:
         # 4095 of 65535 is 15.93 of 255.
-        images = three_sides(bits=16, brightest=16 / 255, high=0.6)
+        images = three_splits(bits=16, brightest=16 / 255, high=0.6)
         assert texts(list_findings(make_audit(images))) == [
             "mend: 12 16-bit files use only values below 4096, and so are almost black: set corpus.white to 4095."
         ]
@@ -357,7 +357,7 @@ class TestFindings:
         assert list_findings(make_audit(images)) == []
 
     def test_what_is_set_aside_and_left(self) -> None:
-        images = [*three_sides(), make_facts("bare", labels={}, mask_sha256="", split=None)]
+        images = [*three_splits(), make_facts("bare", labels={}, mask_sha256="", split=None)]
         bad = [SetAside("a", "/a.png", "unreadable", "truncated")]
         assert texts(list_findings(make_audit(images, set_aside=bad, ignored=2))) == [
             "mend: 1 file cannot be used (unreadable): the file cannot be read or decoded.",
@@ -376,7 +376,7 @@ class TestFindings:
         ]
 
     def test_exposure_and_kinds(self) -> None:
-        images = three_sides()
+        images = three_splits()
         images[0] = make_facts("black", black=0.5, bits=16, spacing=(0.1, 0.1))
         images[1] = make_facts("flat", low=0.4, high=0.5, format="jpeg")
         assert texts(list_findings(make_audit(images))) == [

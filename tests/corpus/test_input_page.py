@@ -126,7 +126,7 @@ def index_names_nothing(root: Path) -> dict[str, Found]:
     return sharded(write(root, {**pair("good"), "index.csv": b"stem,patient\nx,p1\n"}))
 
 
-@corpus("one patient on two sides of the split", "refused")
+@corpus("one patient in two splits", "refused")
 def torn_patient(root: Path) -> dict[str, Found]:
     table = b"stem,patient,split\nx,p1,train\ny,p1,test\n"
     return sharded(write(root, {**pair("x"), **pair("y"), "index.csv": table}))

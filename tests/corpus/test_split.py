@@ -15,16 +15,16 @@ def record(image: str, patient: str, split: Split | None = None) -> Record:
     return Record(image, f"/{image}.png", (f"/{image}.png",), patient, split)
 
 
-def sides(records: list[Record], **settings: float) -> dict[str, str | None]:
+def splits(records: list[Record], **settings: float) -> dict[str, str | None]:
     return {item.image_id: item.split for item in assign_splits(records, SplitSettings.model_validate(settings))}
 
 
 def test_known_hashes() -> None:
-    # The first four of a hash's hexadecimal digits, of 0x10000, tell the side unless they stand right at a bound.
+    # The first four of a hash's hexadecimal digits, of 0x10000, tell the split unless they stand right at a bound.
     numbers = {name: int(hashlib.sha256(f"0:{name}".encode()).hexdigest()[:4], 16) / 0x10000 for name in "abcdefgh"}
     expected = {name: "test" if n < 0.25 else "val" if n < 0.5 else "train" for name, n in numbers.items()}
     assert set(expected.values()) == {"test", "val", "train"}
-    assert sides([record(name, name) for name in "abcdefgh"], test=0.25, val=0.25) == expected
+    assert splits([record(name, name) for name in "abcdefgh"], test=0.25, val=0.25) == expected
 
 
 def test_shares_and_disjoint_patients() -> None:
@@ -32,63 +32,63 @@ def test_shares_and_disjoint_patients() -> None:
     dealt = assign_splits(records, SplitSettings(val=0.2, test=0.1))
     assert [item.image_id for item in dealt] == [item.image_id for item in records]
     assert all(first.split == second.split for first, second in zip(dealt[::2], dealt[1::2], strict=True))
-    shares = {side: count / 4000 for side, count in Counter(item.split for item in dealt).items()}
+    shares = {split: count / 4000 for split, count in Counter(item.split for item in dealt).items()}
     assert shares == pytest.approx({"train": 0.7, "val": 0.2, "test": 0.1}, abs=0.03)
 
 
 def test_other_patients_and_their_order_make_no_difference() -> None:
     many = [record(f"p{n}", f"p{n}") for n in range(300)]
     few = many[::-1][:100]
-    all_sides = sides(many)
-    assert sides(few) == {item.image_id: all_sides[item.image_id] for item in few}
+    all_splits = splits(many)
+    assert splits(few) == {item.image_id: all_splits[item.image_id] for item in few}
 
 
 def test_another_seed_is_another_deal() -> None:
     records = [record(f"p{n}", f"p{n}") for n in range(100)]
-    assert sides(records, seed=0) != sides(records, seed=1)
+    assert splits(records, seed=0) != splits(records, seed=1)
 
 
 def test_the_corpus_decides_first() -> None:
     records = [record("a1", "a", "test"), record("a2", "a"), record("b", "b", "val"), record("c", "c", "train")]
-    assert sides(records) == {"a1": "test", "a2": "test", "b": "val", "c": "train"}
+    assert splits(records) == {"a1": "test", "a2": "test", "b": "val", "c": "train"}
 
 
 def test_a_prescribed_split_may_lack_a_side() -> None:
-    assert sides([record("a", "a", "train"), record("b", "b", "val")]) == {"a": "train", "b": "val"}
+    assert splits([record("a", "a", "train"), record("b", "b", "val")]) == {"a": "train", "b": "val"}
 
 
 def test_patients_on_two_sides_are_named() -> None:
-    torn = [record(f"{side}{n}", f"p{n}", side) for n in range(7) for side in ("train", "val")]
+    torn = [record(f"{split}{n}", f"p{n}", split) for n in range(7) for split in ("train", "val")]
     with pytest.raises(UserError, match=r"7 patient.*p0: train, val; p1: .*p4: train, val\)"):
-        sides(torn)
+        splits(torn)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_three_patients_fill_three_sides(seed: int) -> None:
-    dealt = sides([record(name, name) for name in "abc"], val=0.01, test=0.01, seed=seed)
-    assert sorted(str(side) for side in dealt.values()) == ["test", "train", "val"]
-    assert dealt == sides([record(name, name) for name in "cab"], val=0.01, test=0.01, seed=seed)
+    dealt = splits([record(name, name) for name in "abc"], val=0.01, test=0.01, seed=seed)
+    assert sorted(str(split) for split in dealt.values()) == ["test", "train", "val"]
+    assert dealt == splits([record(name, name) for name in "cab"], val=0.01, test=0.01, seed=seed)
 
 
 def test_nearest_patient_moves() -> None:
     # With a share of almost nothing for the test, the patient with the lowest number moves there.
     names = [f"p{n}" for n in range(10)]
     lowest = min(names, key=lambda name: hashlib.sha256(f"0:{name}".encode()).hexdigest())
-    dealt = sides([record(name, name) for name in names], val=0, test=1e-9)
-    assert [name for name, side in dealt.items() if side == "test"] == [lowest]
+    dealt = splits([record(name, name) for name in names], val=0, test=1e-9)
+    assert [name for name, split in dealt.items() if split == "test"] == [lowest]
     assert "val" not in dealt.values()
 
 
 def test_training_is_never_empty() -> None:
-    assert "train" in sides([record(name, name) for name in "abc"], val=0.5, test=0.499999).values()
+    assert "train" in splits([record(name, name) for name in "abc"], val=0.5, test=0.499999).values()
 
 
 def test_too_few_patients() -> None:
     with pytest.raises(UserError, match="found 2"):
-        sides([record("a", "a"), record("b", "b")])
-    assert set(sides([record("a", "a"), record("b", "b")], test=0).values()) == {"train", "val"}
+        splits([record("a", "a"), record("b", "b")])
+    assert set(splits([record("a", "a"), record("b", "b")], test=0).values()) == {"train", "val"}
 
 
 def test_share_of_zero_gets_nobody() -> None:
-    dealt = sides([record(f"p{n}", f"p{n}") for n in range(50)], val=0.2, test=0)
+    dealt = splits([record(f"p{n}", f"p{n}") for n in range(50)], val=0.2, test=0)
     assert set(dealt.values()) == {"train", "val"}

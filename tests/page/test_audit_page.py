@@ -13,7 +13,7 @@ from lungseg_ray.corpus import Record, SetAside
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.storage import locate
-from tests.audit.test_audit import make_audit, make_facts, three_sides
+from tests.audit.test_audit import make_audit, make_facts, three_splits
 from tests.page.test_pages import IMAGE, SCRIPT, body, flat
 
 
@@ -38,7 +38,7 @@ def files(folder: Path, images: list[ImageFacts]) -> dict[str, Record]:
 @pytest.fixture(scope="module")
 def rich_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("page")
-    images = three_sides(groups={"finding": IMAGE})
+    images = three_splits(groups={"finding": IMAGE})
     images[0] = make_facts(SCRIPT, groups={"finding": "normal"}, patient_id=IMAGE, mean=0.9, spacing=(0.1, 0.1))
     images += [make_facts("copy", image_sha256=images[0].image_sha256, patient_id=IMAGE, split="val")]
     images += [make_facts("bare", labels={}, mask_sha256="", split=None)]
@@ -70,7 +70,7 @@ class TestPage:
         assert "Images 14 that can be read; layout pairs" in text
         assert "With a mask 13 1 without" in text
         assert "In train 4 images of 4 patients" in text
-        assert "1 pair of images with the same bytes stands across sides of the split" in text
+        assert "1 pair of images with the same bytes stands across splits" in text
 
     def test_foreign_text_is_text(self, rich_page: tuple[Path, str]) -> None:
         whole = rich_page[0].read_text()
@@ -89,13 +89,13 @@ class TestPage:
         assert rich_page[0].stat().st_size < 3 << 20
 
     def test_file_is_gone(self, tmp_path: Path) -> None:
-        images = three_sides()
+        images = three_splits()
         images[0] = make_facts("gone", mean=0.9)
         assert "The picture cannot be read again" in written(make_audit(images), tmp_path)
 
 
 def test_nothing_stands_out(tmp_path: Path) -> None:
-    text = flat(written(make_audit(three_sides()), tmp_path))
+    text = flat(written(make_audit(three_splits()), tmp_path))
     for words in (
         "Nothing stands out.",
         "No file is set aside.",
@@ -109,7 +109,7 @@ def test_nothing_stands_out(tmp_path: Path) -> None:
 def test_several_labels(tmp_path: Path) -> None:
     corpus = CorpusSettings(root="x", channels=3, classes=3, class_names=["cytoplasm", "nucleus"])
     marked = LabelFacts(0.1, 1, 0, None, ("top",), 0.4, 0.5, 0.5)
-    images = three_sides(labels={"cytoplasm": marked, "nucleus": marked})
+    images = three_splits(labels={"cytoplasm": marked, "nucleus": marked})
     page = written(make_audit(images, corpus=corpus, outliers=[]), tmp_path)
     assert re.findall(r"<h3>(cytoplasm|nucleus)</h3>", page) == ["cytoplasm", "nucleus"]
     assert "lung" not in flat(page).replace("lungseg-ray", "")

@@ -439,6 +439,6 @@ def test_explained_leaves_errors_of_a_disk(tmp_path: Path) -> None:
 def test_endpoint_that_is_none(endpoint: str, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST") as caught:
+    with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST") as caught:
         getattr(Location("s3://bucket/a"), use)()
     assert "password" not in str(caught.value)

@@ -115,9 +115,9 @@ def split_of(row: TableRow, place: Location | None, number: int) -> Split | None
     """
     written = row.get("split", "")
     wanted = {"valid": "val", "validation": "val"}.get(written.lower(), written.lower())
-    for side in SPLITS:
-        if wanted == side:
-            return side
+    for split in SPLITS:
+        if wanted == split:
+            return split
     if written:
         raise UserError(
             f"{place}: row {number} after the header has the split '{shown(written)}'; "
