@@ -11,7 +11,7 @@ import numpy as np
 
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus import SPLITS, Record, Sample
-from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, Side, write_file
+from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, write_file
 from lungseg_ray.storage import Location
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,10 +46,10 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
 
     Args:
         root: the folder.
-        rows: for each side of the split, the number of rows of each of its files.
+        rows: for each split, the number of rows of each of its files.
         skip: by file (`train-0`), numbers of rows that do not count.
     """
-    shards, sides = [], {}
+    shards, splits = [], {}
     for split in SPLITS:
         for number, count in enumerate(rows.get(split, [])):
             stem = f"{split}-{number}"
@@ -58,7 +58,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
             write_file(root / f"{stem}.parquet", content)
             shards.append(Shard(file=f"{stem}.parquet", split=split, rows=count, skip=skip.get(stem, ())))
         images = sum(len(shard.usable) for shard in shards if shard.split == split)
-        sides[split] = Side(
+        splits[split] = SplitFigures(
             images=images, patients=images, label_shares={0: 0.9, 1: 0.1}, intensity_mean=0.5, intensity_std=0.3
         )
     index = ShardIndex(
@@ -68,7 +68,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
         layout="pairs",
         corpus=CorpusSettings(root="somewhere"),
         longer_side=1024,
-        sides=sides,
+        splits=splits,
         shards=shards,
         set_aside={},
     )

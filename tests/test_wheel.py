@@ -53,6 +53,6 @@ def test_commands_of_a_wheel_run_from_another_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "written, layout phantom" in done.stdout
     assert (tmp_path / "shards/index.json").exists()
-    wrong = call(program, "trian", folder=tmp_path)
+    wrong = call(program, "tran", folder=tmp_path)
     assert wrong.returncode == 2
     assert "there is no command 'trian'" in wrong.stderr

@@ -1,4 +1,4 @@
-"""Pictures: outlines over an X-ray, a contact sheet, the curves of a run."""
+"""The contact sheet of an evaluation: one picture that shows images with their true and their predicted outlines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PANEL_PIXELS = 512
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a contact sheet.
+    """One image of a contact sheet, with its outlines.
 
     Attributes:
-        title: above it.
-        image: (H, W, C) uint8.
-        truth: (H, W) uint8 labels.
-        prediction: (H, W) uint8 labels.
+        title: The text above the image.
+        image: (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        truth: (H, W) uint8 label map, the true mask.
+        prediction: (H, W) uint8 label map, the predicted mask.
     """
 
     title: str
@@ -33,14 +33,17 @@ class Panel:
 
 
 def contact_sheet(panels: Mapping[str, Sequence[Panel]], class_names: Sequence[str]) -> bytes:
-    """A PNG with a row of panels for each name.
+    """Draws a contact sheet with one row of panels for each name, and a legend.
 
     Args:
-        panels: by the name of their row.
-        class_names: of the labels from 1 on, for the legend.
+        panels: The panels of each row, by the name of the row; at least one row.
+        class_names: The names of the labels from 1 on, for the legend.
+
+    Returns:
+        The content of a PNG file.
     """
     columns = max(len(row) for row in panels.values())
-    # A row is as high as its tallest picture, in the unit of a picture's width.
+    # The height of a row is that of its tallest image, as a multiple of the width of a panel, plus 0.2 for the title.
     heights = [max(panel.image.shape[0] / panel.image.shape[1] for panel in row) + 0.2 for row in panels.values()]
     figure = Figure(figsize=(3.1 * columns, 3.1 * sum(heights) + 0.4), dpi=110, layout="constrained")
     axes = figure.subplots(len(panels), columns, squeeze=False, height_ratios=heights)

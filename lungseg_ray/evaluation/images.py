@@ -1,4 +1,4 @@
-"""Images with masks, read from shards or straight from a corpus."""
+"""Images with masks for an evaluation, read from shards or directly from the files of a corpus."""
 
 from __future__ import annotations
 
@@ -13,67 +13,91 @@ from lungseg_ray.storage import Location
 
 
 class Images(Protocol):
-    """Images with masks, by number."""
+    """A numbered set of images with masks."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Returns the number of images."""
 
     def name(self, number: int) -> tuple[str, str]:
-        """Id and place of one of them."""
+        """Returns an id and the location of an image, both for messages.
+
+        Args:
+            number: The number of the image in the set, from 0.
+        """
 
     def read(self, number: int) -> ShardRow:
-        """One of them.
+        """Reads an image with its mask.
+
+        Args:
+            number: The number of the image in the set, from 0.
 
         Raises:
-            BadFileError: if it cannot be used.
+            BadFileError: If the image or its mask cannot be used.
+            OSError: If a disk, or a bucket (`StorageError`), does not answer.
         """
 
 
 @dataclass(frozen=True)
 class ShardImages:
-    """The rows of some shards."""
+    """Images that are rows of shards.
+
+    Attributes:
+        root: The folder of the shards.
+        rows: The name of the shard's file and the number of the row in it, for each image.
+    """
 
     root: Location
     rows: list[tuple[str, int]]
 
     def __len__(self) -> int:
-        """How many."""
+        """Returns the number of images."""
         return len(self.rows)
 
     def name(self, number: int) -> tuple[str, str]:
-        """Id and place of one of them."""
+        """Returns the file and the number of the row as `FILE:ROW`, and the location of the file."""
         file, row = self.rows[number]
         return f"{file}:{row}", str(self.root / file)
 
     def read(self, number: int) -> ShardRow:
-        """One of them."""
+        """Reads an image with its mask."""
         file, row = self.rows[number]
         return read_rows(self.root / file, [row])[0]
 
     @classmethod
     def of(cls, root: Location, shards: Iterable[Shard]) -> ShardImages:
-        """All rows of these files that count."""
+        """Returns all usable rows of some shards.
+
+        Args:
+            root: The folder of the shards.
+            shards: The shards.
+        """
         return cls(root, [(shard.file, row) for shard in shards for row in shard.usable])
 
 
 @dataclass(frozen=True)
 class CorpusImages:
-    """The records of a corpus, read as sharding reads them."""
+    """Images that are records of a corpus, decoded in the same way as for shards.
+
+    Attributes:
+        records: The record of each image.
+        corpus: The settings of the corpus.
+        longer_side: The maximum length of the longer side, pixels. Larger images are reduced to it.
+    """
 
     records: list[Record]
     corpus: CorpusSettings
     longer_side: int
 
     def __len__(self) -> int:
-        """How many."""
+        """Returns the number of images."""
         return len(self.records)
 
     def name(self, number: int) -> tuple[str, str]:
-        """Id and place of one of them."""
+        """Returns the id of the image, and the location of its file; the id for both if the record is private."""
         return self.records[number].image_id, self.records[number].shown
 
     def read(self, number: int) -> ShardRow:
-        """One of them."""
+        """Reads an image with its mask."""
         record = self.records[number]
         sample = read_sample(record, self.corpus, longer_side=self.longer_side)
         return ShardRow(record.image_id, record.patient_id, dict(record.groups), sample)

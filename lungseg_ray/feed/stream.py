@@ -1,10 +1,11 @@
-"""The feed: from shards to the batches that a training worker takes, the same for any number of workers and tasks.
+"""The feed: it turns shards into the batches of a training worker, the same for any number of workers and tasks.
 
-What the model sees at a step follows from (seed, epoch, index of the shards) alone. `epoch_order` says which row stands
-at which place of an epoch; a global batch is a run of places, and each rank takes its slice of it. Each rank pulls its
-own Ray Data pipeline, which starts at whatever step the run goes on from: a range of chunk numbers, each turned by one
-task into one block of augmented rows. Ranks share no splitter, so none can be dealt another's rows, and a task never
-yields twice, so none can hold a CPU while another rank waits for it.
+For given settings of the feed, the global batch of a step depends only on the seed, the epoch and the index of the
+shards. `epoch_order` determines which row is at which place of an epoch. A global batch consists of consecutive places,
+and each rank takes its slice of it. Each rank runs its own Ray Data pipeline, which can start at any step from which a
+run is resumed. The pipeline is a range of chunk numbers; one task turns one number into one block of augmented rows.
+The ranks share no splitter, so that no rank can get the rows of another. A task yields only once, so that it cannot
+hold a CPU for which another rank waits.
 """
 
 from __future__ import annotations
@@ -32,28 +33,36 @@ from lungseg_ray.shards.format import ShardIndex, ShardRow, read_rows, unpack_ro
 from lungseg_ray.storage import Location, retry
 
 CHUNK_IMAGES = 128
-"""Images that one task makes: enough to outweigh what a task costs, few enough for a quick first batch."""
+"""The largest number of images that one task prepares: enough to outweigh the cost of a task, and few enough for a
+quick first batch. One batch of the rank is the minimum."""
 
 CHUNK_BYTES = 64 << 20
-"""Bound of a chunk's size; Ray Data cuts blocks of more than 128 MiB in two."""
+"""The largest size of a chunk, bytes, because Ray Data splits blocks of more than 128 MiB. One batch of the rank is the
+minimum."""
 
 PIPELINE_CHUNKS = 512
-"""Chunks of one Ray Data pipeline, in whole epochs, at least one: enough to outweigh what its start costs."""
+"""A Ray Data pipeline gets whole epochs, at least one, until it has this number of chunks, which is enough to outweigh
+the cost of its start."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which rows are fed, and how they are prepared.
+    """The rows that a run is trained on, and how they are prepared.
 
     Attributes:
-        root: folder of the shards.
-        index: what it holds.
-        preset: augmentation of the training images.
-        size: height and width that the network sees, pixels.
-        batch: images of a global batch.
-        window: shards whose rows are shuffled together.
-        seed: of order and augmentation.
-        shared: whole shards in Ray's object store, by file, where several runs on a node read the same.
+        root: The folder of the shards.
+        index: The index of the shards.
+        preset: The augmentation preset of the training images, one of `PRESETS`.
+        size: Height and width of the input of the network, pixels.
+        batch: Number of images in a global batch.
+        window: Number of shards whose rows are shuffled together.
+        seed: Seed of the order and of the augmentation.
+        shared: References to whole shards in Ray's object store, by the name of the file, for several runs on a node
+            that read the same shards. Shards that are not in it are read from `root`.
+
+    Raises:
+        UserError: If there is no such preset, if the training images do not fill one batch, or if there are no images
+            for validation.
     """
 
     root: Location
@@ -67,10 +76,16 @@ class Source:
 
     @classmethod
     def of(cls, settings: Settings, index: ShardIndex, shared: Mapping[str, Any] | None = None) -> Source:
-        """The source of a run.
+        """Builds the source of a run.
+
+        Args:
+            settings: The settings of the run.
+            index: The index of the shards.
+            shared: References to whole shards in Ray's object store, by the name of the file.
 
         Raises:
-            UserError: if the shards do not fill a batch, or have no images for validation.
+            UserError: If there is no such preset, if the training images do not fill one batch, or if there are no
+                images for validation.
         """
         return cls(
             root=settings.shards.root,
@@ -98,11 +113,22 @@ class Source:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch; the last incomplete one is dropped."""
+        """The number of whole global batches in an epoch. The rows after the last whole batch are left out."""
         return self.index.count("train") // self.batch
 
     def rows(self, file: str, rows: Sequence[int]) -> list[ShardRow]:
-        """Rows of one shard, from the object store where it lies there."""
+        """Reads rows of a shard, from the object store if it contains the shard.
+
+        Args:
+            file: The name of the shard's file.
+            rows: The numbers of the rows within the shard.
+
+        Returns:
+            The rows, in the order of the numbers.
+
+        Raises:
+            OSError: If the file cannot be read; a `StorageError` for a bucket.
+        """
         if file in self.shared:
             return unpack_rows(ray.get(self.shared[file]), rows)
         return read_rows(self.root / file, rows)
@@ -112,7 +138,7 @@ _ORDERS: dict[tuple[str, int, int, int], npt.NDArray[np.int64]] = {}
 
 
 def _train_places(source: Source, epoch: int) -> npt.NDArray[np.int64]:
-    """`epoch_order`, worked out once per process and epoch."""
+    """Returns `epoch_order`, computed once per process and epoch."""
     key = (source.index.fingerprint, source.seed, epoch, source.window)
     if key not in _ORDERS:
         _ORDERS.clear()
@@ -132,16 +158,21 @@ def _cached_augment(preset: str, size: int) -> augment.Augment:
 
 
 def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """Reads and augments the rows that stand at some places of the stream.
+    """Reads and augments the rows at some places of an epoch.
 
     Args:
-        source: where from.
-        split: `train`, with the source's preset, or `val`, with the preset `valid`.
-        epoch: whose order and augmentation; validation has one for all.
-        slots: (n,) places in the epoch.
+        source: The source of the rows.
+        split: The split to read: `train`, with the preset of the source, or `val`, with the preset `valid`.
+        epoch: The number of the epoch, from 0, which determines order and augmentation. Validation has one order for
+            all epochs.
+        slots: (n,) int64, the places in the epoch, from 0.
 
     Returns:
-        `slot` (n,), `image_id` (n,), `image` uint8 (n, size, size, channels), `mask` uint8 (n, size, size).
+        `slot`, the given places (n,); `image_id`, an object array of strings (n,); `image`, uint8 (n, size, size,
+        channels); and `mask`, uint8 (n, size, size), the label of each pixel.
+
+    Raises:
+        OSError: If a shard cannot be read; a `StorageError` for a bucket.
     """
     places = (_train_places(source, epoch) if split == "train" else _validation_places(source))[slots]
     change = _cached_augment(source.preset if split == "train" else "valid", source.size)
@@ -161,13 +192,13 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Turns a chunk's number into its block of prepared rows; runs in a data task.
+    """Converts the number of a chunk to its block of prepared rows; runs in a data task.
 
     Attributes:
-        source: what is fed.
-        split: the side.
-        chunks: for each chunk its epoch and its slots in it.
-        patience: seconds for which to try again where shards cannot be read.
+        source: The source of the rows.
+        split: The split to read.
+        chunks: The epoch of each chunk, and the places of its rows in that epoch.
+        patience: Seconds for which the reading of a shard is repeated while a bucket cannot be used.
     """
 
     source: Source
@@ -183,15 +214,16 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class Feed:
-    """One rank's share of a source, through Ray Data.
+    """The share of a source that one rank gets, prepared by Ray Data.
 
     Attributes:
-        source: what is fed.
-        rank: of this worker.
-        world_size: workers.
-        tasks: data tasks at a time; 0 where no CPU is left for any, and the worker prepares its own images.
-        ahead: images kept ready.
-        patience: seconds for which to try again where shards cannot be read.
+        source: The source of the rows.
+        rank: The rank of this worker, from 0.
+        world_size: The number of workers. It divides the global batch.
+        tasks: The largest number of data tasks that run at the same time. With 0, the worker prepares its images
+            itself, because no CPU is left for a task.
+        ahead: The number of images that are kept ready.
+        patience: Seconds for which the reading of a shard is repeated while a bucket cannot be used.
     """
 
     source: Source
@@ -203,28 +235,40 @@ class Feed:
 
     @property
     def batch(self) -> int:
-        """Images of this rank in one step."""
+        """The number of images that this rank processes in one step."""
         return self.source.batch // self.world_size
 
     def train(self, *, step: int, epochs: int) -> ReadAhead:
-        """Batches from a global step to the end of the last epoch, prepared ahead in the background.
+        """Starts to prepare the batches from a global step to the end of the last epoch, in the background.
 
         Args:
-            step: the first one wanted, counted from 0 over all epochs.
-            epochs: after how many the stream ends.
+            step: The global step of the first batch, counted from 0 over all epochs.
+            epochs: The number of epochs after which the stream ends.
+
+        Returns:
+            An iterator over the batches of this rank.
 
         Raises:
-            RuntimeError: if a row is not the one that the order says.
+            RuntimeError: If a row is not the one that the order specifies. The iterator raises it.
         """
         return ReadAhead(self._train(step, epochs), depth=max(self.ahead // self.batch, 1))
 
     def validation(self) -> Iterator[Batch]:
-        """This rank's share of the validation images; over all ranks, each image once."""
+        """Reads the share of the validation images that this rank gets.
+
+        The shares of all ranks together contain each validation image once.
+
+        Yields:
+            The batches, numbered from 0; the last one may be smaller than the others.
+
+        Raises:
+            RuntimeError: If a row is not the one that the order specifies.
+        """
         slots = np.arange(self.rank, self.source.index.count("val"), self.world_size)
         yield from self._run("val", self._cut(0, slots), step=0)
 
     def _train(self, step: int, epochs: int) -> Iterator[Batch]:
-        """The stream in pipelines of many chunks each, since every pipeline costs a start."""
+        """Yields the batches from pipelines of many chunks each, because the start of a pipeline takes time."""
         steps, end = self.source.steps_per_epoch, epochs * self.source.steps_per_epoch
         while step < end:
             chunks: list[tuple[int, npt.NDArray[np.int64]]] = []
@@ -247,7 +291,7 @@ class Feed:
             return
         expected = np.concatenate([[np.full(len(slots), epoch), slots] for epoch, slots in chunks], axis=1)
         done = 0
-        # Whole blocks are taken and cut here: a batch of its own from Ray Data costs milliseconds.
+        # Whole blocks are requested and split into batches here, because Ray Data takes milliseconds for each batch.
         for block in self._blocks(_Chunk(self.source, split, chunks, self.patience)):
             place = np.stack([block["epoch"], block["slot"]])
             wanted = expected[:, done : done + place.shape[1]]

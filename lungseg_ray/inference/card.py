@@ -1,4 +1,4 @@
-"""The model card that leaves with a trained model."""
+"""The model card, a README that is exported together with a trained model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from lungseg_ray.shards.format import ShardIndex
 
 
 def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigures, *, test: Evaluation | None) -> str:
-    """A model card in Markdown.
+    """Writes the model card of a run.
 
     Args:
-        settings: of the run.
-        index: of the shards it was trained on.
-        validation: `loss`, `iou` and `dice` of the best epoch.
-        test: the content of `evaluation.json`; None where there are no test images.
+        settings: The settings of the run.
+        index: The index of the shards that the model was trained on.
+        validation: The figures of the best epoch on the validation images.
+        test: The content of `evaluation.json` for the test images; None if there are none, or before they are measured.
+
+    Returns:
+        The card as Markdown, with a YAML header.
     """
-    corpus, sides = settings.corpus, index.sides
+    corpus, splits = settings.corpus, index.splits
     names = ", ".join(corpus.class_names)
-    figures = [f"| validation | {sides['val'].images} | {validation['dice']:.4f} | {validation['iou']:.4f} | |"]
+    figures = [f"| validation | {splits['val'].images} | {validation['dice']:.4f} | {validation['iou']:.4f} | |"]
     weak = "- No test images: nothing is known of its failures yet."
     if test:
         dice = test["dice"]
@@ -39,9 +42,9 @@ def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigu
             [*lowest, empty, "- The worst test images are in the run's `evaluation/test/contact_sheet.png`."]
         )
     size, threshold = settings.feed.size, settings.evaluate.first_threshold
-    patients = "No patient stands on two sides."
-    if all(side.patients == side.images for side in sides.values()):
-        patients = "Each image counts as a patient of its own; where that is wrong, one stands on two sides."
+    patients = "No patient is in two splits."
+    if all(one.patients == one.images for one in splits.values()):
+        patients = "Each image counts as a patient of its own; where that is wrong, a patient may be in two splits."
     reading = f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest"
     origin = "synthetic chest phantoms, drawn by lungseg-ray" if index.layout == "phantom" else f"{corpus.root}"
     return f"""---
@@ -69,9 +72,9 @@ Licence of the data: {corpus.licence or "not stated (corpus.licence)"}.
 
 | split | images | patients |
 |---|---|---|
-| train | {sides["train"].images} | {sides["train"].patients} |
-| val | {sides["val"].images} | {sides["val"].patients} |
-| test | {sides["test"].images} | {sides["test"].patients} |
+| train | {splits["train"].images} | {splits["train"].patients} |
+| val | {splits["val"].images} | {splits["val"].patients} |
+| test | {splits["test"].images} | {splits["test"].patients} |
 
 {patients} Shards: {index.fingerprint[:16]}.
 

@@ -1,4 +1,4 @@
-"""Trained models as they leave their runs: the folder `best/`, and what turns images into probabilities with it."""
+"""The exported model of a run, the folder `best/`, and its use: from images to probabilities and label maps."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ SIDECAR = "preprocessing.json"
 CARD = "README.md"
 
 ALIKE = {"channels", "longer_side", "classes", "class_names", "white"}
-"""What models must have in common to be averaged."""
+"""The attributes of `Sidecar` that must be equal for models that are averaged."""
 
 AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "horizontal": ((), (3,)),
     "all": ((), (3,), (2,), (2, 3)),
 }
-"""Axes of (N, C, H, W) that each pass reverses."""
+"""The passes of the network for each value of `flips`, each given by the axes of (N, C, H, W) that it reverses."""
 
 Probability = npt.NDArray[np.float32]
 
 
 class Sidecar(BaseModel):
-    """What one must know, beside the weights, to use the model.
+    """The content of `preprocessing.json`: what is needed, besides the weights, to use a model.
 
     Attributes:
-        size: height and width that the network sees, pixels; images are stretched to it bilinearly.
-        scale: pixel values are divided by it.
-        channels: 1 (grey: a colour file's first channel) or 3 (RGB).
-        longer_side: larger images are first reduced to it, by area, pixels.
-        classes: output channels; 1: sigmoid and `threshold`; more: softmax and the largest.
-        class_names: of the labels from 1 on.
-        threshold: probability above which a pixel counts as positive.
-        white: pixel value of white in 16-bit and float files; None for the format's own.
+        size: Height and width of the input of the network, pixels. Images are stretched to it bilinearly.
+        scale: The number by which pixel values are divided.
+        channels: The number of channels of the input: 1 (grey: the first channel of a colour file) or 3 (RGB).
+        longer_side: The maximum length of the longer side, pixels. Larger images are first reduced to it by area
+            averaging.
+        classes: The number of output channels. With 1, the probability is the sigmoid of the logit, and `threshold`
+            decides. With more, it is the softmax of the logits, and the largest one decides.
+        class_names: The names of the labels from 1 on.
+        threshold: The probability above which a pixel is positive, 0 to 1; only for one output channel.
+        white: The pixel value of white in 16-bit and float files; None for the maximum of the format.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,11 +68,18 @@ class Sidecar(BaseModel):
 
 
 class Predictor:
-    """Models with their preprocessing, used as one: the mean of their probabilities, over mirror images, too.
+    """One or several models with their preprocessing, used as one model.
+
+    Its probability is the mean of the probabilities of all models, each of them averaged over the mirror images.
+
+    Args:
+        members: The models, at least one, each with its sidecar.
+        flips: The mirror images that are averaged over: "none", "horizontal", or "all" four of both axes.
+        device: The device to compute on.
 
     Attributes:
-        sidecar: the first model's, with the mean of all thresholds.
-        device: that they compute on.
+        sidecar: The sidecar of the first model, with the mean of the thresholds of all models.
+        device: The device that the models compute on.
     """
 
     def __init__(
@@ -90,14 +99,15 @@ class Predictor:
     def __call__(
         self, images: Sequence[npt.NDArray[np.uint8]], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[Probability]:
-        """Probabilities of images, in float32.
+        """Computes the probability maps of images.
 
         Args:
-            images: each (H, W, channels) uint8.
-            sizes: (height, width) to give each result in; by default each image's own.
+            images: The images, at least one, each (H, W, channels) uint8. Their sizes may differ.
+            sizes: (height, width) of the result for each image, pixels; by default the size of the image.
 
         Returns:
-            For each image (h, w, k) float32: k = 1 for one class, otherwise a channel for each label.
+            For each image (height, width, K) float32, 0 to 1: K = 1 for one class, otherwise one channel for each
+            label.
         """
         sizes = sizes or [image.shape[:2] for image in images]
         means = [np.zeros((height, width, self.sidecar.classes), np.float32) for height, width in sizes]
@@ -111,7 +121,7 @@ class Predictor:
     def _maps(self, model: nn.Module, side: Sidecar, images: Sequence[npt.NDArray[np.uint8]]) -> Probability:
         stack = torch.from_numpy(np.stack([resize_image(image, side.size) for image in images])).permute(0, 3, 1, 2)
         inputs = stack.to(self.device).to(torch.float32).div_(side.scale)
-        # One after the other: a batch that fits in memory stays one that fits.
+        # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
         found = [probabilities(model(inputs.flip(axes))).flip(axes) for axes in self._axes]
         return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -119,13 +129,13 @@ class Predictor:
         """Predicts the label map of one image, at the size of the image.
 
         Args:
-            image: (H, W) grey or (H, W, C) uint8, with as many channels as the model was trained on.
+            image: (H, W) grey or (H, W, C) uint8, with the number of channels that the model was trained on.
 
         Returns:
-            (H, W) uint8 labels, 0 is background.
+            (H, W) uint8 label map; label 0 is the background.
 
         Raises:
-            UserError: If the image has another dtype, or another number of channels.
+            UserError: If the image has another dtype, another number of dimensions, or another number of channels.
         """
         pixels = image[:, :, None] if image.ndim == 2 else image
         channels = self.sidecar.channels
@@ -140,11 +150,15 @@ class Predictor:
         return self.labels(probability)
 
     def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
-        """The label map (h, w) uint8 of a probability map.
+        """Converts a probability map to a label map.
 
         Args:
-            probability: (h, w, k).
-            threshold: for one class, in place of the sidecar's.
+            probability: (H, W, K) float32, as `__call__` returns it.
+            threshold: For one class, the probability above which a pixel is positive, 0 to 1; by default that of the
+                sidecar. For several classes, it is not used.
+
+        Returns:
+            (H, W) uint8 label map; label 0 is the background.
         """
         if self.sidecar.classes == 1:
             bound = self.sidecar.threshold if threshold is None else threshold
@@ -153,13 +167,13 @@ class Predictor:
 
 
 def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:
-    """Writes the folder that `segmentation_models_pytorch.from_pretrained` opens, with sidecar and model card.
+    """Writes a folder that `segmentation_models_pytorch.from_pretrained` can open, with sidecar and model card.
 
     Args:
-        place: the folder.
-        model: on any device; not wrapped.
-        sidecar: what its user must know.
-        card: the model card, Markdown.
+        place: The folder to write.
+        model: The model, not wrapped, on any device.
+        sidecar: The sidecar of the model.
+        card: The model card, Markdown.
     """
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
         models.export(model, Path(folder))
@@ -172,10 +186,20 @@ def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -
 
 @lru_cache(maxsize=1)
 def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu") -> Predictor:
-    """Opens folders that `save` wrote, to be used as one model; once per process.
+    """Opens folders that `save_model` wrote, as one model. The last result is cached in the process.
+
+    Args:
+        places: The folders, at least one.
+        flips: The mirror images that are averaged over: "none", "horizontal", or "all" four of both axes.
+        device: The device to compute on.
+
+    Returns:
+        The models as one predictor.
 
     Raises:
-        UserError: if one is not there, not complete, or does not fit together, or if they cannot be averaged.
+        UserError: If a folder does not exist or is not complete, if its files do not fit together, or if the models
+            cannot be averaged.
+        OSError: If a file cannot be read; a `StorageError` for a bucket.
     """
     members = [_open(place) for place in places]
     first, *others = (side.model_dump(include=ALIKE) for _, side in members)
@@ -205,11 +229,11 @@ def _open(place: Location) -> tuple[nn.Module, Sidecar]:
 
 @dataclass(frozen=True)
 class Model:
-    """What evaluation and prediction use as one model.
+    """A reference to the best models of one or several runs, which evaluation and prediction use as one model.
 
     Attributes:
-        runs: their best models are averaged.
-        flips: the mirror images that are averaged over, too.
+        runs: The runs whose best models are averaged.
+        flips: The mirror images that are averaged over: "none", "horizontal", or "all" four of both axes.
     """
 
     runs: tuple[Run, ...]
@@ -217,10 +241,21 @@ class Model:
 
     @property
     def suffix(self) -> str:
-        """Tells its folder of figures from that of a run alone, such as `-top3-flips-all`; empty for one."""
+        """The suffix of its folder of figures, such as `-top3-flips-all`; empty for one run without mirror images."""
         several = f"-top{len(self.runs)}" if len(self.runs) > 1 else ""
         return several + (f"-flips-{self.flips}" if self.flips != "none" else "")
 
     def load(self, *, device: str = "cpu") -> Predictor:
-        """Opens it; as `load` does."""
+        """Opens the models, as `load_predictor` does.
+
+        Args:
+            device: The device to compute on.
+
+        Returns:
+            The models as one predictor.
+
+        Raises:
+            UserError: If a run has no model that can be used, or if the models cannot be averaged.
+            OSError: If a file cannot be read; a `StorageError` for a bucket.
+        """
         return load_predictor(*(run.place / BEST for run in self.runs), flips=self.flips, device=device)

@@ -1,1 +1,1 @@
-"""Parquet shards: their format, the job that writes them, and whether existing ones fit."""
+"""The Parquet shards of a corpus: their format, the job that builds them, and the check that they fit another job."""

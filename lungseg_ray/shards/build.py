@@ -1,4 +1,7 @@
-"""The job that turns a corpus into shards: list, split by patient, decode in parallel, write, index."""
+"""The job that builds the shards of a corpus.
+
+It lists the corpus, assigns the patients to splits, decodes and writes the images in parallel, and writes the index.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from lungseg_ray.shards.format import (
     SCHEMA_VERSION,
     Shard,
     ShardIndex,
-    Side,
+    SplitFigures,
     read_facts,
     read_index,
     read_notes,
@@ -41,19 +44,20 @@ from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
 SET_ASIDE = "set_aside.csv"
 
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
-"""Files that are ours to delete: shards of another corpus or other settings, and what a killed writer left."""
+"""The names of the files that the job may delete: shards of another corpus or of other settings, and the partial files
+of a writer that was killed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What sharding led to.
+    """The result of the job.
 
     Attributes:
-        root: the folder of shards.
-        index: what it holds.
-        set_aside: the files that are not used.
-        listing: what the corpus held when it was listed.
-        fresh: False if the shards were there already.
+        root: The folder of the shards.
+        index: The index of the shards.
+        set_aside: The files of the corpus that are not used, with the reasons.
+        listing: The listing of the corpus.
+        fresh: Whether the shards were built by this call; False if they were up to date.
     """
 
     root: Location
@@ -86,7 +90,7 @@ class _Writer:
                         bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
                 retry(lambda: write_file(target, rows, bad), seconds=PATIENCE_SECONDS)
             except OSError as error:
-                # An exception loses its kind on the way through Ray; the driver raises it again.
+                # Ray does not preserve the type of an exception, so the driver gets the message and raises it again.
                 return pa.table({"trouble": [f"{target} cannot be made: {error}"]})
         return pa.table({"trouble": [""]})
 
@@ -95,15 +99,23 @@ class _Writer:
 
 
 def shard(settings: Settings) -> Outcome:
-    """Makes the shards of a corpus, or finds that they are up to date. Needs a running Ray cluster.
+    """Builds the shards of a corpus unless they are up to date. Needs a running Ray cluster.
 
-    A shard is written whole or not at all, and the index last: a job that was killed leaves nothing half-written, and
-    the same command goes on with the shards that are missing.
+    Each shard is written atomically, and the index is written last. A job that was killed therefore leaves no partial
+    shard, and the same command resumes with the shards that are missing.
+
+    Args:
+        settings: The settings of the job.
+
+    Returns:
+        The index of the shards, and the files that are not used.
 
     Raises:
-        UserError: if the corpus cannot be listed, if a patient stands on two sides of the split, or if a larger share
-            of the files cannot be used than `shards.max_set_aside`.
-        OSError: if a shard cannot be written.
+        UserError: If the corpus cannot be listed, if the patients cannot be assigned to splits, for example because the
+            corpus prescribes two splits for a patient, if the share of files that cannot be used is above
+            `shards.max_set_aside`, if no usable image is left for training, or if the folder of the shards does not
+            outlive the job or is not seen by every node.
+        OSError: If the corpus cannot be read or a shard cannot be written.
     """
     root = settings.shards.root
     check_lasting(root)
@@ -145,19 +157,29 @@ def shard(settings: Settings) -> Outcome:
 
 
 def read_set_aside(root: Location) -> list[SetAside]:
-    """The files that were set aside when the shards were made."""
+    """Reads the files that were set aside when the shards were built.
+
+    Args:
+        root: The folder of the shards.
+
+    Returns:
+        The files, in the order of `set_aside.csv`.
+
+    Raises:
+        OSError: If `set_aside.csv` does not exist or cannot be read.
+    """
     return [SetAside(**row) for row in csv.DictReader(io.StringIO((root / SET_ASIDE).read_text()))]
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    """What lies in a folder of shards, for a person."""
+    """Returns a text for the user: the content of the shards, and the files that are not used."""
     index, listing = outcome.index, outcome.listing
     lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {listing.recognised}"]
-    for split, side in index.sides.items():
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in side.label_shares.items())
+    for split, figures in index.splits.items():
+        shares = ", ".join(f"{label}: {share:.1%}" for label, share in figures.label_shares.items())
         lines.append(
-            f"  {split:5s}  {side.images:6d} images of {side.patients} patients; pixels by label {shares or '-'}; "
-            f"intensity {side.intensity_mean:.3f} +- {side.intensity_std:.3f}"
+            f"  {split:5s}  {figures.images:6d} images of {figures.patients} patients; "
+            f"pixels by label {shares or '-'}; intensity {figures.intensity_mean:.3f} +- {figures.intensity_std:.3f}"
         )
     if listing.unlabelled:
         lines.append(f"  {len(listing.unlabelled)} images are unlabelled: the layout knows of no mask for them")
@@ -169,7 +191,12 @@ def describe_outcome(outcome: Outcome) -> str:
 
 
 def set_aside_table(set_aside: list[SetAside], most: int = 10) -> str:
-    """Files set aside, as text: the count of each reason, then the first files."""
+    """Returns a text that lists files set aside: the number of files for each reason, then the first files.
+
+    Args:
+        set_aside: The files.
+        most: The largest number of files that are listed individually.
+    """
     counts = Counter(one.reason for one in set_aside)
     lines = [f"  {count:6d}  {reason}: {REASONS.get(reason, '')}" for reason, count in counts.most_common()]
     lines += [f"  {one.uri}: {one.reason}: {one.detail}" for one in set_aside[:most]]
@@ -179,16 +206,16 @@ def set_aside_table(set_aside: list[SetAside], most: int = 10) -> str:
 
 
 def _current(root: Location, source: str) -> ShardIndex | None:
-    """The index that is there, if it was made from this source and its files are there, too."""
+    """Returns the index of existing shards if they were built from this source and none of their files is missing."""
     if not (root / INDEX).exists():
         return None
     try:
         index = read_index(root)
     except UserError:
-        # Whatever it is, it is about to be replaced.
+        # An index that cannot be used counts as missing, because the job replaces it.
         return None
     there = {place.name for place, _ in root.list()}
-    return index if index.source == source and {shard.file for shard in index.shards} <= there else None
+    return index if index.source == source and {SET_ASIDE, *(shard.file for shard in index.shards)} <= there else None
 
 
 def _fingerprint(*parts: Any) -> str:
@@ -197,9 +224,9 @@ def _fingerprint(*parts: Any) -> str:
 
 def _deal(records: list[Record], rows: int, source: str) -> Iterable[tuple[str, list[Record]]]:
     for split in SPLITS:
-        side = [record for record in records if record.split == split]
-        for number, start in enumerate(range(0, len(side), rows)):
-            yield f"{split}-{number:05d}-{source[:8]}.parquet", side[start : start + rows]
+        chosen = [record for record in records if record.split == split]
+        for number, start in enumerate(range(0, len(chosen), rows)):
+            yield f"{split}-{number:05d}-{source[:8]}.parquet", chosen[start : start + rows]
 
 
 def _write_all(root: Location, plan: list[tuple[str, list[Record]]], settings: Settings) -> None:
@@ -252,7 +279,7 @@ def _build_index(
         layout=layout,
         corpus=corpus,
         longer_side=settings.shards.longer_side,
-        sides={split: tally.side() for split, tally in tallies.items()},
+        splits={split: tally.figures() for split, tally in tallies.items()},
         shards=shards,
         set_aside={},
     )
@@ -260,7 +287,7 @@ def _build_index(
 
 
 class _RowFacts(TypedDict):
-    """The columns of a row that are added up."""
+    """The columns of a row from which the figures of a split are computed."""
 
     height: int
     width: int
@@ -271,7 +298,7 @@ class _RowFacts(TypedDict):
 
 
 class _Tally:
-    """Adds up the figures of one side of the split."""
+    """Adds up the figures of one split."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -290,10 +317,10 @@ class _Tally:
         self.mean += row["intensity_mean"] * pixels
         self.square += row["intensity_square"] * pixels
 
-    def side(self) -> Side:
+    def figures(self) -> SplitFigures:
         pixels, valid = max(self.pixels, 1), max(sum(self.labels.values()), 1)
         mean = self.mean / pixels
-        return Side(
+        return SplitFigures(
             images=self.images,
             patients=len(self.patients),
             label_shares={label: count / valid for label, count in sorted(self.labels.items())},

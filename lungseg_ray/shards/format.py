@@ -1,14 +1,16 @@
-"""The format of the Parquet shards: schema, index, one file written, rows read.
+"""The format of the Parquet shards: their schema and index, and functions to write and read them.
 
-A row is one image with its mask, decoded: raw uint8 pixels that a reader unpacks without a codec of image files. That
-costs about twice the disk of PNG and saves a hundred times the CPU of decoding it in every epoch. LZ4 compresses the
-pixel columns; a row group holds about 1 MiB, so that any row can be had without reading its neighbours.
+A row is one image with its mask. It contains raw uint8 pixels, which are read without decoding an image file. This
+takes about twice the disk space of PNG, and about a hundredth of the CPU time of decoding PNG in every epoch. The
+columns are compressed with LZ4. A row group contains about 1 MiB of pixels, so that a row can be read without its
+neighbours.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.read import Sample
@@ -49,11 +51,14 @@ SCHEMA = pa.schema(
     ],
     metadata={"lungseg_ray.schema": str(SCHEMA_VERSION)},
 )
-"""One image and its mask.
+"""The columns of a row, which is one image with its mask.
 
-`image` is uint8, height x width x channels, row by row; `mask` is uint8, height x width, a label for each pixel, 255
-where the pixel does not count. `spacing` is in mm per source pixel (row, column), null where the file does not say.
-`intensity_mean` and `intensity_square` are the means of the pixel value, in 0 to 1, and of its square.
+`image` is uint8, (height, width, channels) in C order. `mask` is uint8, (height, width) in C order: the label of each
+pixel, or 255 (`IGNORE_LABEL`) for pixels that are left out. `spacing` is the pixel spacing in the source file, mm (row,
+column); null if the file does not specify it. `intensity_mean` and `intensity_square` are the means over all pixels of
+the pixel value, scaled to 0 to 1, and of its square. `label_pixels` is the number of pixels of each label, without
+`IGNORE_LABEL`. The columns that start with `source_` describe the image in its file, before it was reduced; the others
+are as in `Record` and `Sample`.
 """
 
 PIXELS = ("image", "mask")
@@ -63,13 +68,13 @@ NOTES = b"lungseg_ray.notes"
 
 
 class Shard(BaseModel):
-    """One file of shards.
+    """The entry of one shard in the index.
 
     Attributes:
-        file: name within the folder.
-        split: the side of the split that all its rows are on.
-        rows: rows in the file.
-        skip: numbers of rows that do not count, because another image of the corpus has the same bytes.
+        file: The name of the file within the folder of the shards.
+        split: The split of all rows of the shard.
+        rows: The number of rows in the file.
+        skip: The numbers of the rows that are not used, because another image of the corpus has the same bytes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,19 +85,19 @@ class Shard(BaseModel):
 
     @property
     def usable(self) -> list[int]:
-        """Numbers of the rows that count."""
+        """The numbers of the rows that are used, in ascending order."""
         return [row for row in range(self.rows) if row not in self.skip]
 
 
-class Side(BaseModel):
-    """One side of the split in figures.
+class SplitFigures(BaseModel):
+    """The figures of one split.
 
     Attributes:
-        images: how many.
-        patients: whose.
-        label_shares: share of the valid pixels, by label.
-        intensity_mean: mean pixel value, 0 to 1.
-        intensity_std: its standard deviation over all pixels.
+        images: The number of images that are used.
+        patients: The number of patients.
+        label_shares: The share of pixels with each label, 0 to 1, by label; pixels with `IGNORE_LABEL` do not count.
+        intensity_mean: The mean pixel value over all pixels, scaled to 0 to 1.
+        intensity_std: The standard deviation of the pixel value over all pixels, on the same scale.
     """
 
     images: int
@@ -103,18 +108,18 @@ class Side(BaseModel):
 
 
 class ShardIndex(BaseModel):
-    """What the folder of shards holds.
+    """The content of `index.json`: the shards in a folder, and what they were built from.
 
     Attributes:
-        schema_version: of the rows.
-        fingerprint: of what the rows hold; equal for equal images, masks and settings.
-        source: of the listing and the settings that the shards were made from.
-        layout: of the corpus.
-        corpus: settings of the corpus.
-        longer_side: limit of the stored size, pixels.
-        sides: figures for each side of the split.
-        shards: the files.
-        set_aside: how many files were set aside, by reason.
+        schema_version: The version of the schema of the rows.
+        fingerprint: The SHA-256 of the content of the rows, hexadecimal; equal for equal images, masks and settings.
+        source: The SHA-256 of the listing and of the settings that the shards were built from, hexadecimal.
+        layout: The name of the layout of the corpus, or "phantom".
+        corpus: The settings of the corpus.
+        longer_side: The maximum length of the longer side of the stored images, pixels.
+        splits: The figures of each split; `sides` in the files of older versions.
+        shards: The shards.
+        set_aside: The number of files that were set aside, by reason.
     """
 
     schema_version: int
@@ -123,22 +128,29 @@ class ShardIndex(BaseModel):
     layout: str
     corpus: CorpusSettings
     longer_side: int
-    sides: dict[Split, Side]
+    splits: dict[Split, SplitFigures] = Field(validation_alias=AliasChoices("splits", "sides"))
     shards: list[Shard]
     set_aside: dict[str, int]
 
     def of(self, split: Split) -> list[Shard]:
-        """The files of one side."""
+        """Returns the shards of a split."""
         return [shard for shard in self.shards if shard.split == split]
 
     def count(self, split: Split) -> int:
-        """Images of one side."""
-        return self.sides[split].images
+        """Returns the number of images of a split that are used."""
+        return self.splits[split].images
 
 
 @dataclass(frozen=True)
 class ShardRow:
-    """An unpacked row: a sample, and whose it is."""
+    """An unpacked row: a sample with its metadata.
+
+    Attributes:
+        image_id: The id of the image, unique in the corpus.
+        patient_id: The id of the patient.
+        groups: Further columns of the corpus, by name.
+        sample: The image with its mask.
+    """
 
     image_id: str
     patient_id: str
@@ -149,8 +161,15 @@ class ShardRow:
 def read_index(root: Location) -> ShardIndex:
     """Reads the index of a folder of shards.
 
+    Args:
+        root: The folder of the shards.
+
+    Returns:
+        The index.
+
     Raises:
-        UserError: if there is none, or if another version of the software wrote it.
+        UserError: If there is no index, if it is damaged, or if it has another version of the schema.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer.
     """
     try:
         text = (root / INDEX).read_text()
@@ -175,12 +194,16 @@ def read_index(root: Location) -> ShardIndex:
 
 
 def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], set_aside: Sequence[SetAside] = ()) -> None:
-    """Writes one shard, whole or not at all.
+    """Writes one shard, atomically.
 
     Args:
-        target: the file.
-        rows: what it holds; may be empty.
-        set_aside: files that were to be in this shard and cannot be used; kept in the metadata of the file.
+        target: The file to write.
+        rows: The record and the sample of each row; may be empty.
+        set_aside: The files that were planned for this shard and cannot be used. They are kept in the metadata of the
+            file.
+
+    Raises:
+        OSError: If the file cannot be written; a `StorageError` for a bucket.
     """
     notes = {"set_aside": [asdict(one) for one in set_aside]}
     schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), NOTES: json.dumps(notes).encode()})
@@ -200,17 +223,30 @@ def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], set_asid
     target.write_bytes(sink.getvalue())
 
 
+@contextmanager
+def _reading(shard: Location) -> Iterator[None]:
+    """Converts the errors of pyarrow about a damaged shard to a `UserError` that names it."""
+    try:
+        with translate_errors(shard):
+            yield
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise UserError(
+            f"{shard}: expected a complete shard; found a damaged file ({error}). Delete it, and make the shards "
+            "again: only what is missing is made."
+        ) from error
+
+
 def read_notes(shard: Location) -> list[SetAside]:
-    """Returns the files that were to be in a shard and cannot be used."""
-    with translate_errors(shard):
+    """Reads from the metadata of a shard the files that were planned for it and cannot be used."""
+    with _reading(shard):
         metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
     return [SetAside(**one) for one in json.loads(metadata[NOTES])["set_aside"]]
 
 
 def read_facts(shard: Location) -> pa.Table:
-    """All columns but the pixels, of all rows."""
+    """Reads all columns of all rows of a shard, except the pixels."""
     columns = [name for name in SCHEMA.names if name not in PIXELS]
-    with translate_errors(shard):
+    with _reading(shard):
         return pq.read_table(shard.path, filesystem=shard.filesystem, columns=columns)
 
 
@@ -240,7 +276,7 @@ def _pack(record: Record, sample: Sample) -> dict[str, object]:
 
 
 def _counts(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """How many of (H, W) pixels have each value from 0 to 255."""
+    """Counts how many pixels of (H, W) have each value from 0 to 255."""
     return cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.float64)
 
 
@@ -253,13 +289,20 @@ def _open(uri: str) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
 
 
 def read_rows(shard: Location, rows: Sequence[int]) -> list[ShardRow]:
-    """Unpacks rows of one shard, in the order asked for; each row group is read once.
+    """Reads rows of one shard. Each row group is read only once.
 
     Args:
-        shard: the file.
-        rows: row numbers within it.
+        shard: The file of the shard.
+        rows: The numbers of the rows within the shard, in any order.
+
+    Returns:
+        The rows, in the order of the numbers.
+
+    Raises:
+        UserError: If the file is damaged.
+        OSError: If the file cannot be read; a `StorageError` for a bucket.
     """
-    with translate_errors(shard):
+    with _reading(shard):
         return _read_rows(shard, rows)
 
 
@@ -275,13 +318,21 @@ def _read_rows(shard: Location, rows: Sequence[int]) -> list[ShardRow]:
 
 
 def read_table(shard: Location) -> pa.Table:
-    """A whole shard, for `unpack_rows`."""
-    with translate_errors(shard):
+    """Reads a whole shard as one table, for `unpack_rows`."""
+    with _reading(shard):
         return pq.read_table(shard.path, filesystem=shard.filesystem).combine_chunks()
 
 
 def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[ShardRow]:
-    """Rows of a whole shard in memory, in the order asked for; pixels are not copied."""
+    """Unpacks rows of a shard that is in memory. The pixels are not copied: the arrays use the table's memory.
+
+    Args:
+        table: The whole shard, as `read_table` returns it.
+        rows: The numbers of the rows within the shard, in any order.
+
+    Returns:
+        The rows, in the order of the numbers.
+    """
     return [_unpack(table.slice(row, 1)) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Whether the shards that exist fit a job, and how missing ones are built."""
+"""Decides whether existing shards fit the settings of a job, and builds the shards if there are none."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def find_shards(root: Location, settings: Settings) -> ShardIndex | None:
-    """Returns the index of the shards in a folder; None if they must be built.
+    """Finds the shards in a folder, and checks that they fit the settings of a job.
 
     Args:
         root: The folder of the shards.
-        settings: The settings of the job. Only what the user set is compared with the shards.
+        settings: The settings of the job. Only settings that the user set explicitly are compared with the shards.
+
+    Returns:
+        The index of the shards; None if they must be built.
 
     Raises:
-        UserError: If the shards were built with other settings than the user asks for, or if the index is damaged.
+        UserError: If the shards were built with other settings than the user asks for, or if the index cannot be used.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer.
     """
     if not (root / INDEX).exists():
         return None
@@ -40,15 +44,18 @@ def find_shards(root: Location, settings: Settings) -> ShardIndex | None:
 
 
 def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:
-    """Builds the shards that a job finds missing, and tells the user. Needs a running Ray cluster.
+    """Builds the shards of a job that finds none, and informs the user. Needs a running Ray cluster.
 
     Args:
         settings: The settings of the job.
         console: The console that the user reads.
 
+    Returns:
+        The index of the new shards.
+
     Raises:
-        UserError: As `shard`.
-        OSError: As `shard`.
+        UserError: If the shards cannot be built from this corpus with these settings, as in `shard`.
+        OSError: If the corpus cannot be read or a shard cannot be written.
     """
     console.print(f"No shards in {settings.shards.root} yet: making them from {settings.corpus.root}", highlight=False)
     outcome = shard(settings)
@@ -57,11 +64,15 @@ def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:
 
 
 def with_shard_settings(settings: AnySettings, index: ShardIndex) -> AnySettings:
-    """Returns the settings of a job with those that its shards were built with in their place.
+    """Replaces the settings of a job that concern the corpus and its shards with those that the shards were built with.
 
     Args:
-        settings: The settings of the job; its descriptions of the data are kept where it has some.
+        settings: The settings of the job. Its descriptions of the data (`corpus.about`, `corpus.licence`) are kept
+            unless they are empty.
         index: The index of the shards.
+
+    Returns:
+        A copy of the settings.
     """
     described = select(settings.model_dump(), set(marked(Settings, Mark.DESCRIPTION)))["corpus"]
     given = {key: text for key, text in described.items() if text}

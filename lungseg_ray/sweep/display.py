@@ -1,4 +1,4 @@
-"""What a person sees while a sweep goes on: a table on a terminal, lines elsewhere, and TensorBoard."""
+"""The display of a running sweep: a table on a terminal, a line for each trial that ends, and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ from lungseg_ray.sweep.ledger import Sweep, Trial, rank_trials
 from lungseg_ray.sweep.search import epochs_to_come
 
 SHOWN = 12
-"""Trials in the table: those that run, and the best of the others."""
+"""The largest number of trials in the table: those that are running first, then the best of the others."""
 
 
 class SweepDisplay:
-    """Follows one stage of a sweep; to be used as a context."""
+    """Shows the progress of one stage of a sweep, and writes its TensorBoard files. Used as a context.
+
+    Args:
+        console: The console that the user reads. The table is shown only if it is a terminal.
+        sweep: The folder of the sweep.
+        job: The settings of the sweep.
+        stage: 1, the search, or 2, the finalists.
+    """
 
     def __init__(self, console: Console, sweep: Sweep, job: SweepJob, stage: Literal[1, 2]) -> None:
         self._console = console
@@ -47,20 +54,33 @@ class SweepDisplay:
             board.close()
 
     def show(self, trials: Sequence[Trial]) -> None:
-        """Takes the trials as they are now."""
+        """Updates the trials that the table shows; `refresh` draws them.
+
+        Args:
+            trials: All trials of the sweep, in their present state.
+        """
         self._trials = [trial for trial in trials if trial.stage == self._stage]
 
     def refresh(self) -> None:
-        """Draws the table anew."""
+        """Draws the table again."""
         if self._screen:
             self._screen.update(self._table(), refresh=True)
 
     def note(self, text: str) -> None:
-        """Tells something beside the table."""
+        """Prints a line of text above the table.
+
+        Args:
+            text: The text.
+        """
         self._console.print(text, highlight=False, markup=False)
 
     def epoch(self, trial: Trial, row: dict[str, float]) -> None:
-        """Shows that a trial has finished an epoch."""
+        """Counts a finished epoch, and writes its figures to the TensorBoard file of the trial.
+
+        Args:
+            trial: The trial.
+            row: The epoch's row of the history.
+        """
         self._trained += 1
         if trial.number not in self._boards:
             board = self._boards[trial.number] = TensorBoardWriter(
@@ -70,7 +90,11 @@ class SweepDisplay:
         self._boards[trial.number].write(row)
 
     def ended(self, trial: Trial) -> None:
-        """Shows that a trial has left off."""
+        """Prints the result of a trial that is no longer trained, and closes its TensorBoard file.
+
+        Args:
+            trial: The trial, in its present state.
+        """
         board = self._boards.pop(trial.number, None)
         if board:
             board.close()
@@ -87,7 +111,7 @@ class SweepDisplay:
     def _left(self) -> str:
         to_come = epochs_to_come(self._job, self._trials, self._stage)
         if not self._trained or not to_come:
-            return "nothing to come" if not to_come else ""
+            return "nothing to come" if not to_come else "time left unknown"
         seconds = to_come * (time.monotonic() - self._start) / self._trained
         return f"about {timedelta(seconds=round(seconds))} left"
 

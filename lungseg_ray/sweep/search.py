@@ -1,6 +1,7 @@
-"""Which trial goes on next, and for how long: grid, random and TPE draws, and successive halving. No Ray.
+"""Decides which trial is trained next and for how many epochs: grid, random and TPE search, and successive halving.
 
-Everything follows from the ledger: a search that was cut goes on where it was, and no state of its own is kept.
+Every decision follows from the trials in the ledger. A search that was interrupted therefore resumes from the ledger
+alone, and keeps no state of its own. This module does not use Ray.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from lungseg_ray.sweep.ledger import State, Trial, TrialUpdate, params_key, rank
 from lungseg_ray.sweep.summary import Params
 
 FIRST_DRAWS = 8
-"""Draws at random before TPE has anything to learn from."""
+"""The number of random draws before TPE has enough trials to learn from."""
 ATTEMPTS = 100
-"""Draws for a trial that is not there yet; half of them may be TPE's."""
+"""The number of draws that are tried to find values which no trial has yet. With TPE, the first half of them are draws
+of TPE and the rest are random."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """A trial is to be trained on.
+    """The decision to train a trial, from its last finished epoch to a later one.
 
     Attributes:
-        trial: as the ledger has it.
-        stop_after_epoch: epochs after which it leaves off.
+        trial: The trial as it is in the ledger.
+        stop_after_epoch: The number of finished epochs, counted from the start of the trial, after which it stops.
     """
 
     trial: Trial
@@ -39,18 +41,19 @@ class Move:
 
 
 class Search:
-    """The trials of one stage of a sweep, and the next move among them.
+    """The trials of one stage of a sweep, and the choice of the next one to train.
 
-    Successive halving is asynchronous (ASHA, https://arxiv.org/abs/1810.05934, algorithm 2): whenever there is room,
-    one of the best half at a rung goes on to the next (with `sweep.reduction = 2`), or a new trial begins. Where all
-    trials are known and time has no end, new ones come first, so that few are promoted by mistake; otherwise promotions
-    do. A trial that is passed over pauses with its checkpoint and may be called up later. When no more can come to a
-    rung, its best goes on in any case, so that one comes to full length.
+    Successive halving is asynchronous (ASHA, https://arxiv.org/abs/1810.05934, algorithm 2). Whenever there are free
+    resources, either a trial among the best half at a rung (with `sweep.reduction = 2`) is promoted to the next rung,
+    or a new trial is started. If the values of new trials do not depend on scores and the time is not limited, new
+    trials come first, so that few trials are promoted by mistake. Otherwise, promotions come first. A trial that is not
+    promoted is paused with its checkpoint, and may be promoted later. When no further trial can reach a rung, its best
+    trial is promoted in any case, so that at least one trial is trained to full length.
 
     Args:
-        job: of the sweep.
-        trials: as the ledger has them; those that were cut are called up first.
-        stage: 1, the search, or 2, its finalists with other seeds.
+        job: The settings of the sweep.
+        trials: The trials as they are in the ledger. Those that were interrupted are resumed first.
+        stage: 1, the search, or 2, the finalists with other seeds.
     """
 
     def __init__(self, job: SweepJob, trials: Iterable[Trial], stage: Literal[1, 2]) -> None:
@@ -67,24 +70,32 @@ class Search:
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials of the sweep, by number."""
+        """All trials of the sweep, in the order of their numbers."""
         return [self._trials[number] for number in sorted(self._trials)]
 
     def trial(self, number: int) -> Trial:
-        """One of them."""
+        """Returns a trial of the sweep.
+
+        Args:
+            number: The number of the trial.
+        """
         return self._trials[number]
 
     def has_moves(self) -> bool:
-        """Whether `next` would return one."""
+        """Returns whether `next` would return a move."""
         return bool(self._called_up() or self._promoted() or self._has_new())
 
     @property
     def running(self) -> int:
-        """Trials that are being trained."""
+        """The number of trials that are being trained."""
         return len(self._running)
 
     def next(self) -> Move | None:
-        """The next move; None if there is none now, nor ever when nothing is flying."""
+        """Chooses the next trial to train, and records that it is running.
+
+        Returns:
+            The move; None if there is none at the moment. If no trial is running either, none will follow.
+        """
         sweep = self._job.sweep
         if sweep.search == "tpe" or sweep.budget.minutes:
             move = self._called_up() or self._promoted() or self._new()
@@ -105,14 +116,14 @@ class Search:
         self._trials[number] = self._trials[number].updated(update)
 
     def end(self, number: int, update: TrialUpdate) -> Trial:
-        """Records that a trial is not trained any more: at its rung, done, failed, refused, or interrupted.
+        """Records that a trial is no longer trained: it has reached its rung, is done, failed, refused or interrupted.
 
         Args:
             number: The number of the trial.
             update: What has changed about it.
 
         Returns:
-            The trial as the ledger has it now.
+            The trial in its new state.
         """
         self._running.pop(number, None)
         self.update(number, update)
@@ -120,7 +131,7 @@ class Search:
         return self._left_off(trial) if trial.state == "running" else trial
 
     def _left_off(self, trial: Trial) -> Trial:
-        # At full length it is done when it says so: its model may be missing yet.
+        # A trial at full length is done only when it reports so. Until then, its model may not have been written.
         return self._set(trial, "paused" if trial.epochs in self._rungs[:-1] else "planned")
 
     def _set(self, trial: Trial, state: State) -> Trial:
@@ -150,7 +161,7 @@ class Search:
                 if trial.epochs == rung and trial.state == "paused" and trial.number not in self._running
             ]
             if waiting:
-                # The highest rung goes first, so that the best are known soon.
+                # Later rungs replace earlier ones: the highest rung is served first, so that the best are known soon.
                 found = Move(waiting[0], following)
                 may_grow = True
         return found
@@ -178,7 +189,7 @@ class Search:
         seeds = range(first + 1, first + 1 + self._job.sweep.seeds)
         known = {(trial.params_key, trial.seed) for trial in self._own()}
         best = rank_trials(trial for trial in self.trials if trial.stage == 1)[: self._job.sweep.finalists]
-        # Seed by seed, so that whenever it is cut, as many pairs as possible are complete.
+        # All finalists get one seed before the next, so that an interrupted stage has as many complete pairs as it can.
         for seed in seeds:
             for trial in best:
                 if (trial.params_key, seed) not in known:
@@ -186,12 +197,15 @@ class Search:
 
 
 def epochs_to_come(job: SweepJob, trials: Sequence[Trial], stage: Literal[1, 2]) -> int:
-    """Epochs that a stage still needs, if each rung lets through its share.
+    """Estimates the number of epochs that a stage still needs, if exactly the specified share of each rung is promoted.
 
     Args:
-        job: of the sweep.
-        trials: of the stage.
-        stage: 1 or 2.
+        job: The settings of the sweep.
+        trials: The trials of the stage.
+        stage: 1, the search, or 2, the finalists.
+
+    Returns:
+        The number of epochs over all trials, at least 0.
     """
     alive = [trial for trial in trials if trial.state not in ("failed", "refused")]
     if stage == 2:
@@ -205,7 +219,14 @@ def epochs_to_come(job: SweepJob, trials: Sequence[Trial], stage: Literal[1, 2])
 
 
 def count(job: SweepJob) -> int:
-    """Trials of stage 1; none has the values of another."""
+    """Computes the number of trials in stage 1, no two of which have the same values.
+
+    Args:
+        job: The settings of the sweep.
+
+    Returns:
+        The number of trials, including those that have ended.
+    """
     sweep, grids = job.sweep, _grids(job)
     combinations = math.prod(len(dimension.values or ()) for dimension in grids.values())
     others = math.prod(
@@ -219,11 +240,19 @@ def count(job: SweepJob) -> int:
 
 
 def draw(job: SweepJob, trials: Sequence[Trial]) -> Params:
-    """The values of the next new trial; they follow from the settings and from the trials so far."""
+    """Draws the values of the next new trial. They depend only on the settings and on the present trials.
+
+    Args:
+        job: The settings of the sweep.
+        trials: The present trials of stage 1, fewer than `count` returns.
+
+    Returns:
+        A value for each searched setting; no present trial has the same values.
+    """
     taken = {trial.params_key for trial in trials}
     grids, space = _grids(job), job.sweep.space
     every = list(product(*(dimension.values or () for dimension in grids.values())))
-    # In random order, so that a search that runs out of time has seen something of everything.
+    # The order is random, so that a search that runs out of time has tried combinations from all parts of the grid.
     order = np.random.default_rng([job.sweep.seed, 0]).permutation(len(every))
     fixed = dict(zip(grids, every[order[len(trials) % len(every)]], strict=True))
     for attempt in range(ATTEMPTS):
@@ -234,7 +263,7 @@ def draw(job: SweepJob, trials: Sequence[Trial]) -> Params:
             params = {name: fixed[name] if name in fixed else _random(space[name], generator) for name in space}
         if params_key(params) not in taken:
             return params
-    # Nearly all of a finite space is taken: the first that is not.
+    # Nearly all combinations of a finite space are taken, so a free one is found by enumeration.
     choices = [[fixed[name]] if name in fixed else space[name].values or () for name in space]
     return next(
         params
@@ -244,7 +273,7 @@ def draw(job: SweepJob, trials: Sequence[Trial]) -> Params:
 
 
 def _grids(job: SweepJob) -> dict[str, Dimension]:
-    """The dimensions of which every combination is tried."""
+    """Returns the dimensions of which every combination is tried."""
     way = job.sweep.search
     return {name: one for name, one in job.sweep.space.items() if way == "grid" or (way == "random" and one.grid)}
 
@@ -260,7 +289,7 @@ def _random(dimension: Dimension, generator: np.random.Generator) -> Any:
 
 
 def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> Params:
-    """Optuna's sampler, told anew of all trials, so that it needs no memory beside the ledger."""
+    """Draws values with Optuna's TPE sampler. It learns from all trials anew, so that the ledger is the only state."""
     space = job.sweep.space
     distributions: dict[str, optuna.distributions.BaseDistribution] = {}
     for name, dimension in space.items():
@@ -275,7 +304,8 @@ def _tpe(job: SweepJob, trials: Sequence[Trial], *, seed: int) -> Params:
         values = {name: space[name].values for name in space}
         return {name: known.index(params[name]) if (known := values[name]) else params[name] for name in space}
 
-    # Scores compare after as many epochs alone: those of the highest rung that enough have reached count.
+    # Scores can be compared only after equal numbers of epochs. The scores at the highest rung that enough trials have
+    # reached are used.
     usable = [trial for trial in trials if trial.is_ranked]
     reached = {rung: [trial for trial in usable if trial.epochs >= rung] for rung in job.rungs}
     enough = max(FIRST_DRAWS, len(space) + 2)

@@ -8,7 +8,7 @@ import yaml
 
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.run.summary import IntervalFigures, ValidationFigures
-from lungseg_ray.shards.format import ShardIndex, Side
+from lungseg_ray.shards.format import ShardIndex, SplitFigures
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings, write_shards
 
@@ -33,11 +33,11 @@ def evaluation(**groups: Any) -> Any:
 @pytest.fixture
 def index(tmp_path: Path) -> ShardIndex:
     made = write_shards(locate(str(tmp_path)), rows={"train": [1]}, skip={})
-    sides = {
-        split: Side(images=images, patients=patients, label_shares={}, intensity_mean=0, intensity_std=0)
+    splits = {
+        split: SplitFigures(images=images, patients=patients, label_shares={}, intensity_mean=0, intensity_std=0)
         for split, images, patients in (("train", 101, 90), ("val", 21, 20), ("test", 12, 11))
     }
-    return made.model_copy(update={"sides": sides})
+    return made.model_copy(update={"splits": splits})
 
 
 def test_says_what_a_user_must_know(index: ShardIndex) -> None:
@@ -54,7 +54,7 @@ def test_says_what_a_user_must_know(index: ShardIndex) -> None:
         "| train | 101 | 90 |",
         "| val | 21 | 20 |",
         "| test | 12 | 11 |",
-        "No patient stands on two sides",
+        "No patient is in two splits",
         index.fingerprint[:16],
         "| validation | 21 | 0.9375 | 0.8125 | |",
         "| test | 12 | 0.8750 (0.8125 to 0.9375) | 0.7500 | 17.5 px |",

@@ -87,7 +87,7 @@ def test_published_layouts(
     assert outcome.index.layout == layout
     assert outcome.listing.because in describe_outcome(outcome)
     assert not outcome.set_aside
-    assert sum(side.images for side in outcome.index.sides.values()) == labelled
+    assert sum(one.images for one in outcome.index.splits.values()) == labelled
     assert len(outcome.listing.unlabelled) == unlabelled
     samples = [
         row.sample

@@ -34,16 +34,16 @@ def test_every_image_lies_in_one_shard_as_it_was(sharded: Outcome, corpus: Path)
 
 
 def test_no_patient_stands_on_two_sides_and_the_index_counts_right(sharded: Outcome) -> None:
-    sides: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for one in sharded.index.shards:
         facts = read_facts(sharded.root / one.file).to_pylist()
         counts[one.split] = counts.get(one.split, 0) + len(facts)
         for row in facts:
-            sides.setdefault(row["patient_id"], set()).add(one.split)
-    assert all(len(found) == 1 for found in sides.values())
-    assert counts == {split: side.images for split, side in sharded.index.sides.items()}
-    assert sum(side.patients for side in sharded.index.sides.values()) == 24
+            splits.setdefault(row["patient_id"], set()).add(one.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert counts == {split: one.images for split, one in sharded.index.splits.items()}
+    assert sum(one.patients for one in sharded.index.splits.values()) == 24
 
 
 def test_the_same_input_again_is_up_to_date(sharded: Outcome, corpus: Path) -> None:
@@ -62,6 +62,8 @@ def test_a_cut_job_keeps_what_it_has_and_makes_the_rest(sharded: Outcome, corpus
     assert again.fresh
     assert again.index.fingerprint == sharded.index.fingerprint
     assert gone.exists()
+    (tmp_path / "shards/set_aside.csv").unlink()
+    assert shard(settings_for(corpus, tmp_path / "shards")).set_aside == again.set_aside
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
@@ -90,7 +92,7 @@ def test_bad_files_are_set_aside_with_their_reason(cluster: None, tmp_path: Path
     outcome = shard(settings_for(root, tmp_path / "shards", shards={"max_set_aside": 0.5}))
     assert {one.image_id: one.reason for one in outcome.set_aside} == expected
     assert read_set_aside(outcome.root) == outcome.set_aside
-    assert sum(side.images for side in outcome.index.sides.values()) == 24 - 7
+    assert sum(one.images for one in outcome.index.splits.values()) == 24 - 7
     assert sum(len(one.usable) for one in outcome.index.shards) == 24 - 7
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from lungseg_ray.shards.format import (
     read_index,
     read_notes,
     read_rows,
+    read_table,
     write_file,
 )
 from lungseg_ray.storage import Location, locate
@@ -130,3 +132,21 @@ def test_index_of_another_version(version: object, tmp_path: Path) -> None:
         UserError, match=rf"index.json: expected schema version {SCHEMA_VERSION}, found {version}\. Make"
     ):
         read_index(root)
+
+
+@pytest.mark.parametrize("read", [read_notes, read_facts, read_table, lambda place: read_rows(place, [0])])
+@pytest.mark.parametrize("keep", [0, 100, -100])
+def test_damaged_shard(place: Location, read: Callable[[Location], object], keep: int) -> None:
+    write_file(place, [(record("a"), make_sample("a"))])
+    place.write_bytes(place.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"train-0\.parquet: expected a complete shard; found a damaged file"):
+        read(place)
+
+
+def test_index_of_an_older_version_names_its_splits_sides(tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    index = write_shards(root, rows={"train": [2]}, skip={})
+    content = json.loads((root / INDEX).read_text())
+    content["sides"] = content.pop("splits")
+    (root / INDEX).write_text(json.dumps(content))
+    assert read_index(root) == index
