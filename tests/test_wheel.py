@@ -55,4 +55,4 @@ def test_commands_of_a_wheel_run_from_another_folder(tmp_path: Path) -> None:
     assert (tmp_path / "shards/index.json").exists()
     wrong = call(program, "tran", folder=tmp_path)
     assert wrong.returncode == 2
-    assert "there is no command 'trian'" in wrong.stderr
+    assert "there is no command 'tran'" in wrong.stderr
