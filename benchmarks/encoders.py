@@ -1,7 +1,8 @@
-"""What each encoder of the menu costs and which architectures accept it: writes docs/encoders.md.
+"""Measures what each encoder of the menu costs and which architectures accept it, and writes docs/encoders.md.
 
-Speed and memory are measured in processes of their own, one at a time, on one thread. Speed is processor time, taken in
-several rounds through all pairs, of which the quickest counts: whatever else runs on the machine can only add to it.
+Speed and memory are measured in separate processes, one at a time, each on one thread. Speed is processor time. All
+pairs of architecture and encoder are measured in several rounds, and the fastest round of each pair counts, since other
+processes on the machine can only add to the time.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ training: `feed.batch` is at least twice `train.workers` times `train.accumulate
 
 
 def milliseconds(architecture: str, encoder: str) -> float:
-    """Median processor time of one image's forward pass."""
+    """Returns the median processor time of the forward pass of one image, in milliseconds."""
     torch.set_num_threads(1)
     model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=1).eval()
     model = model.to(memory_format=torch.channels_last)
@@ -114,12 +115,12 @@ def milliseconds(architecture: str, encoder: str) -> float:
 
 
 def megabytes(architecture: str, encoder: str) -> float:
-    """Largest resident set of this process after training steps, in 10^6 bytes."""
+    """Returns the largest resident set of this process after `STEPS` training steps, in 10^6 bytes."""
     torch.set_num_threads(1)
     tree = {
         "model": {"architecture": architecture, "encoder": encoder},
         "feed": {"size": SIZE, "batch": BATCH},
-        # Lookahead's slow weights are there from the first step on, as they are in any longer run.
+        # With k = 1, the slow weights of Lookahead exist from the first step on, as they do in any longer run.
         "optim": {"lookahead_k": 1},
     }
     learner = Learner(
@@ -132,12 +133,20 @@ def megabytes(architecture: str, encoder: str) -> float:
 
 
 def largest_resident_set() -> float:
-    """Of this process until now, in 10^6 bytes."""
+    """Returns the largest resident set of this process so far, in 10^6 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def apart(function: Callable[..., Found], *arguments: str) -> Found:
-    """Calls a function in a process that has imported the libraries and done nothing else."""
+    """Calls a function in a new process that has imported the libraries and done nothing else.
+
+    Args:
+        function: The function; pickle must be able to send it to the process.
+        *arguments: The arguments of the function.
+
+    Returns:
+        The result of the function.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lungseg_ray.training.loop"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -145,20 +154,27 @@ def apart(function: Callable[..., Found], *arguments: str) -> Found:
 
 
 def shapes(architecture: str, encoder: str) -> nn.Module:
-    """The network without values."""
+    """Builds a network on the meta device, where tensors have shapes but no values, in training mode."""
     with torch.device("meta"):
         model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=1)
     return model.to("meta").train()
 
 
 def unused(model: nn.Module) -> list[str]:
-    """Names, two parts of each, of what gets no gradient."""
+    """Returns the modules whose parameters get no gradient, such as `encoder._bn1`.
+
+    Args:
+        model: The network, on the meta device.
+
+    Returns:
+        The first two parts of the names of these parameters, without repetition.
+    """
     names = find_unused_parameters(model, in_channels=1, size=UNUSED_PROBE_SIZE)
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
 
 
 def learns_from_one_image(model: nn.Module) -> bool:
-    """Whether a training pass over a single image is possible."""
+    """Returns whether a forward pass over a single image is possible in training mode."""
     try:
         model(torch.empty(1, 1, SIZE, SIZE, device="meta"))
     except ValueError:
@@ -167,7 +183,16 @@ def learns_from_one_image(model: nn.Module) -> bool:
 
 
 def describe(encoder: str) -> dict[str, Any]:
-    """What needs no measuring: cost, and by architecture what is refused, gets no gradient or needs two images."""
+    """Collects the properties of an encoder that are not measured: its cost, and how the architectures accept it.
+
+    Args:
+        encoder: The name of the encoder.
+
+    Returns:
+        `cost`: the fields of `models.Cost` by architecture, for those of `MEASURED`. `refused`: the error message by
+        architecture. `unused`: the modules without gradients by architecture. `lonely`: the architectures that need two
+        images.
+    """
     found: dict[str, Any] = {"cost": {}, "refused": {}, "unused": {}, "lonely": []}
     for architecture in ARCHITECTURES:
         try:
@@ -187,7 +212,14 @@ def describe(encoder: str) -> dict[str, Any]:
 
 
 def groups(items: Iterable[tuple[str, Hashable]]) -> dict[Any, list[str]]:
-    """The names that have the same value, by value."""
+    """Groups names that have the same value.
+
+    Args:
+        items: Pairs of a name and its value.
+
+    Returns:
+        The names by value.
+    """
     found: dict[Any, list[str]] = {}
     for name, value in items:
         found.setdefault(value, []).append(name)
@@ -195,12 +227,16 @@ def groups(items: Iterable[tuple[str, Hashable]]) -> dict[Any, list[str]]:
 
 
 def code(names: Iterable[str]) -> str:
-    """Names as code, in a row."""
+    """Returns names as Markdown code, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 def page(figures: Mapping[str, Any]) -> str:
-    """The text of docs/encoders.md."""
+    """Returns the text of docs/encoders.md.
+
+    Args:
+        figures: The content of benchmarks/results/encoders.json.
+    """
     encoders: dict[str, Any] = figures["encoders"]
     refused = [f"- {reason}" for found in encoders.values() for reason in found["refused"].values()]
     without = [
@@ -243,13 +279,13 @@ def page(figures: Mapping[str, Any]) -> str:
 
 
 def processor() -> str:
-    """Its name, as Linux gives it."""
+    """Returns the model name of the processor, as /proc/cpuinfo contains it."""
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else "a processor without a name"
 
 
 def main() -> None:
-    """Measures, and writes docs/encoders.md and benchmarks/results/encoders.json."""
+    """Measures all encoders, and writes docs/encoders.md and benchmarks/results/encoders.json."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     console = Console()
     start = time.monotonic()

@@ -1,9 +1,10 @@
-"""What successive halving saves: the same search with the same seeds, once with every trial to its end, once halved.
+"""Measures what successive halving saves: runs the same search with the same seeds, in full and with halving.
 
     python benchmarks/halving.py --config configs/encoders_smoke.yaml --runs.root /tmp/halving
 
-Takes what jobs/tune.py takes. It prints, and writes to benchmarks/results, the share of the epochs, and how far the
-winner of the halved search is from that of the whole one, in the validation IoU that the whole one found for each.
+In the full search, every trial trains to its last epoch. The script takes the same arguments as jobs/tune.py. It prints
+and writes to benchmarks/results/halving.json the share of the epochs that the halved search takes, and the difference
+between the validation IoU of the two winners. The IoU of both winners is that of the full search.
 """
 
 from __future__ import annotations
@@ -22,7 +23,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
-    """Runs the search alone, or goes on with it."""
+    """Runs a search without finalists, or resumes it.
+
+    Args:
+        arguments: The command-line arguments of this script.
+        stop: The setting `sweep.stop`, "none" or "asha".
+        *precision: The option `--train.precision` and its value; nothing to let the search choose.
+
+    Returns:
+        The finished search.
+
+    Raises:
+        CalledProcessError: If jobs/tune.py fails.
+    """
     job = load_settings(SweepJob, arguments)
     name = f"{job.runs.name}-{stop}"
     more = ["--sweep.stop", stop, "--sweep.finalists", "0", "--runs.name", name, *precision]
@@ -31,12 +44,21 @@ def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
 
 
 def compare(whole: Sweep, halved: Sweep) -> dict[str, Any]:
-    """What the halved search spent and found, measured by the whole one."""
+    """Compares the halved search with the full one.
+
+    Args:
+        whole: The full search.
+        halved: The search with successive halving.
+
+    Returns:
+        The figures. Each share is the amount of the halved search divided by that of the full search. `iou_behind` is
+        the validation IoU of the winner of the full search minus that of the halved search, both in the full search.
+    """
     scores = {trial.description: trial.score for trial in whole.trials() if trial.is_ranked}
     best, chosen = rank_trials(whole.trials())[0], rank_trials(halved.trials())[0]
     epochs = {name: sum(trial.epochs for trial in sweep.trials()) for name, sweep in (("w", whole), ("h", halved))}
     seconds = {name: sweep.seconds()["stage 1"] for name, sweep in (("w", whole), ("h", halved))}
-    # The same seed makes the same run, so that both searches saw the same curves as far as they went.
+    # The same seed gives the same run, so both searches must have the same curve of a trial for as long as it trains.
     same = {trial.description: trial.scores for trial in whole.trials()}
     equal = sum(trial.scores == same[trial.description][: trial.epochs] for trial in halved.trials())
     return {
@@ -53,10 +75,10 @@ def compare(whole: Sweep, halved: Sweep) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs both searches and says what the second saved."""
+    """Runs both searches, and prints and writes what the halved one saves."""
     arguments = sys.argv[1:]
     whole = run(arguments, "none")
-    # What the first has chosen by a probe, so that both see the same curves.
+    # The second search uses the precision that the first one chose by a probe, so that both see the same curves.
     found = compare(whole, run(arguments, "asha", "--train.precision", whole.started_with().settings.train.precision))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "halving.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -1,9 +1,10 @@
-"""How fast is jobs/shard.py, and does its memory grow with the corpus? Pairs of 2000 x 2000 px, as PNG.
+"""Measures the speed of jobs/shard.py, and whether its memory grows with the corpus, on PNG pairs of 2000 x 2000 px.
 
-The peer is a bare loop in two processes that reads, decodes and resizes the same files and writes nothing. The job's
-own speed is that of the images by which two corpora differ, so that the seconds in which Ray starts do not count; the
-speed with them is reported beside it. Memory is the sum over all of the job's processes of what each has for itself and
-its share of what they have together (PSS), twice a second, in runs of their own: asking for it costs time.
+The peer is a bare loop in two processes that reads, decodes and resizes the same files and writes nothing. The speed of
+the job is computed from the images and the seconds by which two corpora differ, so that the start of Ray does not
+count; the speed with the start is reported beside it. The memory is the proportional set size (PSS), summed over all
+processes of the job: the private memory of each process and its share of the memory that they have in common. It is
+read twice a second, in separate runs, because reading it takes time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ _PNG_HEADER_BYTES = 33
 
 
 def write_corpus(root: Path, count: int) -> None:
-    """PNG pairs of phantoms; the same `DRAWN` ones with other comments, so that no two files are the same."""
+    """Writes a corpus of PNG pairs: `DRAWN` phantoms, repeated with different comments, so that no two files are equal.
+
+    Args:
+        root: The folder of the corpus, which must not exist.
+        count: Number of pairs.
+    """
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
     drawn = [
@@ -58,7 +64,17 @@ def _commented(data: bytes, number: int) -> bytes:
 
 
 def decode_and_resize(image: Path) -> int:
-    """What the peer does with each pair."""
+    """Does the work of the peer for one pair: decodes and resizes the image and the mask.
+
+    Args:
+        image: The path of the image; the mask has the same name in `masks/`.
+
+    Returns:
+        1, the number of pairs.
+
+    Raises:
+        ValueError: If a file cannot be decoded.
+    """
     cv2.setNumThreads(1)
     for path, interpolation in ((image, cv2.INTER_AREA), (image.parent.parent / "masks" / image.name, cv2.INTER_AREA)):
         pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -69,7 +85,15 @@ def decode_and_resize(image: Path) -> int:
 
 
 def peer(root: Path, count: int) -> float:
-    """Images per second of the bare loop, the processes already there."""
+    """Measures the speed of the bare loop, without the start of its processes.
+
+    Args:
+        root: The folder of the corpus.
+        count: Number of pairs.
+
+    Returns:
+        Images per second.
+    """
     images = sorted((root / "images").iterdir())[:count]
     with get_context("spawn").Pool(PROCESSES) as pool:
         pool.map(decode_and_resize, images[: 2 * PROCESSES])
@@ -79,7 +103,19 @@ def peer(root: Path, count: int) -> float:
 
 
 def job(root: Path, out: Path, *, watched: bool = False) -> tuple[float, float]:
-    """Seconds of the job, and its peak in MiB if that is watched."""
+    """Runs jobs/shard.py once.
+
+    Args:
+        root: The folder of the corpus.
+        out: The folder of the shards; deleted first.
+        watched: Whether to measure the memory.
+
+    Returns:
+        The seconds of the job, and its peak memory in MiB; 0 if the memory is not measured.
+
+    Raises:
+        SystemExit: If the job fails.
+    """
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, str(ROOT / "jobs/shard.py"), "--corpus.root", str(root), "--shards.root", str(out)]
     start = time.perf_counter()
@@ -114,7 +150,17 @@ def _pss(pid: int) -> float:
 
 
 def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
-    """All figures; each round measures the peer and both corpora, one after the other."""
+    """Measures all figures. Each round measures the peer and both corpora, one after the other.
+
+    Args:
+        folder: An empty folder for the corpora and the shards.
+        few: Pairs of the smaller corpus.
+        many: Pairs of the larger corpus.
+        repeats: Number of rounds.
+
+    Returns:
+        The content of benchmarks/results/sharding.json.
+    """
     write_corpus(folder / "many", many)
     for part in ("images", "masks"):
         (folder / "few" / part).mkdir(parents=True)
@@ -145,7 +191,7 @@ def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, prints, writes the result."""
+    """Measures, prints the figures, and writes them to benchmarks/results/sharding.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--few", type=int, default=500, help="pairs of the smaller corpus")
     parser.add_argument("--many", type=int, default=2000, help="pairs of the larger corpus")

@@ -1,7 +1,8 @@
-"""Four figures in two minutes: is training with the feed as fast as a plain script, and how soon does it start?
+"""Measures in two minutes whether training with the feed is as fast as a plain script, and how soon it starts.
 
-Each speed is a ratio to a peer measured in the same run: the training loop against the same step on batches that lie in
-memory, and the feed against a bare loop that unpacks and augments in as many processes.
+The result is four figures. Each speed is reported as a ratio to that of a peer measured in the same run. The peer of
+the training loop is the same step on batches in memory. The peer of the feed is a bare loop that unpacks and augments
+in the same number of processes.
 """
 
 from __future__ import annotations
@@ -39,17 +40,28 @@ FEED_SIZE, FEED_EPOCHS, REPEATS = 256, 6, 3
 
 
 def run_job(name: str, *arguments: str) -> None:
-    """Runs a job as a user does."""
+    """Runs a job in the way that a user runs it.
+
+    Args:
+        name: The file name of the script in jobs/.
+        *arguments: The command-line arguments of the job.
+
+    Raises:
+        CalledProcessError: If the job fails.
+    """
     subprocess.run(
         [sys.executable, str(ROOT / "jobs" / name), *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
     )
 
 
 def train_run(folder: Path) -> tuple[dict[str, Any], list[float]]:
-    """Runs the main job on shards that are there.
+    """Builds shards of phantoms and runs a training job on them.
+
+    Args:
+        folder: The folder for the shards and the run.
 
     Returns:
-        Its summary, and the images per second of each epoch.
+        The content of the run's `summary.json`, and the images per second of each epoch.
     """
     shards = ("--shards.root", str(folder / "shards"))
     run_job("shard.py", *shards, "--corpus.phantom.count", str(PHANTOMS))
@@ -62,7 +74,15 @@ def train_run(folder: Path) -> tuple[dict[str, Any], list[float]]:
 
 
 def steps_in_memory(settings: Settings, steps: int) -> float:
-    """Images per second of the same step on a batch that lies in memory."""
+    """Measures the training step on a batch in memory.
+
+    Args:
+        settings: The settings of the run.
+        steps: Number of measured steps; three more come first as a warm-up.
+
+    Returns:
+        Images per second, from the median time of a step.
+    """
     torch.set_num_threads(cores())
     learner = Learner(settings=settings, device=torch.device("cpu"), precision="bf16", total_steps=steps + 3)
     generator = np.random.default_rng(0)
@@ -78,7 +98,15 @@ def steps_in_memory(settings: Settings, steps: int) -> float:
 
 
 def feed_alone(source: Source, tasks: int) -> float:
-    """Pairs per second that one rank takes from the feed while it does nothing else."""
+    """Measures the feed of one rank that does nothing but read from it, after the first chunk of images.
+
+    Args:
+        source: The data.
+        tasks: Number of data tasks that run at the same time.
+
+    Returns:
+        Pairs of image and mask per second.
+    """
     stream = Feed(source, 0, 1, tasks, ahead=4 * CHUNK_IMAGES).train(step=0, epochs=FEED_EPOCHS)
     for _ in range(CHUNK_IMAGES // source.batch):
         next(stream)
@@ -90,7 +118,15 @@ def feed_alone(source: Source, tasks: int) -> float:
 
 
 def bare_loop(source: Source, processes: int) -> float:
-    """Pairs per second of as many processes that only unpack and augment, and hand nothing on."""
+    """Measures processes that only unpack and augment, and return nothing but the number of pairs.
+
+    Args:
+        source: The data.
+        processes: Number of processes.
+
+    Returns:
+        Pairs of image and mask per second.
+    """
     places = source.steps_per_epoch * source.batch
     chunks = [
         (epoch, np.arange(start, min(start + CHUNK_IMAGES, places)))

@@ -1,4 +1,4 @@
-"""Writes the page of a sweep or a run: python jobs/report.py --sweep DIR [--shards DIR], or --run DIR."""
+"""Writes the HTML page of a sweep or a run: python jobs/report.py --sweep DIR [--shards DIR], or --run DIR."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Makes shards of a corpus, or looks at it: python jobs/shard.py --corpus.root DIR --shards.root DIR [--audit]."""
+"""Builds the shards of a corpus, or audits it: python jobs/shard.py --corpus.root DIR --shards.root DIR [--audit]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The functions of the public surface: a trained model, and the rows of shards, for notebooks and other programs."""
+"""The public functions for notebooks and other programs: they open a trained model and read the rows of shards."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ def open_model(run: str, *, device: str = "cpu") -> Predictor:
         run: The folder or s3:// prefix of the run.
         device: The device to compute on, such as "cpu" or "cuda".
 
+    Returns:
+        The model with its preprocessing.
+
     Raises:
-        UserError: If there is no trained model.
+        UserError: If there is no trained model, or if its files are damaged.
     """
     return load_predictor(locate(run) / BEST, device=device)
 
 
 def open_shards(root: str) -> ShardIndex:
-    """Reads what a folder of shards contains: its files, its settings, and figures for each split.
+    """Reads the index of a folder of shards: its files, its settings, and figures for each split.
 
     Args:
         root: The folder or s3:// prefix of the shards.
 
+    Returns:
+        The index.
+
     Raises:
-        UserError: If there are no shards, or if another version of the software wrote them.
+        UserError: If there are no shards, if the index is damaged, or if another version of the software wrote it.
     """
     return read_index(locate(root))
 
@@ -38,15 +44,16 @@ def read_shard(root: str, file: str) -> list[ShardRow]:
 
     Args:
         root: The folder or s3:// prefix of the shards.
-        file: The name of the file, as `ShardIndex.shards` has it.
+        file: The file name of the shard, one of those in `ShardIndex.shards`.
 
     Returns:
-        The rows that count, in the order of the file. `row.sample.image` is (H, W, C) uint8, `row.sample.mask` (H, W)
-        uint8 labels.
+        The usable rows, in the order of the file. `row.sample.image` is (H, W, C) uint8, and `row.sample.mask` is
+        (H, W) uint8 labels.
 
     Raises:
-        KeyError: If the index has no such file.
-        UserError: If there are no shards.
+        KeyError: If the index does not contain the file.
+        UserError: If there are no shards, if the index is damaged, or if another version of the software wrote it.
+        OSError: If the file cannot be read.
     """
     place = locate(root)
     shards = {shard.file: shard for shard in read_index(place).shards}

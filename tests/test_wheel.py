@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -23,11 +24,13 @@ def call(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.own_cluster
 def test_commands_of_a_wheel_run_from_another_folder(tmp_path: Path) -> None:
     ray.shutdown()
-    built = call(
-        *(sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index", "-q"),
-        *("-w", str(tmp_path)),
-        folder=tmp_path,
-    )
+    # Built from a copy, because the build leaves a folder beside its sources.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "lungseg_ray", source / "lungseg_ray")
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source / name)
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q")
+    built = call(*pip, "-w", str(tmp_path), str(source), folder=tmp_path)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("lungseg_ray-*.whl")
     # A fresh environment that sees the libraries of this one, but not its editable installation of the project.

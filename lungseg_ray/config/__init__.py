@@ -1,4 +1,4 @@
-"""The settings of every job: one typed tree, how it is read, and how two trees are compared."""
+"""The settings of all jobs: their typed tree, the function that reads it, and operations on whole trees."""
 
 from lungseg_ray.config.jobs import EvaluateJob, PredictJob, ReportJob, ShardJob, TrainJob
 from lungseg_ray.config.loading import load_settings

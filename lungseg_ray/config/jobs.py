@@ -1,4 +1,4 @@
-"""The settings of each job, one class for each command."""
+"""The settings of each job, one class for each command. Those of a sweep are in `config.sweep`."""
 
 from __future__ import annotations
 
@@ -12,54 +12,80 @@ from lungseg_ray.config.tree import Section
 
 
 class ShardJob(Settings):
-    """Make shards of a corpus, or look at it first."""
+    """Build the shards of a corpus, or audit the corpus."""
 
     audit: CliImplicitFlag[bool] = Field(
-        False, description="Look at the corpus, write audit.html and audit.csv to shards.root, and make no shards."
+        False, description="Audit the corpus: write audit.html and audit.csv to shards.root, and build no shards."
     )
-    find: str | None = Field(None, description="Print the path behind a key of set_aside.csv (DICOM), and do no more.")
+    find: str | None = Field(
+        None, description="Print the path of the file that has this key in set_aside.csv (DICOM), and do nothing else."
+    )
 
 
 class EvaluateJob(Section):
-    """Measure a trained model: on its own test images, or on another corpus."""
+    """Measure a trained model on its own test images, or on another corpus."""
 
     run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
-    top: PositiveInt = Field(1, description="Of a sweep: average so many of its best trials.")
-    flips: Flips = Field("none", description="Average over mirror images, too: horizontal, or all four of both axes.")
-    corpus: CorpusSettings | None = Field(None, description="Another corpus, read as it is; else the run's shards.")
-    shards: Place | None = Field(None, description="Where the run's shards lie now; else where they lay in training.")
-    split: Literal["train", "val", "test", "all"] | None = Field(
-        None, description="Which images; by default test of the run's shards, all of another corpus."
+    top: PositiveInt = Field(1, description="Of a sweep: number of its best trials, whose predictions are averaged.")
+    flips: Flips = Field(
+        "none",
+        description="Average the prediction over mirror images. horizontal: the image and its left-right mirror image. "
+        "all: the four combinations of both axes.",
     )
-    out: Place | None = Field(None, description="Folder for figures and pictures; else evaluation/ in the run.")
-    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU.")
+    corpus: CorpusSettings | None = Field(
+        None, description="Another corpus, read without shards. By default the shards of the run are used."
+    )
+    shards: Place | None = Field(
+        None, description="Folder or s3:// prefix of the run's shards, if it has changed since training."
+    )
+    split: Literal["train", "val", "test", "all"] | None = Field(
+        None,
+        description="Split whose images are used. By default test for the run's shards, and all for another corpus.",
+    )
+    out: Place | None = Field(
+        None,
+        description="Folder or s3:// prefix for figures and pictures. By default a folder in evaluation/ of the run.",
+    )
+    device: Device = Field("auto", description="Device to compute on. auto: cuda if the cluster has a GPU, else cpu.")
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
 class PredictJob(Section):
-    """Write the masks that a trained model sees in a folder of images."""
+    """Write the masks that a trained model predicts for a folder of images."""
 
     run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
-    top: PositiveInt = Field(1, description="Of a sweep: average so many of its best trials.")
-    flips: Flips = Field("none", description="Average over mirror images, too: horizontal, or all four of both axes.")
+    top: PositiveInt = Field(1, description="Of a sweep: number of its best trials, whose predictions are averaged.")
+    flips: Flips = Field(
+        "none",
+        description="Average the prediction over mirror images. horizontal: the image and its left-right mirror image. "
+        "all: the four combinations of both axes.",
+    )
     images: Place = Field(description="Folder or s3:// prefix of images.")
-    out: Place = Field(description="Folder or s3:// prefix for the masks; what is done there is not done again.")
-    overlay: bool = Field(False, description="Write each image with the outline of its mask, too.")
-    clean_up: bool = Field(False, description="Keep the two largest components and fill their holes.")
+    out: Place = Field(
+        description="Folder or s3:// prefix for the masks. Images that have a mask there are not predicted again."
+    )
+    overlay: bool = Field(False, description="Also write each image with the outline of its predicted mask.")
+    clean_up: bool = Field(
+        False, description="Keep only the two largest components of each label, and fill their holes."
+    )
     batch: PositiveInt = Field(4, description="Images per forward pass.")
-    workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
-    device: Device = Field("auto", description="auto: cuda where the cluster has a GPU.")
+    workers: NonNegativeInt = Field(0, description="Largest number of prediction processes. 0: as many as fit.")
+    device: Device = Field("auto", description="Device to compute on. auto: cuda if the cluster has a GPU, else cpu.")
 
 
 class ReportJob(Section):
-    """Write report.html, the page of a sweep or of a run, one file that opens without a network."""
+    """Write report.html, the page of a sweep or of a run, as one file that needs no network."""
 
     sweep: Place | None = Field(None, description="Folder or s3:// prefix of a sweep.")
     run: Place | None = Field(None, description="Folder or s3:// prefix of a run.")
     shards: Place | None = Field(
-        None, description="Of a sweep: where its shards lie now, for the pictures; else where they lay in training."
+        None,
+        description="Of a sweep: folder or s3:// prefix of its shards, if it has changed since training. The page "
+        "shows pictures of them.",
     )
-    out: Place | None = Field(None, description="Folder or s3:// prefix for the page; else that of the sweep or run.")
+    out: Place | None = Field(
+        None, description="Folder or s3:// prefix for the page. By default that of the sweep or run."
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> ReportJob:
@@ -72,8 +98,8 @@ class ReportJob(Section):
 
 
 class TrainJob(Settings):
-    """Train a segmentation model, or go on training it."""
+    """Train a segmentation model, or resume its training."""
 
     from_sweep: Place | None = Field(
-        None, description="Folder or s3:// prefix of a finished sweep: its winner's settings are the defaults."
+        None, description="Folder or s3:// prefix of a finished sweep, whose winner's settings become the defaults."
     )

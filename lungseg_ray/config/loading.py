@@ -1,4 +1,4 @@
-"""Reads a job's settings from a YAML file, the environment and the command line."""
+"""Reads the settings of a job from a YAML file, the environment and the command line."""
 
 from __future__ import annotations
 
@@ -30,14 +30,24 @@ AnyJob = TypeVar("AnyJob", bound=Section)
 
 
 def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
-    """Reads a job's settings: defaults < YAML file (`--config`) < environment (`LUNGSEG_...`) < command line.
+    """Reads the settings of a job.
 
-    Prints the help and exits with 0 when `--help` is among the arguments.
+    The command line takes precedence over the environment (`LUNGSEG_...`), the environment over the YAML file that
+    `--config` or `LUNGSEG_CONFIG` names, and the file over the defaults. Options may be written with dashes instead of
+    underscores.
+
+    Args:
+        tree: The class of the job's settings.
+        arguments: The arguments of the command line.
+
+    Returns:
+        The settings. Their `model_fields_set` contains what the file, the environment or the command line set.
 
     Raises:
-        UserError: for an unknown key, a value that does not fit, or a file that cannot be read; it names each.
+        UserError: If a key is unknown, a value does not fit, a required setting is missing, or the file cannot be read;
+            the message names each of these settings.
+        SystemExit: If the arguments contain `--help`, after the help is printed; the exit code is 0.
     """
-    # Names of options may be written with dashes.
     arguments = [
         re.sub(r"^--[a-z][\w.-]*", lambda name: "--" + name[0][2:].replace("-", "_"), one) for one in arguments
     ]
@@ -90,7 +100,11 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
-    """What the sources' own checks let pass: a section that does not exist."""
+    """Refuses a section that does not exist in the environment, and `config` in the file; the parser accepts both.
+
+    Raises:
+        UserError: If there is such a section or key.
+    """
     if "config" in from_file:
         raise UserError("config: a file of settings cannot name another.")
     for name in os.environ:
@@ -102,7 +116,15 @@ def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
 
 
 def suggest(key: str, tree: type[BaseModel]) -> str:
-    """A sentence that names the setting whose key is nearest to an unknown one."""
+    """Returns a sentence that names the setting with the key nearest to an unknown one.
+
+    Args:
+        key: The unknown key, such as `train.epoch`.
+        tree: The class of the settings.
+
+    Returns:
+        The sentence, with a space before it. If no key is near, it refers to `--help`.
+    """
     near = difflib.get_close_matches(key, list(leaves(tree)), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else " --help lists all settings."
 

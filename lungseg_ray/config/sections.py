@@ -1,4 +1,7 @@
-"""The one tree of settings: what `--help` prints, what a configuration file may say, and what a run keeps."""
+"""The tree of settings that `--help` prints, that a configuration file may contain, and that a run stores.
+
+The docstrings of the sections and the descriptions of the settings are the texts of `--help` and of docs/settings.md.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,14 @@ from lungseg_ray.storage import PATIENCE_SECONDS, Location, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
 SALT = f"{ENVIRONMENT_PREFIX}SALT"
-"""A secret, and so no setting: settings are written down."""
+"""The environment variable with the salt of the keys that replace the paths and patients of DICOM files. It is a secret
+and therefore not a setting, because settings are written to files."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
 
 
 def _located(value: object) -> Location:
-    """The place that a text names. It is absolute, since the workers of a job have another current directory."""
+    """Returns the location that a text names. It is absolute, because workers have another current directory."""
     if isinstance(value, Location):
         return value
     if not isinstance(value, str):
@@ -47,12 +51,21 @@ def _located_or_phantom(value: object) -> Location | Literal["phantom"]:
 
 
 def _path(text: str) -> Any:
-    """A default that becomes a place when the settings are read, so that `--help` shows it as it is written here."""
+    """Returns a default that becomes a location when the settings are read, so that `--help` shows it as written."""
     return text
 
 
 def _known(name: str, names: Sequence[str], kind: str) -> str:
-    """The spelling of a name that may be written in any case."""
+    """Returns the known spelling of a name that may be written in upper or lower case.
+
+    Args:
+        name: The name to look up.
+        names: The known names.
+        kind: What the name is, for the message.
+
+    Raises:
+        ValueError: If no known name equals it; the message suggests the nearest one.
+    """
     by_lower = {known.lower(): known for known in names}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
@@ -73,7 +86,8 @@ def _preset(name: str) -> str:
 def _encoder(name: str) -> str:
     if name == DEFAULT_ENCODER:
         return name
-    # Takes seconds, since the lists of encoders are those of the libraries that build them. The default needs no look.
+    # The import takes seconds, because the lists of encoders come from the libraries that build them. The default
+    # encoder is known to exist and avoids the import.
     from lungseg_ray.models.factory import known_encoder
 
     try:
@@ -91,7 +105,7 @@ DEFAULT_ENCODER = "timm-regnety_004"
 Device = Literal["auto", "cpu", "cuda"]
 Flips = Literal["none", "horizontal", "all"]
 Place = Annotated[Location, PlainValidator(_located), PlainSerializer(str, when_used="json")]
-"""A folder or a file that a user names by a path or an address; written down as its address."""
+"""A folder or a file that the user names by a path or an s3:// address. Stored settings contain its address."""
 CorpusRoot = Annotated[
     Location | Literal["phantom"], PlainValidator(_located_or_phantom), PlainSerializer(str, when_used="json")
 ]
@@ -99,19 +113,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class PhantomSettings(Section):
-    """The synthetic chests that `corpus.root = phantom` stands for."""
+    """The synthetic chest X-rays that `corpus.root = phantom` stands for."""
 
-    count: PositiveInt = Field(240, description="How many X-rays to draw.")
-    size: Annotated[int, Field(ge=64, le=4096)] = Field(512, description="Height and width in pixels.")
-    seed: Seed = Field(0, description="Another seed, other patients.")
+    count: PositiveInt = Field(240, description="Number of X-rays to draw.")
+    size: Annotated[int, Field(ge=64, le=4096)] = Field(512, description="Height and width of each X-ray in pixels.")
+    seed: Seed = Field(0, description="Seed of the random anatomy. Another seed draws other patients.")
 
 
 class SplitSettings(Section):
-    """How patients are dealt to the three sides where the corpus does not say it."""
+    """The assignment of patients to the splits train, val and test, where the corpus does not prescribe it."""
 
-    val: Share = Field(0.15, description="Share of patients for validation.")
-    test: Share = Field(0.15, description="Share of patients for the test.")
-    seed: Seed = Field(0, description="Another seed, another deal.")
+    val: Share = Field(0.15, description="Share of patients for validation, 0 to 1.")
+    test: Share = Field(0.15, description="Share of patients for the test, 0 to 1. The rest is for training.")
+    seed: Seed = Field(0, description="Seed of the random assignment of patients to splits.")
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> SplitSettings:
@@ -121,47 +135,51 @@ class SplitSettings(Section):
 
 
 class CorpusSettings(Section):
-    """Where X-rays and masks come from."""
+    """The corpus: X-rays, their masks, and how their files are read."""
 
     root: CorpusRoot = Field(
-        PHANTOM, description="Folder, s3:// prefix or manifest file; 'phantom' draws synthetic chests."
+        PHANTOM, description="Folder, s3:// prefix or manifest file. 'phantom' draws synthetic chest X-rays."
     )
     layout: Annotated[
         Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"], Mark.IN_SHARDS
     ] = Field(
         "auto",
-        description="pairs: images/ and masks/ by stem, optional index.csv. manifest: a CSV or Parquet file. "
-        "montgomery, shenzhen, jsrt: as published. dicom: a tree of DICOM files, masks in masks/.",
+        description="Layout of the files. auto: recognised from the files. pairs: images/ and masks/ with the same "
+        "file names but for the suffix, and an optional index.csv. manifest: a CSV or Parquet file. montgomery, "
+        "shenzhen, jsrt: as published. dicom: a tree of DICOM files, with masks in masks/.",
     )
     outside: Annotated[bool, Mark.IN_SHARDS] = Field(
         False, description="Whether a manifest may name files outside its own folder."
     )
     white: Annotated[PositiveFloat | None, Mark.IN_SHARDS] = Field(
         None,
-        description="Pixel value of white in 16-bit and float files, such as 4095 for 12 bits; "
-        "by default 65535, and 1.0 for floats. DICOM files say it themselves.",
+        description="Pixel value of white in 16-bit and float files, such as 4095 for 12 bits. "
+        "By default 65535 for 16 bits and 1.0 for floats. DICOM files specify their own.",
     )
     mask_scale: Annotated[PositiveFloat, Mark.IN_SHARDS] = Field(
-        1.0, description="Rows of an image for each row of its mask; 2: half the size."
+        1.0, description="Height of an image divided by the height of its mask. 2: masks have half the size."
     )
     channels: Annotated[Channels, Mark.IN_SHARDS] = Field(
-        1, description="1: grey (a colour file's first channel). 3: RGB."
+        1, description="Channels of the images. 1: grey (the first channel of a colour file). 3: RGB."
     )
     classes: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(
-        1, description="1: one structure. k > 1: k labels, of which 0 is background."
+        1, description="Number of classes. 1: one structure and background. k > 1: labels 0 to k - 1, 0 is background."
     )
     class_names: Annotated[list[str], Mark.IN_SHARDS] = Field(
-        ["lung"], description="Names of the labels from 1 on, for tables and pictures."
+        ["lung"], description="Names of the labels, from label 1 on, for tables and pictures."
     )
     mask_values: Annotated[dict[int, int | Literal["ignore"]], Mark.IN_SHARDS] = Field(
         {},
-        description="Label of each value in a mask file; 'ignore' leaves the pixel out. "
-        "By default 0 is background, 1 and 255 are the structure; with several classes a value is its own label.",
+        description="Map from the values in a mask file to labels. 'ignore' excludes pixels from loss and figures. "
+        "By default 0 is background, and 1 and 255 are the structure; with several classes each value is the label.",
     )
     empty_masks: Annotated[Literal["set_aside", "keep"], Mark.IN_SHARDS] = Field(
-        "set_aside", description="What to do with a mask that marks nothing, or every pixel alike."
+        "set_aside",
+        description="What to do with an image whose mask has no labelled pixel, or one label in all pixels.",
     )
-    about: Annotated[str, Mark.DESCRIPTION] = Field("", description="A sentence on the data, for the model card.")
+    about: Annotated[str, Mark.DESCRIPTION] = Field(
+        "", description="Description of the data, one sentence, for the model card."
+    )
     licence: Annotated[str, Mark.DESCRIPTION] = Field("", description="Licence of the data, for the model card.")
     split: Annotated[SplitSettings, Mark.IN_SHARDS] = SplitSettings()
     phantom: Annotated[PhantomSettings, Mark.IN_SHARDS] = PhantomSettings()
@@ -180,169 +198,205 @@ class CorpusSettings(Section):
 
     @property
     def labels(self) -> dict[int, int | Literal["ignore"]]:
-        """Label of each value in a mask file: the configured map, or the usual one for the number of classes."""
+        """The label of each value in a mask file: `mask_values`, or the default map for the number of classes."""
         if self.mask_values:
             return self.mask_values
         return {0: 0, 1: 1, 255: 1} if self.classes == 1 else {label: label for label in range(self.classes)}
 
 
 class ShardSettings(Section):
-    """What a shard holds."""
+    """The shards: Parquet files with the images and masks of the corpus, at a limited size."""
 
-    root: Place = Field(_path("data/phantom"), description="Folder or s3:// prefix of the Parquet shards.")
+    root: Place = Field(_path("data/phantom"), description="Folder or s3:// prefix of the shards.")
     longer_side: Annotated[int, Field(ge=32, le=8192), Mark.IN_SHARDS] = Field(
-        1024, description="Images larger than this, in pixels, are reduced to it; the aspect stays."
+        1024,
+        description="Maximum length of the longer side in pixels. Larger images are reduced to it and keep their "
+        "aspect ratio.",
     )
     rows: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(64, description="Images per shard file.")
-    max_set_aside: Share = Field(0.05, description="Fail when a larger share of the files cannot be used.")
+    max_set_aside: Share = Field(
+        0.05, description="Largest share of the files, 0 to 1, that may be unusable. With more of them the job fails."
+    )
 
 
 class FeedSettings(Section):
-    """How shards become batches."""
+    """The feed, which turns shards into batches."""
 
     preset: Annotated[str, AfterValidator(_preset)] = Field(
-        "chest", description="Augmentation: valid, light, medium, heavy (the recipe's) or chest."
+        "chest", description="Augmentation preset: valid, light, medium or heavy of the recipe, or chest."
     )
     size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = Field(
-        128, description="Height and width that the network sees, in pixels; the recipes use 256."
+        128, description="Height and width of the input of the network, in pixels. The recipes use 256."
     )
-    batch: PositiveInt = Field(8, description="Images that one step of the optimiser sees, over all workers.")
-    window: PositiveInt = Field(64, description="Shards whose rows are shuffled together.")
+    batch: PositiveInt = Field(8, description="Images per optimiser step, over all workers.")
+    window: PositiveInt = Field(64, description="Number of shards whose rows are shuffled together.")
     tasks: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        0, description="Data tasks at a time for each worker; 0: as many as fit."
+        0, description="Largest number of data tasks at a time for each worker. 0: as many as fit."
     )
     ahead: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        64, description="Images that each worker keeps ready."
+        64, description="Number of images that each worker prepares in advance."
     )
 
 
 class ModelSettings(Section):
-    """The network."""
+    """The segmentation network."""
 
     architecture: Annotated[str, AfterValidator(_architecture)] = Field(
-        "UnetPlusPlus", description="Unet, UnetPlusPlus, FPN, DeepLabV3(Plus), Linknet or MAnet."
+        "UnetPlusPlus", description="Architecture: Unet, UnetPlusPlus, FPN, DeepLabV3, DeepLabV3Plus, Linknet or MAnet."
     )
     encoder: Annotated[str, AfterValidator(_encoder)] = Field(
-        DEFAULT_ENCODER, description="Any encoder that segmentation_models_pytorch accepts for it."
+        DEFAULT_ENCODER, description="Encoder: any that segmentation_models_pytorch accepts for the architecture."
     )
     weights: Annotated[str, AfterValidator(_absolute_file)] = Field(
-        "none", description="Encoder weights to start from: imagenet, none, or a weights file."
+        "none", description="Initial weights of the encoder: imagenet, none (random), or the path of a weights file."
     )
 
 
 class LossSettings(Section):
-    """Weights of the two parts of the loss."""
+    """The loss, a weighted sum of Dice loss and cross-entropy."""
 
     dice: NonNegativeFloat = Field(1.0, description="Weight of the Dice loss.")
-    bce: NonNegativeFloat = Field(0.8, description="Weight of the (binary) cross-entropy.")
+    bce: NonNegativeFloat = Field(0.8, description="Weight of the cross-entropy, which is binary with one class.")
 
 
 class OptimSettings(Section):
-    """Optimiser, learning rates and their schedule."""
+    """The optimiser, the learning rates and their schedule."""
 
-    name: Literal["radam", "adamw"] = Field("radam", description="Both with decoupled weight decay.")
-    lr: PositiveFloat = Field(3e-3, description="Learning rate of decoder and head.")
+    name: Literal["radam", "adamw"] = Field("radam", description="Optimiser. Both have decoupled weight decay.")
+    lr: PositiveFloat = Field(3e-3, description="Learning rate of the decoder and the head.")
     encoder_lr: PositiveFloat = Field(3e-3, description="Learning rate of the encoder.")
-    weight_decay: NonNegativeFloat = Field(1e-2, description="Weight decay of decoder and head; biases have none.")
-    encoder_weight_decay: NonNegativeFloat = Field(1e-2, description="Weight decay of the encoder; biases have none.")
-    lookahead_k: NonNegativeInt = Field(5, description="Lookahead: steps between two pulls; 0: no Lookahead.")
-    lookahead_alpha: Share = Field(0.5, description="Lookahead: how far a pull goes.")
+    weight_decay: NonNegativeFloat = Field(
+        1e-2, description="Weight decay of the decoder and the head. Biases have none."
+    )
+    encoder_weight_decay: NonNegativeFloat = Field(1e-2, description="Weight decay of the encoder. Biases have none.")
+    lookahead_k: NonNegativeInt = Field(
+        5, description="Lookahead: steps between two updates of the slow weights. 0: no Lookahead."
+    )
+    lookahead_alpha: Share = Field(
+        0.5, description="Lookahead: share of the distance to the fast weights that each update covers, 0 to 1."
+    )
     schedule: Literal["plateau", "one_cycle", "cosine", "constant"] = Field(
         "one_cycle",
-        description="plateau: by validation loss. one_cycle, cosine: by step, over the run.",
+        description="Learning rate schedule. plateau: follows the validation loss. one_cycle, cosine: follow the step "
+        "over the whole run.",
     )
-    factor: Share = Field(0.25, description="plateau: the rate is multiplied by this.")
-    patience: NonNegativeInt = Field(10, description="plateau: epochs without a better validation loss to wait for.")
-    warmup: Share = Field(0.25, description="one_cycle, cosine: share of the steps in which the rate rises.")
-    clip: NonNegativeFloat = Field(1.0, description="Largest norm of the gradient; 0: no clipping.")
+    factor: Share = Field(0.25, description="plateau: factor by which the learning rate is multiplied, 0 to 1.")
+    patience: NonNegativeInt = Field(
+        10,
+        description="plateau: number of epochs without a better validation loss before the learning rate is reduced.",
+    )
+    warmup: Share = Field(
+        0.25, description="one_cycle, cosine: share of the steps, 0 to 1, in which the learning rate rises."
+    )
+    clip: NonNegativeFloat = Field(1.0, description="Largest norm of the gradient. 0: no clipping.")
 
 
 class TrainSettings(Section):
     """The training loop."""
 
-    epochs: Annotated[PositiveInt, Mark.NOT_SEARCHED] = Field(10, description="Passes over the training images.")
-    seed: Annotated[Seed, Mark.NOT_SEARCHED] = Field(0, description="Weights, order and augmentation follow from it.")
+    epochs: Annotated[PositiveInt, Mark.NOT_SEARCHED] = Field(
+        10, description="Number of passes over the training images."
+    )
+    seed: Annotated[Seed, Mark.NOT_SEARCHED] = Field(
+        0, description="Seed of the initial weights, the order of the images and the augmentation."
+    )
     workers: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        1, description="Training processes; the batch is dealt among them."
+        1, description="Number of training processes. The batch is divided among them."
     )
     device: Annotated[Device, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        "auto", description="auto: cuda if there is a GPU for each worker."
+        "auto", description="Device of the workers. auto: cuda if the cluster has a GPU for each worker, else cpu."
     )
     threads: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        0, description="CPU threads of each worker; 0: cores / workers."
+        0, description="CPU threads of each worker. 0: the cores divided by the workers."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: the faster of fp32 and bf16 in a short probe; the choice is kept on resume."
+        "auto",
+        description="Floating-point precision. auto: the faster of fp32 and bf16 in a short probe, on GPUs bf16 or, if "
+        "that is not supported, fp16. The choice is kept on resume.",
     )
-    channels_last: bool = Field(True, description="Memory layout; faster on most devices.")
-    accumulate: PositiveInt = Field(1, description="Passes that share a step, so that a batch fits in memory.")
-    average: Share = Field(0.0, description="Decay of the moving average of the weights, per step; 0: none.")
+    channels_last: bool = Field(True, description="Memory layout channels last, which is faster on most devices.")
+    accumulate: PositiveInt = Field(
+        1, description="Passes per optimiser step. More passes need less memory for the same batch."
+    )
+    average: Share = Field(0.0, description="Decay per step of the moving average of the weights. 0: no average.")
     early_stop: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        0, description="Stop after so many epochs without a better one; 0: never."
+        0, description="Number of epochs without a better validation loss after which training stops. 0: never."
     )
     min_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0,
-        description="Go on with as few as this while nodes are missing, and with train.workers again when they are "
-        "back; 0: always train.workers.",
+        description="Smallest number of workers with which training continues while nodes are missing; all "
+        "train.workers are used again when the nodes are back. 0: always train.workers.",
     )
     max_failures: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        3, description="How often in a row lost workers are started again without reaching another checkpoint."
+        3, description="How often in a row lost workers are restarted without reaching another checkpoint. 0: never."
     )
     max_skipped: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
-        0, description="Steps to leave out, in the whole run, because their loss or gradient is not a number."
+        0, description="Number of steps of a run that may be skipped because loss or gradient is not finite. 0: none."
     )
     stall_seconds: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        600, description="End the job when nothing has moved for so long."
+        600, description="Seconds without progress after which the job ends."
     )
 
 
 class CheckpointSettings(Section):
-    """What is kept while a run goes on."""
+    """The checkpoints of a run."""
 
-    keep: PositiveInt = Field(2, description="How many of the best checkpoints to keep, beside the latest two.")
+    keep: PositiveInt = Field(2, description="Number of best checkpoints to keep, in addition to the latest two.")
     every_steps: NonNegativeInt = Field(
-        0, description="Also keep one after so many steps within an epoch; 0: at the end of each epoch alone."
+        0,
+        description="Steps within an epoch after which another checkpoint is saved. 0: only at the end of each epoch.",
     )
 
 
 class StorageSettings(Section):
-    """Disks and buckets."""
+    """Access to disks and buckets."""
 
     patience_seconds: NonNegativeInt = Field(
         PATIENCE_SECONDS,
-        description="How long a running job tries again when a bucket does not answer, or a checkpoint finds no room.",
+        description="Seconds for which a running job retries when a bucket does not answer, or when a checkpoint does "
+        "not fit on the disk. 0: no retries.",
     )
 
 
 class RunSettings(Section):
-    """Where the run is kept."""
+    """The folder of the run."""
 
     root: Place = Field(_path("runs"), description="Folder or s3:// prefix of all runs.")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        "local", description="The run's folder; the same name goes on with the same run."
+        "local", description="Name of the run, a folder in runs.root. The same name resumes the same run."
     )
 
 
 class EvaluateSettings(Section):
-    """How a trained model is measured."""
+    """The evaluation of a trained model."""
 
     threshold: Share | None = Field(
-        None, description="Probability above which a pixel is positive (one class); else the model's own, first 0.5."
+        None,
+        description="Probability above which a pixel is positive, with one class. "
+        "By default the threshold stored with the model, or 0.5 for a new model.",
     )
     batch: PositiveInt = Field(4, description="Images per forward pass.")
-    workers: NonNegativeInt = Field(0, description="Processes; 0: as many as fit.")
-    clean_up: bool = Field(True, description="Report beside it: the two largest components alone, holes filled.")
-    resamples: PositiveInt = Field(2000, description="Bootstrap resamples of the patients, for the 95 % intervals.")
-    subgroups: list[str] | None = Field(None, description="Columns to report apart; else all with 2 to 12 values.")
+    workers: NonNegativeInt = Field(0, description="Largest number of evaluation processes. 0: as many as fit.")
+    clean_up: bool = Field(
+        True,
+        description="Also report figures for masks of which only the two largest components of each label are kept, "
+        "with their holes filled.",
+    )
+    resamples: PositiveInt = Field(
+        2000, description="Number of bootstrap resamples of the patients for the 95 % confidence intervals."
+    )
+    subgroups: list[str] | None = Field(
+        None, description="Columns of the corpus to report subgroups of. By default all columns with 2 to 12 values."
+    )
 
     @property
     def first_threshold(self) -> float:
-        """The threshold that a model leaves training with."""
+        """The threshold that is stored with a newly trained model."""
         return 0.5 if self.threshold is None else self.threshold
 
 
 class Settings(Section):
-    """Everything that shapes a run."""
+    """The settings of a run."""
 
     corpus: Annotated[CorpusSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = CorpusSettings()
     shards: Annotated[ShardSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = ShardSettings()

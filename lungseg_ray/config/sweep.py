@@ -1,4 +1,4 @@
-"""The settings of a sweep: those of a run, and what of them is searched."""
+"""The settings of a sweep: those of a run, the search space, and the method of the search."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from lungseg_ray.config.sections import Settings
 from lungseg_ray.config.tree import Mark, Section, leaves, marked, merge, nested
 
 CHECKED = 1000
-"""Combinations of values that are tried on the settings before a sweep starts."""
+"""Number of combinations of values, at most, that are validated as settings before a sweep starts."""
 
 
 class Dimension(Section):
-    """The values that one setting may take; one of the four ways to say it."""
+    """The values that one setting may take, given as exactly one of grid, choice, uniform and log_uniform."""
 
-    grid: Annotated[list[Any], Field(min_length=1)] | None = Field(None, description="Each of these values.")
-    choice: Annotated[list[Any], Field(min_length=1)] | None = Field(None, description="One of these values.")
-    uniform: tuple[float, float] | None = Field(None, description="Lowest and highest value.")
-    log_uniform: tuple[PositiveFloat, PositiveFloat] | None = Field(
-        None, description="Lowest and highest value, drawn evenly on a logarithmic scale."
+    grid: Annotated[list[Any], Field(min_length=1)] | None = Field(
+        None, description="Values that are all tried. With sweep.search = tpe, the same as choice."
     )
-    also: list[str] = Field([], description="Settings that take the same value.")
+    choice: Annotated[list[Any], Field(min_length=1)] | None = Field(
+        None, description="Values of which one is drawn for each trial. With sweep.search = grid, all are tried."
+    )
+    uniform: tuple[float, float] | None = Field(
+        None, description="Lowest and highest value of a range, from which values are drawn evenly."
+    )
+    log_uniform: tuple[PositiveFloat, PositiveFloat] | None = Field(
+        None, description="Lowest and highest value of a range, from which values are drawn evenly on a log scale."
+    )
+    also: list[str] = Field([], description="Other settings that get the same value.")
 
     @model_validator(mode="after")
     def _one_way(self) -> Dimension:
@@ -37,71 +43,84 @@ class Dimension(Section):
 
     @property
     def values(self) -> list[Any] | None:
-        """The values, where they can be counted."""
+        """The values of `grid` or `choice`; None for a range."""
         return self.grid or self.choice
 
     @property
     def samples(self) -> list[Any]:
-        """Values that say whether all of them fit their setting."""
+        """Values by which the whole dimension is validated: all of them, or both ends and the middle of a range."""
         if bounds := self.uniform or self.log_uniform:
             return [bounds[0], 0.49 * bounds[0] + 0.51 * bounds[1], bounds[1]]
         return self.values or []
 
 
 class BudgetSettings(Section):
-    """What a trial, or the whole search, may cost; 0: no limit."""
+    """The limits on the cost of a trial, or of the whole search. 0: no limit."""
 
-    parameters: NonNegativeFloat = Field(0, description="Millions of parameters; a trial with more is refused.")
+    parameters: NonNegativeFloat = Field(
+        0, description="Largest number of parameters, in millions. A trial with more is refused."
+    )
     gflops: NonNegativeFloat = Field(
-        0, description="10^9 operations of a forward pass at feed.size; a trial with more is refused."
+        0,
+        description="Largest number of operations of a forward pass at feed.size, in 10^9. A trial with more is "
+        "refused.",
     )
     minutes: Annotated[NonNegativeFloat, Mark.MAY_CHANGE] = Field(
-        0, description="Time of stage 1; then its trials leave off where they are, and stage 2 begins."
+        0, description="Duration of stage 1 in minutes. Then its trials stop where they are, and stage 2 begins."
     )
 
 
 class SearchSettings(Section):
-    """What is searched, and how."""
+    """The search space, and the method of the search."""
 
     space: dict[str, Dimension] = Field(
-        {}, description="Values of each setting that is searched, by its place in the tree, such as optim.lr."
+        {}, description="Search space: the values of each searched setting, by its key, such as optim.lr."
     )
     search: Literal["grid", "random", "tpe"] = Field(
-        "grid", description="grid: every combination. random: draws. tpe: draws that learn from the scores (Optuna)."
+        "grid",
+        description="Search method. grid: every combination. random: random draws. tpe: draws that learn from the "
+        "scores (Optuna).",
     )
     samples: Annotated[PositiveInt, Mark.MAY_CHANGE] = Field(
-        16, description="random: draws for each combination of the grids. tpe: draws, grids counting as choices."
+        16,
+        description="Number of draws. random: for each combination of the grids. tpe: in total, with grids as choices.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the draws.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of the draws.")
     epochs: NonNegativeInt = Field(
-        0, description="Epochs of a trial; 0: train.epochs. The winner is trained for train.epochs by --from-sweep."
+        0,
+        description="Epochs of a trial at full length. 0: train.epochs. The winner is trained for train.epochs by "
+        "--from-sweep.",
     )
     stop: Literal["asha", "none"] = Field(
-        "asha", description="asha: only the best go on after each rung of epochs (stage 1)."
+        "asha",
+        description="Early stopping of trials in stage 1. asha: after each rung of epochs, only the best continue. "
+        "none: all trials train at full length.",
     )
-    grace: PositiveInt = Field(1, description="asha: the least epochs that any trial gets.")
+    grace: PositiveInt = Field(1, description="asha: smallest number of epochs that a trial is trained.")
     reduction: Annotated[int, Field(ge=2)] = Field(
         2,
-        description="asha: of so many trials one goes on from a rung to the next, which has so many times its epochs.",
+        description="asha: epochs of a rung divided by those of the previous rung. The same number divides the trials: "
+        "with 2, half of them are promoted to the next rung.",
     )
     finalists: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
         2,
-        description="How many of the best are trained again with other seeds (stage 2), and measured on the test side.",
+        description="Number of best trials that are trained again with other seeds (stage 2) and measured on the test "
+        "split. 0: no stage 2.",
     )
     seeds: Annotated[PositiveInt, Mark.MAY_CHANGE] = Field(
-        3, description="Seeds of each finalist; none of them is the one it was chosen by."
+        3, description="Number of seeds of each finalist. None of them is the seed by which it was chosen."
     )
     concurrent: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
-        0, description="Trials at a time; 0: as many as fit."
+        0, description="Largest number of trials at a time. 0: as many as fit."
     )
     gpus_per_trial: Annotated[float, Field(gt=0, le=1), Mark.MAY_CHANGE] = Field(
-        1.0, description="Share of a GPU for a trial of one worker; 0.5 puts two trials on each."
+        1.0, description="Share of a GPU for a trial with one worker. 0.5: two trials on each GPU."
     )
     budget: BudgetSettings = BudgetSettings()
 
 
 class SweepJob(Settings):
-    """Search settings: many short trials, the best of them again with several seeds, and a report."""
+    """Search for the best settings: train many short trials, train the best again with several seeds, and report."""
 
     sweep: SearchSettings = SearchSettings()
 
@@ -128,32 +147,32 @@ class SweepJob(Settings):
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial at full length."""
+        """The number of epochs of a trial at full length."""
         return self.sweep.epochs or self.train.epochs
 
     @property
     def rungs(self) -> list[int]:
-        """Epochs after which a trial of stage 1 leaves off until it is among the best; the last is the full length."""
+        """The epochs after which a trial of stage 1 pauses until it is promoted; the last is the full length."""
         rungs = [self.epochs]
         while self.sweep.stop == "asha" and (rung := rungs[0] // self.sweep.reduction) >= self.sweep.grace:
             rungs.insert(0, rung)
         return rungs
 
     def trial(self, params: dict[str, Any], *, seed: int | None = None) -> Settings:
-        """The settings of a trial.
+        """Returns the settings of a trial.
 
         Args:
-            params: a value for each dimension of the space.
-            seed: of the trial; by default `train.seed`.
+            params: A value for each dimension of the search space, by the key of its setting.
+            seed: The seed of the trial; None for `train.seed`.
 
         Raises:
-            ValidationError: if a value does not fit its setting.
+            ValidationError: If a value does not fit its setting.
         """
         tree = self.model_dump(exclude={"sweep"})
         for name, value in params.items():
             for key in (name, *self.sweep.space[name].also):
                 tree = merge(tree, nested(key, value))
-        # Scores compare at equal lengths alone.
+        # Scores can be compared only after equal numbers of epochs, so a trial is not stopped early.
         tree["train"] |= {"epochs": self.epochs, "early_stop": 0}
         if seed is not None:
             tree["train"]["seed"] = seed

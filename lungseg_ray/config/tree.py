@@ -1,4 +1,4 @@
-"""What all sections of settings have in common, and operations on whole trees of settings."""
+"""The base class of all sections of settings, the marks of settings, and operations on whole trees of settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A branch of the tree of settings. Unknown keys are refused, and no value changes after it was read."""
+    """A branch of the tree of settings. Unknown keys are refused, and values cannot be changed once they are read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -35,7 +35,10 @@ def marked(tree: type[BaseModel], mark: Mark, prefix: str = "") -> Iterator[str]
     Args:
         tree: The class of the tree or of a section.
         mark: The mark.
-        prefix: What the keys start with; "train." for the section `train`.
+        prefix: The prefix of the keys, such as "train." for the section `train`.
+
+    Yields:
+        The keys, in the order of the fields.
     """
     for name, info in tree.model_fields.items():
         branch = _section_of(info.annotation)
@@ -50,7 +53,10 @@ def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
     Args:
         tree: The class of the tree or of a section.
-        prefix: What the keys start with.
+        prefix: The prefix of the keys, such as "train." for the section `train`.
+
+    Yields:
+        The keys, in the order of the fields.
     """
     for name, info in tree.model_fields.items():
         branch = _section_of(info.annotation)
@@ -61,9 +67,9 @@ def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def explicitly_set(section: Section) -> dict[str, Any]:
-    """Returns the settings of a section that a file, the environment or the command line gave, as a tree.
+    """Returns the settings of a section that a file, the environment or the command line has set, as a tree.
 
-    A setting counts as given also where its value is the default.
+    A setting that is set to its default value is included.
     """
     return section.model_dump(exclude_unset=True)
 
@@ -79,8 +85,8 @@ def select(tree: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[st
 
     Args:
         tree: The dumped tree.
-        keys: The keys to keep, such as `optim.lr`. A key keeps all that lies below it.
-        prefix: What the keys of the tree start with.
+        keys: The keys to keep, such as `optim.lr`. The key of a section keeps the whole section.
+        prefix: The prefix of the keys of the tree, such as "train." for the section `train`.
     """
     found = {}
     for name, value in tree.items():
@@ -123,8 +129,11 @@ def differences(
     Args:
         old: The tree before.
         new: The tree after.
-        ignore: Keys that may differ, with all that lies below them.
-        prefix: What the keys start with.
+        ignore: Keys that may differ. The key of a section includes the whole section.
+        prefix: The prefix of the keys, such as "train." for the section `train`.
+
+    Yields:
+        The lines: first in the order of `old`, then those of keys that only `new` has.
     """
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
@@ -149,7 +158,7 @@ def _changed(default: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
-    """The class of a branch, if the annotation of a field is one; None for a leaf."""
+    """Returns the class of the section that an annotation names, alone or in a union; None for a leaf."""
     optional = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     for one in (annotation, *optional):
         if isinstance(one, type) and issubclass(one, Section):

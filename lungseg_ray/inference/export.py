@@ -30,7 +30,7 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     """
     best, progress = run.read_best()
     if not progress.is_complete(epochs=settings.train.epochs, early_stop=settings.train.early_stop):
-        raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command goes on.")
+        raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command resumes.")
     model = build_model(settings, weights="none")
     model.load_state_dict(best.average if best.average is not None else best.weights)
     corpus = index.corpus

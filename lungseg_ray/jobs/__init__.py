@@ -1,1 +1,1 @@
-"""The jobs: one file for each command, and what the terminal shows."""
+"""The jobs: one module for each command, and what they share, such as the display in the terminal."""

@@ -1,4 +1,4 @@
-"""The job that looks at a corpus: lists it, reads each image once, and compares them."""
+"""The job that audits a corpus: it lists the corpus, reads each image once, compares them, and reports the findings."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from lungseg_ray.progress import ticks
 from lungseg_ray.storage import Location
 from lungseg_ray.text import counted
 
-_SIDES = (*SPLITS, None)
+_NO_SPLIT = "no split"
 _CHUNK = 8
-"""Images that one task reads."""
+"""The number of images that one data task reads."""
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Computes the facts of a chunk of images, or why an image cannot be used; runs in a data task."""
+class _ReadFacts:
+    """Computes the facts of a chunk of images, or the reason why an image cannot be used; runs in a data task."""
 
     records: Sequence[Record]
     corpus: CorpusSettings
@@ -52,35 +52,49 @@ class _Look:
 
 
 def main(job: Settings, console: Console) -> None:
-    """Looks at the corpus, and prints what is worth knowing of it."""
+    """Audits the corpus, and prints a summary.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `audit`, or if no Ray cluster answers.
+        OSError: As `audit`.
+    """
     with cluster(processes=1):
         console.print(audit_summary(*audit(job)), soft_wrap=False)
 
 
 def audit(settings: Settings) -> tuple[Audit, Location]:
-    """Reads every image of a corpus, finds what is worth knowing of it, and writes a page and a table of it.
+    """Reads every image of a corpus, and writes a page and a table with the findings. Needs a running Ray cluster.
 
-    Needs a running Ray cluster. `audit.html` and `audit.csv` go where the shards would.
+    The page `audit.html` and the table `audit.csv` are written to the folder of the shards.
+
+    Args:
+        settings: The settings of the job, of which those of the corpus and the shards are used.
 
     Returns:
-        What was found, and the page.
+        The result of the audit, and the location of the page.
 
     Raises:
-        UserError: if the corpus cannot be listed, or if no image of it can be read.
+        UserError: If the folder would be lost with the job, if the corpus cannot be listed or is empty, or if no image
+            of it can be read.
+        OSError: If a file cannot be written, or the storage cannot be used.
     """
     root = settings.shards.root
     check_lasting(root)
     listing = list_corpus(settings.corpus)
-    records, split_conflicts, unsplit_reason = sides(listing.records, settings.corpus.split)
+    records, split_conflicts, unsplit_reason = assign_possible_splits(listing.records, settings.corpus.split)
     records = sorted([*records, *listing.unlabelled], key=lambda record: record.image_id)
     if not records:
         raise UserError(f"{settings.corpus.root}: there are no images in this corpus. Correct corpus.root.")
-    work = _Look(records, settings.corpus, settings.shards.longer_side)
+    work = _ReadFacts(records, settings.corpus, settings.shards.longer_side)
     kind: type[ImageFacts | SetAside] = ImageFacts | SetAside  # type: ignore[assignment]
     done = map_chunks(work, -(-len(records) // _CHUNK), kind, device="cpu")
     images: list[ImageFacts] = []
     bad = list(listing.set_aside)
-    for row in ticks(done, total=len(records), description="Looking"):
+    for row in ticks(done, total=len(records), description="Reading images"):
         if isinstance(row, SetAside):
             bad.append(row)
         else:
@@ -98,8 +112,8 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         ignored=listing.ignored,
         split_conflicts=split_conflicts,
         unsplit_reason=unsplit_reason,
-        # Of two that are one, the shards keep that which comes first in their order.
-        duplicates=find_duplicates(sorted(images, key=lambda one: (_SIDES.index(one.split), one.image_id))),
+        # Of two images with the same bytes, the shards keep the one that comes first in this order.
+        duplicates=find_duplicates(sorted(images, key=lambda one: ((*SPLITS, None).index(one.split), one.image_id))),
         outliers=outliers.find_outliers(images, settings.corpus.class_names),
     )
     root.make_dir()
@@ -107,42 +121,49 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     return found, write_audit_page(found, root)
 
 
-def sides(records: Sequence[Record], settings: SplitSettings) -> tuple[list[Record], dict[str, list[Split]], str]:
-    """Deals patients to the sides of the split, as far as that goes.
+def assign_possible_splits(
+    records: Sequence[Record], settings: SplitSettings
+) -> tuple[list[Record], dict[str, list[Split]], str]:
+    """Assigns patients to splits where that is possible.
+
+    Args:
+        records: The labelled records of the corpus.
+        settings: The shares of patients for val and test, and the seed.
 
     Returns:
-        The records with their sides; the patients whom the corpus puts on several, whose images stay where it puts
-        them; and why no side could be dealt, which is empty where it could.
+        The records with their splits; the patients that the corpus assigns to several splits, each with these splits;
+        and the reason why the other patients could not be assigned, empty if they were. The records of the patients
+        with several splits keep the splits that the corpus prescribes.
     """
-    split_conflicts = {patient: sides for patient, sides in sorted(prescribed(records).items()) if len(sides) > 1}
+    split_conflicts = {patient: splits for patient, splits in sorted(prescribed(records).items()) if len(splits) > 1}
     whole = [record for record in records if record.patient_id not in split_conflicts]
     try:
-        dealt, unsplit_reason = assign_splits(whole, settings), ""
+        assigned, unsplit_reason = assign_splits(whole, settings), ""
     except UserError as error:
-        dealt, unsplit_reason = whole, str(error)
+        assigned, unsplit_reason = whole, str(error)
     return (
-        [*dealt, *(record for record in records if record.patient_id in split_conflicts)],
+        [*assigned, *(record for record in records if record.patient_id in split_conflicts)],
         split_conflicts,
         unsplit_reason,
     )
 
 
 def audit_summary(audit: Audit, page: Location) -> Group:
-    """What is worth knowing, for a terminal.
+    """Returns a summary of an audit for the terminal: the size of the corpus, the findings, and the page.
 
     Args:
-        audit: what was found.
-        page: where it is shown.
+        audit: The result of the audit.
+        page: The location of the page.
     """
-    dealt = Counter(one.split or "no side" for one in audit.labelled)
-    told = "".join(f", {dealt[side]} in {side}" for side in (*SPLITS, "no side") if dealt[side])
+    counts = Counter(one.split or _NO_SPLIT for one in audit.labelled)
+    shares = "".join(f", {counts[split]} in {split}" for split in (*SPLITS, _NO_SPLIT) if counts[split])
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for finding in list_findings(audit):
         table.add_row(finding.weight, finding.text)
     if not table.row_count:
         table.add_row("Nothing stands out.")
     return Group(
-        f"{counted(len(audit.images), 'image')} of {counted(audit.patients, 'patient')}, layout {audit.layout}{told}",
+        f"{counted(len(audit.images), 'image')} of {counted(audit.patients, 'patient')}, layout {audit.layout}{shares}",
         table,
         Text(f"Page: {page}", no_wrap=True, overflow="ignore"),
     )

@@ -1,6 +1,6 @@
-"""What every command does around its job: settings in, messages and an exit code out.
+"""The command line of all jobs: it reads the settings, runs the job, and turns errors into messages and exit codes.
 
-The scripts in `jobs/` call `main` with their name; an installed package has the same commands as `lungseg-ray NAME`.
+The scripts in `jobs/` call `main` with their name. The installed package has the same commands as `lungseg-ray NAME`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ AnyJob = TypeVar("AnyJob", bound=Section)
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 STARTED = time.time()
-"""When this process started, seconds since the epoch of the clock."""
+"""The time at which the command started (this module was imported), seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the tree of its settings, and a line on what it does.
+    """A command. The module `lungseg_ray.jobs.NAME` has a function `main` that takes its settings and a console.
 
-    The module `lungseg_ray.jobs.NAME` has a function `main` that takes the settings and a console.
+    Attributes:
+        settings: The class of its settings.
+        purpose: What it does, in one line for the user.
     """
 
     settings: type[Section]
@@ -49,12 +51,12 @@ class Command:
 
 
 COMMANDS = {
-    "shard": Command(ShardJob, "turn a corpus of X-rays and masks into shards"),
-    "audit": Command(ShardJob, "look at a corpus before shards are made of it"),
-    "train": Command(TrainJob, "train a model, or go on training it"),
+    "shard": Command(ShardJob, "build shards from a corpus of X-rays and masks"),
+    "audit": Command(ShardJob, "check a corpus before shards are built from it"),
+    "train": Command(TrainJob, "train a model, or resume its training"),
     "tune": Command(SweepJob, "search encoders, architectures and other settings"),
     "evaluate": Command(EvaluateJob, "measure a trained model on images with masks"),
-    "predict": Command(PredictJob, "write the masks that a trained model sees in images"),
+    "predict": Command(PredictJob, "write the masks that a trained model predicts for images"),
     "report": Command(ReportJob, "write the HTML page of a run or a sweep"),
 }
 
@@ -63,13 +65,17 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        name: one of `COMMANDS`.
-        arguments: of the command line; by default those of this process.
+        name: The name of the command, one of `COMMANDS`.
+        arguments: The arguments of the command line; None for those of this process.
 
     Returns:
         The exit code, as `run_job` returns it.
+
+    Raises:
+        KeyError: If there is no such command.
+        SystemExit: As `run_job`.
     """
-    # A job's module imports Ray and PyTorch, which takes seconds; --help and most mistakes need neither.
+    # The module of a job imports Ray and PyTorch, which takes seconds. --help and most mistakes need neither.
     return run_job(
         COMMANDS[name].settings,
         lambda settings, console: importlib.import_module(f"lungseg_ray.jobs.{name}").main(settings, console),
@@ -78,10 +84,13 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def command_line() -> int:
-    """The program `lungseg-ray`: its first argument names the command, the others are those of the command.
+    """Runs the program `lungseg-ray`. Its first argument names the command; the others are those of the command.
 
     Returns:
-        The exit code.
+        The exit code, as `run_job` returns it; 0 after `--help` and `--version`, and 2 for an unknown command.
+
+    Raises:
+        SystemExit: As `run_job`.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
@@ -100,7 +109,7 @@ def command_line() -> int:
 
 
 def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], arguments: Sequence[str]) -> int:
-    """Reads the settings of a job and runs it; whatever goes wrong becomes a message and an exit code.
+    """Reads the settings of a job and runs it. Errors become a message on stderr and an exit code.
 
     Args:
         tree: The class of the job's settings.
@@ -111,7 +120,7 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
         The exit code: 0, 1 for a failure, 2 for a mistake of the user's, 130 for Ctrl-C, 143 for SIGTERM.
 
     Raises:
-        SystemExit: After `--help`, with the exit code 0.
+        SystemExit: After `--help`, with the exit code 0; also if the job itself exits for another reason than SIGTERM.
     """
     console = Console(soft_wrap=True, markup=False)
     try:
@@ -126,13 +135,13 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
         print(f"Error: {error}", file=sys.stderr)
         return FAILED
     except SystemExit as left:
-        # Ray answers SIGTERM by leaving with the signal's number.
+        # On SIGTERM, Ray exits with the number of the signal.
         if left.code != signal.SIGTERM:
             raise
-        print("Terminated; the same command goes on.", file=sys.stderr)
+        print("Terminated; the same command resumes.", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on.", file=sys.stderr)
+        print("Interrupted; the same command resumes.", file=sys.stderr)
         return INTERRUPTED
     except Exception:
         traceback.print_exc()

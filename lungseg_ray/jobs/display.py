@@ -1,4 +1,4 @@
-"""What the terminal shows while a run trains: a line for each epoch, and a progress bar in between."""
+"""The display of a training run in the terminal: a line for each epoch, and a progress bar between these lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lungseg_ray.training.events import EpochDone, Event, Note, Started, StepDon
 
 
 class TrainingDisplay:
-    """Shows the events of a run, and writes its TensorBoard file. Used as a context and called with each event.
+    """The display of a run, which also writes its TensorBoard file. It is a context manager, called with each event.
 
     Args:
         console: The console that the user reads.
@@ -19,7 +19,7 @@ class TrainingDisplay:
         epochs: The setting `train.epochs`.
 
     Attributes:
-        first_step: The time of the first step, seconds since the epoch of the clock; None before it.
+        first_step: The time of the first step, seconds since 1970; None before it.
     """
 
     def __init__(self, console: Console, place: Location, epochs: int) -> None:
@@ -41,7 +41,11 @@ class TrainingDisplay:
         self._tensorboard.close()
 
     def __call__(self, event: Event) -> None:
-        """Shows one event."""
+        """Shows one event.
+
+        Args:
+            event: The event; kinds that the display does not know are ignored.
+        """
         match event:
             case Note():
                 self._print(event.text)

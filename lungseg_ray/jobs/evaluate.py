@@ -1,4 +1,4 @@
-"""The job that measures a trained model on its test images or on another corpus."""
+"""The job that measures a trained model on the images of its shards, or on another corpus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
-from lungseg_ray.config import CorpusSettings, EvaluateJob, Settings, merge, non_default
+from lungseg_ray.config import CorpusSettings, EvaluateJob, Settings, explicitly_set, merge
 from lungseg_ray.corpus import Listing, assign_splits, list_corpus
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import evaluate
@@ -20,7 +20,16 @@ from lungseg_ray.storage import Location
 
 
 def main(job: EvaluateJob, console: Console) -> None:
-    """Evaluates, and prints the figures."""
+    """Evaluates a model, and prints the figures.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `evaluate_run`, or if no Ray cluster answers.
+        OSError: As `evaluate_run`.
+    """
     with cluster(processes=job.evaluate.workers):
         result, out = evaluate_run(job)
         console.print(figures_table(result))
@@ -28,16 +37,23 @@ def main(job: EvaluateJob, console: Console) -> None:
 
 
 def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
-    """Measures the model of a run, or of a sweep's best, on its own shards or another corpus. Needs a Ray cluster.
+    """Measures the model of a run, or the best models of a sweep, on its own shards or on another corpus.
+
+    Needs a running Ray cluster.
+
+    Args:
+        job: The settings of the job.
 
     Returns:
-        The content of `evaluation.json`, and the folder it lies in.
+        The content of `evaluation.json`, and the folder that contains it.
 
     Raises:
-        UserError: if the run is not there or has no best model yet, or if there is nothing to measure on.
+        UserError: If the run does not exist or has no best model yet, if the shards are not those of the training, if
+            the corpus does not fit the model, or if no image can be used.
+        OSError: If a file cannot be read or written.
     """
     model = model_of(job)
-    # All trials of a sweep train on the same shards.
+    # All trials of a sweep train on the same shards, so those of the first run are those of all.
     kept = model.runs[0].started_with()
     listing: Listing | None = None
     if job.corpus is None:
@@ -51,21 +67,35 @@ def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
         name: str = job.split or "test"
         images: Images = ShardImages.of(root, index.shards if name == "all" else index.of(name))  # type: ignore[arg-type]
     else:
-        images, listing = _corpus_images(kept.settings, job.corpus, job.split)
-        corpus = job.corpus.root
+        images, listing = corpus_images(kept.settings, job.corpus, job.split)
+        corpus = images.corpus.root
         stem = corpus.stem if isinstance(corpus, Location) else corpus
-        name = "-".join([stem, *([job.split] if job.split else [])])
-        name = f"corpus-{name}"
+        name = "-".join(["corpus", stem, *([job.split] if job.split else [])])
     out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
     result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
     return result, out
 
 
-def _corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:
-    """The images of another corpus; what the command does not say of it is as it was in training, but how it lies."""
+def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:
+    """Lists the images of another corpus.
+
+    Settings of the corpus that the user has not set are those of the training. The layout, `outside` and `mask_scale`
+    are exceptions, because they describe the files of this corpus: they have their default values if they are not set.
+
+    Args:
+        trained: The settings of the run.
+        asked: The settings of the corpus in the command.
+        split: The split whose images are used; "all" or None for all images.
+
+    Returns:
+        The images, and the listing of the whole corpus.
+
+    Raises:
+        UserError: If the corpus does not fit the model, or if it cannot be listed.
+    """
     own = {"layout": asked.layout, "outside": asked.outside, "mask_scale": asked.mask_scale}
     try:
-        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), non_default(asked) | own))
+        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), explicitly_set(asked) | own))
     except ValidationError as error:
         raise UserError(f"The corpus does not fit the model: {error.errors()[0]['msg']}.") from None
     if (corpus.channels, corpus.classes) != (trained.corpus.channels, trained.corpus.classes):

@@ -1,4 +1,4 @@
-"""The trained models that a command names: one run's, or those of a sweep's best trials."""
+"""Finds the trained models that a command names: the model of a run, or those of the best trials of a sweep."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from lungseg_ray.sweep.ledger import Sweep, rank_trials
 
 
 def model_of(job: EvaluateJob | PredictJob) -> Model:
-    """The model that a job names: a run's best, or the average of a sweep's best trials.
+    """Returns the model that a job names: the best model of a run, or the average over the best trials of a sweep.
+
+    Args:
+        job: The settings of the job, of which `run`, `top` and `flips` are used.
 
     Raises:
-        UserError: if several are asked for of a run alone, or more than the sweep has.
+        UserError: If `top` is more than 1 for a run, or more than the number of trials that a sweep has trained at full
+            length.
     """
     place = job.run
     if Sweep.is_one(place):
@@ -27,14 +31,23 @@ def model_of(job: EvaluateJob | PredictJob) -> Model:
 
 
 def best_runs(sweep: Sweep, top: int) -> list[Run]:
-    """The runs of a sweep's best trials that went to full length: of the finalists, or else of the search.
+    """Returns the runs of the best trials of a sweep that were trained at full length.
+
+    The trials are finalists (stage 2) if any finalist was trained at full length, and trials of the search otherwise.
+
+    Args:
+        sweep: The sweep.
+        top: The number of trials.
+
+    Returns:
+        The runs, the best first.
 
     Raises:
-        UserError: if there are not so many.
+        UserError: If there are fewer such trials than `top`.
     """
     trials = [trial for trial in sweep.trials() if trial.state == "done"]
     stage = max((trial.stage for trial in trials), default=1)
-    # Several seeds of one set of values are different models; each may be a member.
+    # Trials with the same values and different seeds are different models, and each of them may be averaged.
     found = rank_trials(trial for trial in trials if trial.stage == stage)
     if len(found) < top:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The job that predicts the masks of a folder of images; an interrupted job resumes where it was."""
+"""The job that predicts masks for a folder of images. An interrupted job resumes without repeating finished images."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ CLAIM = "model.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What became of one image.
+    """The outcome of the prediction of one image.
 
     Attributes:
-        image: The path of the image below the folder of images, printable.
-        status: Whether it is predicted, was predicted before, or cannot be used.
-        reason: Why it cannot be used; else empty.
-        height: Rows of the source file; None if it cannot be used.
-        width: Columns of the source file; None if it cannot be used.
-        shares: Share of the pixels of each label, 0 to 1, by the name of the label.
+        image: The path of the image relative to the folder of images, in a printable form.
+        status: "done" if the image is predicted, "done before" if an earlier job predicted it, or "set aside" if it
+            cannot be used.
+        reason: The reason why the image cannot be used; empty if it can be used.
+        height: The height of the source file, pixels; None if it cannot be used.
+        width: The width of the source file, pixels; None if it cannot be used.
+        shares: The share of the image's pixels that have each label, 0 to 1, by the name of the label.
     """
 
     image: str
@@ -61,7 +62,7 @@ class Prediction:
 
     @property
     def columns(self) -> dict[str, object]:
-        """The row of the image in `predictions.csv`, by column."""
+        """The row of the image in `predictions.csv`: the values by column."""
         own = {"image": self.image, "status": self.status, "reason": self.reason}
         size = {"height": self.height, "width": self.width} if self.height else {}
         return {**own, **size, **{f"share_{name}": share for name, share in self.shares.items()}}
@@ -112,7 +113,7 @@ class _Predict:
         return found
 
     def _place(self, folder: str, name: str) -> Location:
-        # The suffix stays part of the name, so that a.png and a.jpg have different masks.
+        # The name keeps the suffix of the image, so that a.png and a.jpg have different masks.
         return self.job.out / folder / f"{name}.png"
 
     def _write(self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: Sidecar) -> None:
@@ -120,32 +121,42 @@ class _Predict:
             height, width = image.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             self._place(OVERLAYS, name).write_bytes(png(overlay(image, small)))
-        # The mask is written last: an image that has a mask is done.
+        # The mask is written last, because an image that has a mask counts as done.
         self._place(MASKS, name).write_bytes(png(labels * 255 if side.classes == 1 else labels))
 
 
 def main(job: PredictJob, console: Console) -> None:
-    """Predicts, and lists the files that were set aside."""
+    """Predicts masks, and prints how many images were predicted and which were set aside.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `predict`, or if no Ray cluster answers.
+        OSError: As `predict`.
+    """
     with cluster(processes=job.workers):
         console.print(describe_predictions(predict(job), job), highlight=False)
 
 
 def predict(job: PredictJob) -> list[Prediction]:
-    """Writes a mask, at the size of the source, for each image of a folder. Needs a running Ray cluster.
+    """Writes a mask for each image of a folder, at the size of the source file. Needs a running Ray cluster.
 
-    Under `job.out` lie `masks/<image>.png` (0 and 255 for one class, otherwise labels), `overlays/<image>.png` if they
-    are asked for, `predictions.csv` with a row for each image, and `model.json`, which identifies the model. An image
-    whose mask exists is not predicted again.
+    The folder `job.out` contains `masks/<image>.png` (0 and 255 for one class, otherwise labels),
+    `overlays/<image>.png` with `job.overlay`, `predictions.csv` with a row for each image, and `model.json`, which
+    identifies the model. An image whose mask (and overlay, with `job.overlay`) exists is not predicted again.
 
     Args:
         job: The settings of the job.
 
     Returns:
-        What became of each image, by its name.
+        The outcome for each image, ordered by name.
 
     Raises:
-        UserError: If the run or the images do not exist, if no image can be used, or if another model, or the same
-            model with other settings, has predicted into the folder before.
+        UserError: If the run or the images do not exist, if no image can be used, if the output folder would be lost
+            with the job or is not shared by all nodes, or if another model, or the same model with other settings, has
+            predicted into the folder before.
         OSError: If a file cannot be read or written.
     """
     check_lasting(job.out)
@@ -164,12 +175,13 @@ def predict(job: PredictJob) -> list[Prediction]:
 
 
 def _images(job: PredictJob) -> list[str]:
-    """Names of the images below the folder, without what was predicted into a folder below it.
+    """Returns the paths of the images relative to the folder of images, which may contain the output folder.
 
-    In archives of DICOM, many files have no suffix.
+    Files in the output folder are left out. Files without a suffix are included, because many files in DICOM archives
+    have none.
 
     Raises:
-        UserError: If there is no such folder, or if it holds no image.
+        UserError: If the folder does not exist, or if it contains no image.
     """
     place = job.images
     if not place.is_dir():
@@ -188,16 +200,16 @@ def _images(job: PredictJob) -> list[str]:
 
 
 def _claim(job: PredictJob, model: Model) -> None:
-    """Writes which model predicts into the folder, or refuses if another one has.
+    """Writes which model predicts into the output folder, or refuses if another one has done so before.
 
     Raises:
-        UserError: If another model, or the same with other settings, has predicted into the folder.
+        UserError: If another model, or the same model with other settings, has predicted into the folder.
     """
     model.load()
     weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
     mine = {"weights_sha256": " ".join(weights), "flips": model.flips, "clean_up": job.clean_up}
     place = job.out / CLAIM
-    # Folders from before there were flips do not name them.
+    # Files that older versions wrote, which had no flips, do not contain the key.
     if place.exists() and (theirs := {"flips": "none", **json.loads(place.read_text())}) != mine:
         raise UserError(
             f"{place}: this folder holds predictions made otherwise:\n  "
@@ -208,10 +220,10 @@ def _claim(job: PredictJob, model: Model) -> None:
 
 
 def describe_predictions(found: Sequence[Prediction], job: PredictJob) -> str:
-    """Returns what was done, for a person.
+    """Returns a summary for the user: the number of images by outcome, and up to 10 images that were set aside.
 
     Args:
-        found: What became of each image.
+        found: The outcome for each image.
         job: The settings of the job.
     """
     counts = Counter(one.status for one in found)

@@ -1,4 +1,4 @@
-"""What a training run and a sweep do alike before they train: the lease, the cluster, and the shards."""
+"""The steps that a training run and a sweep have in common before they train: lease, cluster and shards."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def known_shards(settings: AnySettings, folder: Location) -> tuple[AnySettings, 
         folder: The folder that the job writes.
 
     Returns:
-        The settings with those that the shards were built with, and the index; None if there are no shards yet.
+        The settings, with those of the corpus and the shards replaced by the settings that the shards were built with;
+        and the index of the shards. If there are no shards yet, the settings are unchanged and the index is None.
 
     Raises:
-        UserError: If the folder would be lost with the job, or if the shards were built with other settings.
+        UserError: If the folder would be lost with the job, if the shards were built with other settings than the user
+            asks for, or if their index is damaged.
     """
     check_lasting(folder)
     index = find_shards(settings.shards.root, settings)
@@ -40,12 +42,12 @@ def known_shards(settings: AnySettings, folder: Location) -> tuple[AnySettings, 
 
 @contextmanager
 def held(folder: Location, console: Console, *, processes: int) -> Iterator[Lease]:
-    """Holds a folder and a Ray cluster for the time of the block.
+    """Holds the lease of a folder and a connection to a Ray cluster for the duration of the block.
 
     Args:
         folder: The folder that the job writes.
         console: The console that the user reads.
-        processes: The number of processes that want a CPU each, beside those of the data.
+        processes: The number of processes that need a CPU each, in addition to those of the data.
 
     Yields:
         The lease of the folder.
@@ -75,10 +77,12 @@ def usable_shards(
         console: The console that the user reads.
 
     Returns:
-        The settings with those that the shards were built with, and the index.
+        The settings, with those of the corpus and the shards replaced by the settings that the shards were built with;
+        and the index of the shards.
 
     Raises:
         UserError: If a node does not see the folder, or if the shards cannot be built.
+        OSError: If a file cannot be read or written.
     """
     check_shared(folder)
     if index is None:

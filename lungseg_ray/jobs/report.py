@@ -10,18 +10,29 @@ from lungseg_ray.storage import Location
 
 
 def main(job: ReportJob, console: Console) -> None:
-    """Writes the page, and says where it is."""
+    """Writes the page, and prints its location.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `report`.
+    """
     console.print(f"Page: {report(job)}", highlight=False)
 
 
 def report(job: ReportJob) -> Location:
-    """Writes the page that a command asks for.
+    """Writes the HTML page of a sweep or of a run.
+
+    Args:
+        job: The settings of the job.
 
     Returns:
-        The file.
+        The location of the HTML file.
 
     Raises:
-        UserError: if the sweep or the run is not there or cannot be read.
+        UserError: If the sweep or the run does not exist, or if it cannot be read.
     """
     if job.sweep:
         return write_sweep_page(job.sweep, shards=job.shards, out=job.out)

@@ -1,4 +1,4 @@
-"""The job that makes the shards of a corpus, or looks at the corpus alone."""
+"""The job that builds the shards of a corpus. It can also audit the corpus, or find a file by its key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from lungseg_ray.storage import Location
 
 
 def main(job: ShardJob, console: Console) -> None:
-    """Makes the shards, or finds that they are up to date; with --audit or --find, looks at the corpus alone."""
+    """Builds the shards unless they are up to date. With --audit it audits the corpus, with --find it finds a file.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `shard`, `audit.audit` or `find_path`, or if the corpus has no files to search by --find.
+        OSError: If a file cannot be read or written.
+    """
     if job.find:
         if not isinstance(job.corpus.root, Location):
             raise UserError("--find looks for a file of a corpus: set corpus.root to its folder.")

@@ -1,4 +1,4 @@
-"""The main job: from settings to a finished run, by way of shards, training and evaluation."""
+"""The job that trains a model: it builds missing shards, trains, exports the best model, and evaluates it."""
 
 from __future__ import annotations
 
@@ -26,27 +26,38 @@ from lungseg_ray.workers.fit import fit
 
 
 def main(job: TrainJob, console: Console) -> None:
-    """Trains a model, or goes on training it."""
+    """Trains a model, or resumes its training.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `winner_of` and `train`.
+        JobFailedError: As `train`.
+        StoppedError: As `train`.
+    """
     train(winner_of(job), console, started=STARTED)
 
 
 def train(settings: Settings, console: Console, *, started: float) -> RunSummary:
-    """Runs a training job to its end, or resumes it, or finds that it is finished.
+    """Runs a training job to its end. An interrupted run is resumed, and a finished run is only reported.
 
-    Shards that do not exist are built first. The same command resumes a run that was interrupted.
+    Shards that do not exist are built first.
 
     Args:
         settings: The settings of the run.
         console: The console that the user reads.
-        started: When the command started, seconds since the epoch of the clock.
+        started: The time at which the command started, seconds since 1970.
 
     Returns:
         The content of `summary.json`.
 
     Raises:
-        UserError: For a mistake of the user's.
-        JobFailedError: As `fit`.
-        StoppedError: If a signal asked for it.
+        UserError: If the settings do not fit the run, the shards or the cluster, or for another error of the user.
+        JobFailedError: If training fails, as `fit` does, or if another driver has taken over.
+        StoppedError: If SIGINT or SIGTERM stopped the job.
+        OSError: If a file cannot be read or written.
     """
     run = Run(settings.runs.root / settings.runs.name)
     settings, index = known_shards(settings, run.place)
@@ -63,7 +74,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         _tell(run, finished, console)
         return finished
     with held(run.place, console, processes=settings.train.workers) as lease:
-        # Another driver may have held the run until now.
+        # Another driver may have held the run until now, and finished it.
         if finished := run.summary():
             _tell(run, finished, console)
             return finished
@@ -114,10 +125,16 @@ def _tell(run: Run, summary: RunSummary, console: Console) -> None:
 
 
 def winner_of(job: TrainJob) -> Settings:
-    """The settings of a training job; where it names a sweep, its winner's are below those that the command gives.
+    """Returns the settings of a training job.
+
+    If the job names a sweep, the settings of its winner replace the defaults, and the run is placed beside the sweep.
+    What the user sets takes precedence over both.
+
+    Args:
+        job: The settings of the job.
 
     Raises:
-        UserError: if there is no such sweep, or if it is not finished.
+        UserError: If there is no such sweep, or if it is not finished.
     """
     given = job.model_dump(exclude={"from_sweep"}, exclude_unset=True)
     if job.from_sweep is None:

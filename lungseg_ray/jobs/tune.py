@@ -1,4 +1,4 @@
-"""The driver of a sweep: shards, the search, its finalists, what they come to on the test side, and the page."""
+"""The job that runs a sweep: shards, search, training and test of the finalists with other seeds, and the page."""
 
 from __future__ import annotations
 
@@ -26,30 +26,43 @@ from lungseg_ray.sweep.trial_runner import Stage, TrialRunner
 from lungseg_ray.training.precision import fastest_precision
 
 SHARED_SHARE = 0.4
-"""Share of the object store that shards may fill; larger corpora are read by each trial from its shards."""
+"""The share of the object store that shards may fill. With more data, each trial reads the shards by itself."""
 
 _STAGES: tuple[Stage, ...] = (1, 2)
 
 
 def main(job: SweepJob, console: Console) -> None:
-    """Runs a sweep, or goes on with it."""
+    """Runs a sweep, or resumes it.
+
+    Args:
+        job: The settings of the sweep.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: As `tune`.
+        JobFailedError: As `tune`.
+        StoppedError: As `tune`.
+    """
     tune(job, console)
 
 
 def tune(job: SweepJob, console: Console) -> SweepSummary:
-    """Runs a sweep to its end, or resumes it, or finds that it is finished.
+    """Runs a sweep to its end. An interrupted sweep is resumed, and a finished sweep is only reported.
 
     Args:
         job: The settings of the sweep.
         console: The console that the user reads.
 
     Returns:
-        What it found, as `summarise_sweep` returns it.
+        The result of the sweep, as `summarise_sweep` returns it.
 
     Raises:
-        UserError: For a mistake of the user's.
-        JobFailedError: If nothing makes progress, the storage fails for too long, or another driver has taken over.
-        StoppedError: If a signal asked for it.
+        UserError: If nothing is searched, if the settings do not fit the sweep, the shards or the cluster, or for
+            another error of the user.
+        JobFailedError: If no trial gets a score, nothing makes progress, the storage fails for too long, or another
+            driver has taken over.
+        StoppedError: If SIGINT or SIGTERM stopped the job.
+        OSError: If a file cannot be read or written.
     """
     sweep = Sweep(job.runs.root / job.runs.name)
     if not job.sweep.space:
@@ -82,7 +95,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         )
         job, index = usable_shards(job, index, sweep.place, console)
         if job.train.precision == "auto":
-            # One precision for all trials: timing their own, they might come to different ones.
+            # All trials use one precision. If each trial measured its own, they might choose different ones.
             probe = _probe.options(num_cpus=plan.cpus, num_gpus=plan.gpus or int(plan.training.device == "cuda"))
             job = _in_precision(job, ray.get(probe.remote(job, plan.training.device)))
         resuming = sweep.can_resume(job, fingerprint=index.fingerprint)
@@ -149,7 +162,7 @@ def _probe(job: SweepJob, device: str) -> str:
 
 
 def _processes(job: SweepJob) -> int:
-    """Logical CPUs that trials want on a cluster of our own: with one core each, unless it is said otherwise."""
+    """Returns the number of logical CPUs for all trials of a local cluster; by default, each worker gets a core."""
     workers = job.train.workers
     together = job.sweep.concurrent or max(cores() // workers, 1)
     return together * (workers + 1 if workers > 1 else 1)
@@ -179,7 +192,7 @@ def _read(place: Location) -> Any:
 
 
 def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: Console) -> None:
-    """The one time that the test side is touched: each finalist's run ends as one of `jobs/train.py` does."""
+    """Measures each finalist on the test split, as `train` does at its end. Nothing else in a sweep uses that split."""
     for trial in place.trials():
         run = place.run(trial)
         if trial.stage == 2 and trial.state == "done" and not run.summary():

@@ -239,7 +239,7 @@ def _write_all(root: Location, plan: list[tuple[str, list[Record]]], settings: S
     done = ray.data.from_arrow(tasks).map_batches(writer, batch_size=None, batch_format="pyarrow")
     for row in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
         if row["trouble"]:
-            raise OSError(f"{row['trouble']}. Nothing half-written was left; the same command goes on.")
+            raise OSError(f"{row['trouble']}. Nothing half-written was left; the same command resumes.")
 
 
 def _build_index(

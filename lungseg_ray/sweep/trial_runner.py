@@ -117,10 +117,10 @@ class TrialRunner:
             finally:
                 self.write()
         if self._received:
-            text = "Stopped; each trial has saved where it was, and the same command goes on."
+            text = "Stopped; each trial has saved where it was, and the same command resumes."
             raise StoppedError(text, self._received[0])
         if self._failure:
-            raise JobFailedError(f"{self._failure} What was saved is safe, and the same command goes on.")
+            raise JobFailedError(f"{self._failure} What was saved is safe, and the same command resumes.")
         if error:
             raise error
 

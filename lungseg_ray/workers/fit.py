@@ -140,7 +140,7 @@ def _work(config: dict[str, Any]) -> None:
             last = worker.writer.last if worker.writer else None
             text = str(error)
             if isinstance(error, JobFailedError):
-                text += f"\nThe last good checkpoint: {last or 'none yet'}. The same command goes on from there."
+                text += f"\nThe last good checkpoint: {last or 'none yet'}. The same command resumes from there."
             worker.emit(Failed(text, _kind_of(error)))
 
 
@@ -259,7 +259,7 @@ class _Follower:
         if isinstance(self._end, Failed):
             raise _FAILURES[self._end.kind](self._end.text)
         if isinstance(self._end, Stopped):
-            text = f"Stopped after step {self._end.step}; the checkpoint is saved, and the same command goes on."
+            text = f"Stopped after step {self._end.step}; the checkpoint is saved, and the same command resumes."
             raise StoppedError(text, self.received[0])
         if error:
             raise error
@@ -279,7 +279,7 @@ class _Follower:
             else:
                 self._hand_on(event)
         if self.received and not messages.pulses and self._end is None and alive:
-            raise StoppedError("Stopped while no worker was up; the same command goes on.", self.received[0])
+            raise StoppedError("Stopped while no worker was up; the same command resumes.", self.received[0])
         if messages.losses > self.settings.train.max_failures + 1:
             raise WorkersLostError(_lost_too_often(messages.losses, self.settings.train.max_failures))
         # The other workers may wait for one that has failed alone; they end with the job.

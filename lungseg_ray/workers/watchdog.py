@@ -48,7 +48,7 @@ class Watchdog:
         if self._still >= self._limit:
             raise JobFailedError(
                 f"Nothing has moved for {self._still:.0f} s (train.stall_seconds = {self._limit:.0f}). "
-                f"Waited for: {waiting_for()}. What was saved is safe, and the same command goes on."
+                f"Waited for: {waiting_for()}. What was saved is safe, and the same command resumes."
             )
         if self._still >= self._next:
             self._report(f"Nothing has moved for {self._still:.0f} s. Waiting for: {waiting_for()}")

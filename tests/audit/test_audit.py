@@ -22,7 +22,7 @@ from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings
 from lungseg_ray.corpus import Record, Sample, SetAside, Split
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
-from lungseg_ray.jobs.audit import audit, audit_summary, sides
+from lungseg_ray.jobs.audit import assign_possible_splits, audit, audit_summary
 from lungseg_ray.storage import Location, locate
 from tests.conftest import write_pairs
 from tests.helpers import ROOT
@@ -394,7 +394,7 @@ class TestSides:
 
     def test_torn_patients_stay_where_they_are_put(self) -> None:
         given = self.records(("p", "train"), ("p", "val"), ("q", "test"), ("r", "train"), ("r", None))
-        dealt, split_conflicts, unsplit_reason = sides(given, SplitSettings())
+        dealt, split_conflicts, unsplit_reason = assign_possible_splits(given, SplitSettings())
         assert split_conflicts == {"p": ["train", "val"]}
         assert {one.image_id: one.split for one in dealt} == {
             "x0": "train", "x1": "val", "x2": "test", "x3": "train", "x4": "train",
@@ -402,7 +402,7 @@ class TestSides:
         assert unsplit_reason == ""
 
     def test_too_few_patients(self) -> None:
-        dealt, split_conflicts, unsplit_reason = sides(self.records(("p", None)), SplitSettings())
+        dealt, split_conflicts, unsplit_reason = assign_possible_splits(self.records(("p", None)), SplitSettings())
         assert (dealt[0].split, split_conflicts) == (None, {})
         assert unsplit_reason.startswith("Too few patients for the split")
 
@@ -431,7 +431,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as left:
             load_settings(ShardJob, ["--help"])
         assert left.value.code == 0
-        assert re.search(r"--audit .*Look at the corpus", " ".join(capsys.readouterr().out.split()))
+        assert re.search(r"--audit .*Audit the corpus", " ".join(capsys.readouterr().out.split()))
 
 
 def audited(root: Path, out: Path, **corpus: Any) -> Audit:

@@ -6,6 +6,7 @@ import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lungseg_ray.config import Dimension, Mark, Section, Settings, SweepJob
@@ -51,7 +52,7 @@ def render() -> str:
     lines += _section(SweepJob.model_fields["sweep"].annotation, "sweep.", frozenset())
     lines += _section(Dimension, "sweep.space.SETTING.", frozenset())
     for command, entry in COMMANDS.items():
-        own = {name: info for name, info in entry.settings.model_fields.items() if name not in Settings.model_fields}
+        own = {name: info for name, info in entry.settings.model_fields.items() if not _shared(name, info)}
         if own and command not in ("tune", "audit"):
             lines += [f"## Settings of `{command}` alone", "", *_table(own, "", frozenset()), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -90,6 +91,11 @@ def _bounds(metadata: list[Any]) -> str:
 
 def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _shared(name: str, info: FieldInfo) -> bool:
+    """Whether a setting is one of those that `shard`, `audit`, `train` and `tune` share."""
+    return name in Settings.model_fields and Settings.model_fields[name].annotation == info.annotation
 
 
 def _default(info: Any) -> str:

@@ -93,7 +93,7 @@ def test_raylet_of_the_driver_killed(shards: Path, tmp_path: Path, record: Recor
         newest = newest_step(run)
         os.kill(raylets()[0], signal.SIGKILL)
         assert job.wait(seconds=90) == 1
-        assert "the same command goes on" in job.lines[-1][1], job.output
+        assert "the same command resumes" in job.lines[-1][1], job.output
     start = now()
     with train_job(tmp_path, "run", shards) as job:
         seconds, step = went_on(job, start, times=1)
@@ -193,7 +193,7 @@ def test_machine_suspended(shards: Path, tmp_path: Path, record: Record) -> None
         seconds = now() - start
         code = job.wait()
     if code:
-        assert "the same command goes on" in job.output
+        assert "the same command resumes" in job.output
         with train_job(tmp_path, "run", shards, epochs=8) as job:
             assert job.wait() == 0, job.output
     assert_whole(run, epochs=8)

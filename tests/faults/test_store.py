@@ -82,7 +82,7 @@ class TestFullDisk:
             assert "Traceback" not in job.output
             assert not list((disk / "shards").glob(".*.part"))
             assert not (disk / "shards/index.json").exists()
-        record("disk full while shards are written: exit 1", lost="nothing; the command again goes on", seconds=None)
+        record("disk full while shards are written: exit 1", lost="nothing; the same command resumes", seconds=None)
 
     def test_while_checkpoints_are_written(self, shards: Path, tmp_path: Path, record: Record) -> None:
         with small_disk(tmp_path / "disk", megabytes=300) as disk:

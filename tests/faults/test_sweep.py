@@ -87,7 +87,7 @@ def test_sweep_killed(store: ObjectStore, record: Record) -> None:
 
 
 def test_sweep_interrupted(shards: Path, tmp_path: Path) -> None:
-    """Ctrl-C saves what runs, and the same command goes on."""
+    """Ctrl-C saves what runs, and the same command resumes."""
     with tune_job(tmp_path, "sweep", shards) as job:
         job.saw("epochs, IoU", times=1)
         job.signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The driver is killed in the middle of an epoch; the same command goes on and ends. It has clusters of its own."""
+"""The driver is killed in the middle of an epoch; the same command resumes and ends. It has clusters of its own."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_success(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (UserError("the folder is not there"), 2, "Error: the folder is not there\n"),
         (PermissionError(13, "Permission denied", "/data"), 1, "Error: [Errno 13] Permission denied: '/data'\n"),
-        (KeyboardInterrupt(), 130, "Interrupted; the same command goes on.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted; the same command resumes.\n"),
     ],
 )
 def test_failures_are_told_without_a_traceback(

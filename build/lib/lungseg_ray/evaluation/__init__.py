@@ -1,1 +1,0 @@
-"""A trained model over images with masks: figures, summary, contact sheet."""

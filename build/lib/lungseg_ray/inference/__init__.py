@@ -1,1 +1,0 @@
-"""A model as it leaves a run: export, model card, predictor."""

@@ -1,1 +1,0 @@
-"""The jobs: one file for each command, and what the terminal shows."""

@@ -1,1 +1,0 @@
-"""Losses, metrics and optimisers in plain PyTorch and NumPy, independent of Ray."""

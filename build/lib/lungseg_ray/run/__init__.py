@@ -1,1 +1,0 @@
-"""The folder of a run: settings, progress, checkpoints, lease, curves, TensorBoard."""

@@ -1,1 +1,0 @@
-"""Sweeps: the search over encoders, architectures and learning rates."""

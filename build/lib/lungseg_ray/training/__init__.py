@@ -1,1 +1,0 @@
-"""The training loop, the learner, and the protocol between loop and worker: plain PyTorch."""

@@ -1,1 +1,0 @@
-"""The Ray Train workers, their mailbox and their watchdog."""
