@@ -17,6 +17,7 @@ from tests.storage.object_store import ObjectStore
 
 Row = tuple[str, str, str, str]
 ROWS = pytest.StashKey[list[Row]]()
+LOST = "the steps since the last checkpoint"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +41,7 @@ class Record:
         Args:
             fault: what was done.
             lost: what was lost by it.
-            seconds: until training went on; None where it does not go on by itself.
+            seconds: until training resumed; None if it does not resume by itself.
         """
         self._rows.append((fault, lost, "-" if seconds is None else f"{seconds:.0f} s", self._name))
 
@@ -55,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("faults")
-        terminalreporter.write_line("| fault | lost | went on after | test |\n|---|---|---|---|")
+        terminalreporter.write_line("| fault | lost | resumed after | test |\n|---|---|---|---|")
         for fault, lost, seconds, name in rows:
             terminalreporter.write_line(f"| {fault} | {lost} | {seconds} | `{name}` |")
 

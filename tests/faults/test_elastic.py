@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.faults.conftest import Record
+from tests.faults.conftest import LOST, Record
 from tests.faults.small import Cluster, newest_step, now, place, reached, train_job, went_on
 
 
@@ -31,5 +31,5 @@ def test_a_node_goes_and_comes(shards: Path, tmp_path: Path, record: Record) -> 
             again, _ = went_on(job, start, times=3)
             job.signal(signal.SIGINT)
             assert job.wait() == 130, job.output
-    record("elastic: a node goes, on with 1 of 2 workers", lost="steps since the checkpoint", seconds=fewer)
-    record("elastic: a node comes, on with 2 workers", lost="steps since the checkpoint", seconds=again)
+    record("elastic: a node is lost, the run continues with 1 of 2 workers", lost=LOST, seconds=fewer)
+    record("elastic: a node joins, the run continues with 2 workers", lost=LOST, seconds=again)

@@ -138,7 +138,7 @@ def test_shard_train_stop_go_on_evaluate_predict(
     (tmp_path / "transcript.txt").write_text("\n".join(transcript))
     with capsys.disabled():
         print(f"\ntranscript: {tmp_path / 'transcript.txt'}")
-    record("`ray job stop`: saved, the command again", lost="nothing", seconds=None)
+    record("`ray job stop`: saves; resumed with the same job", lost="nothing", seconds=None)
 
 
 def test_a_mistake_fails_the_job_with_a_sentence(cluster: Cluster) -> None:

@@ -21,4 +21,8 @@ def test_loss_is_not_a_number(shards: Path, tmp_path: Path, record: Record) -> N
     assert "The last good checkpoint: " in text
     assert "Traceback" not in job.output
     assert all(checkpoint.find_damage(run / checkpoint.folder_name(step)) is None for step in kept_steps(run))
-    record("loss is not a number: exit 1, names step, images, last good checkpoint", lost="nothing", seconds=None)
+    record(
+        "the loss is not a number: exit 1; the message names the step, the images and the last good checkpoint",
+        lost="nothing",
+        seconds=None,
+    )

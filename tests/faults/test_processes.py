@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.faults.conftest import Record
+from tests.faults.conftest import LOST, Record
 from tests.faults.small import (
     STEPS,
     Cluster,
@@ -23,8 +23,6 @@ from tests.faults.small import (
 )
 from tests.processes import processes, ray_processes, wait_until
 
-LOST = "the steps since the last checkpoint, of which there is one every 3 steps"
-
 
 def test_train_worker_killed(shards: Path, tmp_path: Path, record: Record) -> None:
     run = place(tmp_path, "run")
@@ -38,7 +36,7 @@ def test_train_worker_killed(shards: Path, tmp_path: Path, record: Record) -> No
     assert step >= newest
     assert job.count("Lost worker 0") == 1
     assert_whole(run)
-    record("training worker killed", lost=LOST, seconds=seconds)
+    record("a training worker is killed", lost=LOST, seconds=seconds)
 
 
 def test_raylet_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -58,7 +56,7 @@ def test_raylet_killed(shards: Path, tmp_path: Path, record: Record) -> None:
             assert job.wait() == 0, job.output
     assert step >= newest
     assert_whole(run, epochs=12)
-    record("raylet of a node killed", lost=LOST, seconds=seconds)
+    record("the raylet of a node is killed, and another node has room", lost=LOST, seconds=seconds)
 
 
 def test_preemption(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -83,7 +81,7 @@ def test_preemption(shards: Path, tmp_path: Path, record: Record) -> None:
             job.signal(signal.SIGINT)
             assert job.wait() == 130, job.output
     assert step >= saved
-    record("node taken away after a notice: a checkpoint at the notice", lost="steps since then", seconds=seconds)
+    record("a node is taken away after a notice", lost="the steps since the checkpoint at the notice", seconds=seconds)
 
 
 def test_raylet_of_the_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -100,7 +98,7 @@ def test_raylet_of_the_driver_killed(shards: Path, tmp_path: Path, record: Recor
         assert job.wait() == 0, job.output
     assert step >= newest
     assert_whole(run)
-    record("only raylet killed: exit 1, the command again", lost=LOST, seconds=seconds)
+    record("the only raylet is killed: exit 1; resumed with the same command", lost=LOST, seconds=seconds)
 
 
 def test_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -117,7 +115,7 @@ def test_driver_killed(shards: Path, tmp_path: Path, record: Record) -> None:
         assert job.wait() == 0, job.output
     assert step >= newest
     assert_whole(run)
-    record("driver killed: the command again", lost=LOST, seconds=seconds)
+    record("the driver is killed; resumed with the same command", lost=LOST, seconds=seconds)
 
 
 def test_data_task_killed(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -141,7 +139,11 @@ def test_data_task_killed(shards: Path, tmp_path: Path, record: Record) -> None:
         assert job.wait() == 0, job.output
     assert job.count("^Training from") == 1
     assert_whole(run, epochs=40)
-    record(f"data task killed, {killed} times", lost="nothing; Ray runs the task again", seconds=0)
+    record(
+        f"a data task is killed {killed} times, as if for lack of memory",
+        lost="nothing: Ray runs the task again",
+        seconds=0,
+    )
 
 
 def test_ctrl_c(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -161,7 +163,7 @@ def test_ctrl_c(shards: Path, tmp_path: Path, record: Record) -> None:
         assert job.wait() == 0, job.output
     assert step == stopped
     assert_whole(run)
-    record(f"Ctrl-C: saved and gone after {seconds:.0f} s, exit 130; the command again", lost="nothing", seconds=None)
+    record(f"Ctrl-C: saves immediately, ends after {seconds:.0f} s, exit 130", lost="nothing", seconds=None)
 
 
 def test_two_drivers(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -173,7 +175,7 @@ def test_two_drivers(shards: Path, tmp_path: Path, record: Record) -> None:
             assert f"in the hands of process {job.process.pid}" in second.output
         assert job.wait() == 0, job.output
     assert_whole(run)
-    record("a second driver on the same run: refused, exit 2", lost="nothing", seconds=None)
+    record("a second driver starts on the same run: refused, exit 2", lost="nothing", seconds=None)
 
 
 def test_machine_suspended(shards: Path, tmp_path: Path, record: Record) -> None:
@@ -197,7 +199,7 @@ def test_machine_suspended(shards: Path, tmp_path: Path, record: Record) -> None
         with train_job(tmp_path, "run", shards, epochs=8) as job:
             assert job.wait() == 0, job.output
     assert_whole(run, epochs=8)
-    what = "machine suspended for 60 s" + (": exit 1, the command again" if code else "")
+    what = "the machine is suspended for 60 s" + (": exit 1; resumed with the same command" if code else "")
     record(what, lost="nothing" if job.count("^Training from") == 1 else LOST, seconds=seconds)
 
 
@@ -216,7 +218,7 @@ def test_nothing_moves(shards: Path, tmp_path: Path, record: Record) -> None:
         assert job.wait() == 0, job.output
     assert_whole(run)
     record(
-        f"a worker hangs: told after 60 s, exit 1 after {seconds:.0f} s (`train.stall_seconds` = 70)",
+        f"a worker hangs: reported after 60 s, exit 1 after {seconds:.0f} s (`train.stall_seconds` = 70)",
         lost=LOST,
         seconds=None,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lungseg_ray.run import checkpoint
-from tests.faults.conftest import Record
+from tests.faults.conftest import LOST, Record
 from tests.faults.small import (
     assert_whole,
     history,
@@ -48,7 +48,7 @@ class TestObjectStore:
             seconds = now() - start
             assert job.wait() == 0, job.output
         assert job.count("^Training from") == 1
-        record("object store stopped for 20 s", lost="nothing; training goes on meanwhile", seconds=seconds)
+        record("the object store is stopped for 20 s", lost="nothing: training continues meanwhile", seconds=seconds)
 
     @pytest.mark.parametrize(("mode", "status"), [("busy", "503"), ("denied", "403")])
     def test_refuses_for_20_seconds(self, mode: Mode, status: str, store: ObjectStore, record: Record) -> None:
@@ -68,7 +68,9 @@ class TestObjectStore:
                 assert job.wait() == 0, job.output
             assert job.count("^Training from") == 1
             assert proxy.faults > 0
-        record(f"object store answers {status} for 20 s", lost="nothing; training goes on meanwhile", seconds=seconds)
+        record(
+            f"the object store answers {status} for 20 s", lost="nothing: training continues meanwhile", seconds=seconds
+        )
 
 
 class TestFullDisk:
@@ -82,7 +84,9 @@ class TestFullDisk:
             assert "Traceback" not in job.output
             assert not list((disk / "shards").glob(".*.part"))
             assert not (disk / "shards/index.json").exists()
-        record("disk full while shards are written: exit 1", lost="nothing; the same command resumes", seconds=None)
+        record(
+            "the disk is full while shards are written: exit 1", lost="nothing: the same command resumes", seconds=None
+        )
 
     def test_while_checkpoints_are_written(self, shards: Path, tmp_path: Path, record: Record) -> None:
         with small_disk(tmp_path / "disk", megabytes=300) as disk:
@@ -103,7 +107,9 @@ class TestFullDisk:
                 assert job.wait() == 0, job.output
             assert before
             assert_whole(run, epochs=10)
-        record("disk full while checkpoints are written, then room again", lost="nothing", seconds=seconds)
+        record(
+            "the disk is full while checkpoints are written, and then has room again", lost="nothing", seconds=seconds
+        )
 
     def test_and_stays_full(self, shards: Path, tmp_path: Path, record: Record) -> None:
         # One checkpoint of this model takes 48 MB or so.
@@ -116,6 +122,4 @@ class TestFullDisk:
             (good,) = [one for one in checkpoint.list_checkpoints(run) if checkpoint.find_damage(one) is None]
             assert f"The last good checkpoint: {good}" in job.output
             assert history(run) == []
-        record(
-            "disk stays full: exit 1 after `storage.patience_seconds`", lost="steps since the checkpoint", seconds=None
-        )
+        record("the disk stays full: exit 1 after `storage.patience_seconds`", lost=LOST, seconds=None)
