@@ -28,36 +28,10 @@ State = Literal["planned", "running", "paused", "done", "failed", "refused"]
 """`paused` after a rung, for good unless the trial is promoted; `done` at full length; `refused` by a budget."""
 
 
-class TrialUpdate(Section):
-    """What has changed about a trial; the attributes are those of `Trial`. Only those that are set count."""
-
-    state: State | None = None
-    reason: str = ""
-    scores: tuple[float, ...] = ()
-    val_loss: float | None = None
-    val_dice: float | None = None
-    best_epoch: int | None = None
-    parameters: int | None = None
-    gflops: float | None = None
-    seconds: float = 0.0
-    startup: float | None = None
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The attributes that are set, with their values."""
-        return self.model_dump(exclude_unset=True)
-
-
-class Trial(Section):
-    """One set of values with one seed: its run, and what is known of it.
+class _Result(Section):
+    """What a trial finds out.
 
     Attributes:
-        number: Counts the trials of a sweep, from 1.
-        name: The name of its run, a folder below `trials/`.
-        stage: 1, the search, or 2, the finalists.
-        params: A value for each searched setting.
-        seed: The seed of the trial.
-        state: What the trial is doing.
         reason: Why it failed or was refused.
         scores: After each epoch, the validation IoU of the best epoch so far, which is the one with the lowest loss.
         val_loss: The validation loss of the best epoch.
@@ -69,12 +43,6 @@ class Trial(Section):
         startup: Seconds from its latest assignment to its first step.
     """
 
-    number: int
-    name: str
-    stage: Literal[1, 2]
-    params: Params
-    seed: int
-    state: State = "planned"
     reason: str = ""
     scores: tuple[float, ...] = ()
     val_loss: float | None = None
@@ -84,6 +52,37 @@ class Trial(Section):
     gflops: float | None = None
     seconds: float = 0.0
     startup: float | None = None
+
+
+class TrialUpdate(_Result):
+    """What has changed about a trial. Only the attributes that are set count."""
+
+    state: State | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The attributes that are set, with their values."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Trial(_Result):
+    """One set of values with one seed: its run, and what is known of it.
+
+    Attributes:
+        number: Counts the trials of a sweep, from 1.
+        name: The name of its run, a folder below `trials/`.
+        stage: 1, the search, or 2, the finalists.
+        params: A value for each searched setting.
+        seed: The seed of the trial.
+        state: What the trial is doing.
+    """
+
+    number: int
+    name: str
+    stage: Literal[1, 2]
+    params: Params
+    seed: int
+    state: State = "planned"
 
     @property
     def epochs(self) -> int:

@@ -82,8 +82,8 @@ def test_sweep_killed(store: ObjectStore, record: Record) -> None:
         for trial in cut.trials():
             assert [row["epoch"] for row in cut.history(trial)] == list(range(1, trial.epochs + 1))
         assert cut.summary() is not None
-    kept = "no trial runs twice, and all scores are those of an undisturbed sweep"
-    lost = f"the steps since each trial's last checkpoint; {kept}"
+    rest = "no trial runs twice, and all scores are those of an undisturbed sweep"
+    lost = f"the steps since each trial's last checkpoint; {rest}"
     record(
         "the driver of a sweep and its whole Ray cluster are killed three times; resumed with the same command",
         lost=lost,
