@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 
-.PHONY: help setup train test faults fuzz check format bench-smoke clean
+.PHONY: help setup train test test-lowest faults fuzz check format bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -22,6 +23,20 @@ train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
 
 test: $(READY) ## run all tests, and print their coverage
 	$(BIN)/python -m pytest --cov=lungseg_ray --cov-report=term:skip-covered
+
+# The page of docs/input.md contains byte counts of files that the imaging libraries write, so it fits one set of them.
+test-lowest: $(LOWEST)/.ready ## run the tests without Ray, on the lowest versions of the dependencies that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -m 'not faults and not cluster and not own_cluster' \
+		--ignore tests/models/test_menu.py \
+		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
+
+# PyTorch is the pinned one: wheels as old as its bound bring gigabytes of GPU libraries.
+$(LOWEST)/.ready: pyproject.toml constraints.txt tests/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[dev]'
+	@touch $(LOWEST)/.ready
 
 faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
@@ -45,4 +60,4 @@ bench-smoke: $(READY) ## measure speed against plain PyTorch, in two minutes
 	$(BIN)/python benchmarks/smoke.py
 
 clean: ## delete what these words made, but no run
-	rm -rf $(VENV) data/phantom .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) data/phantom .mypy_cache .ruff_cache .pytest_cache

@@ -37,10 +37,13 @@ def cluster() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests without Ray first, then those on the shared cluster, then those that start one of their own."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
     items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("own_cluster"):
         return 2
-    return int("cluster" in getattr(item, "fixturenames", ()))
+    return int(item.get_closest_marker("cluster") is not None)
