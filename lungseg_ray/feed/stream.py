@@ -44,6 +44,9 @@ PIPELINE_CHUNKS = 512
 """A Ray Data pipeline gets whole epochs, at least one, until it has this number of chunks, which is enough to outweigh
 the cost of its start."""
 
+_MISTAKE = "mistake"
+"""The column of a block that contains the message of a `UserError` in place of rows."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -172,6 +175,7 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
         channels); and `mask`, uint8 (n, size, size), the label of each pixel.
 
     Raises:
+        UserError: If a shard is damaged.
         OSError: If a shard cannot be read; a `StorageError` for a bucket.
     """
     places = (_train_places(source, epoch) if split == "train" else _validation_places(source))[slots]
@@ -208,7 +212,11 @@ class _Chunk:
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         epoch, slots = self.chunks[int(batch["id"][0])]
-        block = retry(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
+        try:
+            block = retry(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
+        except UserError as error:
+            # Ray does not preserve the type of an exception, so the feed gets the message and raises it again.
+            return {_MISTAKE: np.array([str(error)])}
         return {**block, "epoch": np.full(len(slots), epoch)}
 
 
@@ -249,6 +257,7 @@ class Feed:
             An iterator over the batches of this rank.
 
         Raises:
+            UserError: If a shard is damaged. The iterator raises it.
             RuntimeError: If a row is not the one that the order specifies. The iterator raises it.
         """
         return ReadAhead(self._train(step, epochs), depth=max(self.ahead // self.batch, 1))
@@ -262,6 +271,7 @@ class Feed:
             The batches, numbered from 0; the last one may be smaller than the others.
 
         Raises:
+            UserError: If a shard is damaged.
             RuntimeError: If a row is not the one that the order specifies.
         """
         slots = np.arange(self.rank, self.source.index.count("val"), self.world_size)
@@ -293,6 +303,8 @@ class Feed:
         done = 0
         # Whole blocks are requested and split into batches here, because Ray Data takes milliseconds for each batch.
         for block in self._blocks(_Chunk(self.source, split, chunks, self.patience)):
+            if _MISTAKE in block:
+                raise UserError(str(block[_MISTAKE][0]))
             place = np.stack([block["epoch"], block["slot"]])
             wanted = expected[:, done : done + place.shape[1]]
             if not np.array_equal(place, wanted) or done % self.batch:

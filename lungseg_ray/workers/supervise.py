@@ -80,8 +80,8 @@ class Supervisor:
                 messages.events = []
             except ray.exceptions.RayError as error:
                 raise JobFailedError(
-                    f"Ray is gone on this machine ({first_line(error)}). What was saved is safe; the same command goes "
-                    "on."
+                    f"Ray is gone on this machine ({first_line(error)}). What was saved is safe; the same command "
+                    "resumes."
                 ) from error
             if self.on_messages(messages, alive):
                 break

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from lungseg_ray.errors import UserError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.stream import Feed, Source
 from lungseg_ray.shards.build import Outcome
+from lungseg_ray.storage import locate
 
 BATCH, EPOCHS, SEED = 4, 2, 3
 Seen = dict[int, dict[str, str]]
@@ -85,3 +90,15 @@ def test_every_validation_image_comes_exactly_once(source: Source, world_size: i
     )
     assert set(names.values()) == {1}
     assert len(names) == source.index.count("val")
+
+
+@pytest.mark.parametrize("tasks", [0, 1])
+def test_a_damaged_shard_is_named(source: Source, tmp_path: Path, tasks: int) -> None:
+    shutil.copytree(source.root.path, tmp_path / "shards")
+    root = locate(str(tmp_path / "shards"))
+    for shard in source.index.of("train"):
+        (root / shard.file).write_bytes((root / shard.file).read_bytes()[:-100])
+    batches = Feed(dataclasses.replace(source, root=root), 0, 1, tasks, ahead=8).train(step=0, epochs=1)
+    with pytest.raises(UserError, match=r"train-\d+-\w+\.parquet: expected a complete shard"):
+        next(batches)
+    batches.close()
