@@ -27,6 +27,7 @@ def reads(seen: Iterable[str]) -> Counter[str]:
     return Counter(match[1] for match in found if match and match[1].endswith(LARGE))
 
 
+@pytest.mark.faults
 @pytest.mark.own_cluster
 def test_training_to_its_end_and_going_on(
     object_store: ObjectStore, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -37,14 +38,8 @@ def test_training_to_its_end_and_going_on(
         monkeypatch.setenv(key, value)
     tiny = settings_for(corpus, tmp_path / "shards")
     train = (
-        *(
-            "--corpus.root",
-            str(corpus),
-            "--shards.root",
-            str(tmp_path / "shards"),
-            "--runs.root",
-            f"s3://{BUCKET}/runs",
-        ),
+        *("--corpus.root", str(corpus), "--shards.root", str(tmp_path / "shards")),
+        *("--runs.root", f"s3://{BUCKET}/runs"),
         *("--model.architecture", "Linknet", "--model.encoder", "timm-regnety_002", "--feed.size", "32"),
         *("--feed.batch", str(tiny.feed.batch), "--train.precision", "fp32", "--train.threads", "1"),
         *("--train.workers", "2", "--train.average", "0.9", "--evaluate.resamples", "20", "--runs.name", "run"),
