@@ -1,6 +1,6 @@
 """The settings of all jobs: their typed tree, the function that reads it, and operations on whole trees."""
 
-from lungseg_ray.config.jobs import EvaluateJob, PredictJob, ReportJob, ShardJob, TrainJob
+from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PredictJob, ReportJob, ShardJob, TrainJob
 from lungseg_ray.config.loading import load_settings
 from lungseg_ray.config.sections import (
     ENVIRONMENT_PREFIX,
@@ -58,6 +58,7 @@ __all__ = [
     "Flips",
     "LossSettings",
     "Mark",
+    "ModelJob",
     "ModelSettings",
     "OptimSettings",
     "PhantomSettings",

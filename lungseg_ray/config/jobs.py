@@ -22,8 +22,8 @@ class ShardJob(Settings):
     )
 
 
-class EvaluateJob(Section):
-    """Measure a trained model on its own test images, or on another corpus."""
+class ModelJob(Section):
+    """The model that a job uses: that of a run, or the best ones of a sweep."""
 
     run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
     top: PositiveInt = Field(1, description="Of a sweep: number of its best trials, whose predictions are averaged.")
@@ -32,6 +32,11 @@ class EvaluateJob(Section):
         description="Average the prediction over mirror images. horizontal: the image and its left-right mirror image. "
         "all: the four combinations of both axes.",
     )
+
+
+class EvaluateJob(ModelJob):
+    """Measure a trained model on its own test images, or on another corpus."""
+
     corpus: CorpusSettings | None = Field(
         None, description="Another corpus, read without shards. By default the shards of the run are used."
     )
@@ -50,16 +55,9 @@ class EvaluateJob(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
 
 
-class PredictJob(Section):
+class PredictJob(ModelJob):
     """Write the masks that a trained model predicts for a folder of images."""
 
-    run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
-    top: PositiveInt = Field(1, description="Of a sweep: number of its best trials, whose predictions are averaged.")
-    flips: Flips = Field(
-        "none",
-        description="Average the prediction over mirror images. horizontal: the image and its left-right mirror image. "
-        "all: the four combinations of both axes.",
-    )
     images: Place = Field(description="Folder or s3:// prefix of images.")
     out: Place = Field(
         description="Folder or s3:// prefix for the masks. Images that have a mask there are not predicted again."

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lungseg_ray.config import EvaluateJob, PredictJob
+from lungseg_ray.config import ModelJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.run.folder import Run
 from lungseg_ray.sweep.ledger import Sweep, rank_trials
 
 
-def model_of(job: EvaluateJob | PredictJob) -> Model:
+def model_of(job: ModelJob) -> Model:
     """Returns the model that a job names: the best model of a run, or the average over the best trials of a sweep.
 
     Args:
