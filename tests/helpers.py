@@ -11,6 +11,7 @@ import numpy as np
 
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus import SPLITS, Record, Sample
+from lungseg_ray.run import checkpoint
 from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, write_file
 from lungseg_ray.storage import Location
 
@@ -74,3 +75,12 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
     )
     (root / INDEX).write_text(index.model_dump_json())
     return index
+
+
+def find_damage(place: Location) -> str | None:
+    """Reads a checkpoint completely, and returns what is wrong with it, in words; None if it can be used."""
+    try:
+        checkpoint.read_checkpoint(place)
+    except checkpoint.DamagedCheckpointError as error:
+        return str(error)
+    return None

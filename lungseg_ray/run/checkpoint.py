@@ -197,15 +197,6 @@ def read_progress(place: Location) -> Progress:
     return _progress(_read_verified(place, PROGRESS, sums[PROGRESS]), place)
 
 
-def find_damage(place: Location) -> str | None:
-    """Reads a checkpoint completely, and returns what is wrong with it, in words; None if it can be used."""
-    try:
-        read_checkpoint(place)
-    except DamagedCheckpointError as error:
-        return str(error)
-    return None
-
-
 def find_newest(run: Location, *, any_finished: bool, read: Callable[[Location], Content]) -> Newest[Content]:
     """Finds the newest checkpoint of a run that can be used; damaged ones are passed over.
 

@@ -163,7 +163,11 @@ def _train_epoch(
             runtime.emit(StepDone(epoch + 1, number, steps, loss=float(sums[0] / sums[3]), time=time.time()))
         request = runtime.poll_request()
         # The last step of an epoch is followed by the epoch's own checkpoint.
-        if number < steps and (request or (every and (step + 1) % every == 0)):
+        within = number < steps
+        if request == Request.SAVE:
+            which = f"of step {step + 1}" if within else f"of epoch {epoch + 1}, after its validation"
+            _note_preemption(runtime, which, step + 1)
+        if within and (request or (every and (step + 1) % every == 0)):
             here = progress_at(step + 1)
             runtime.save(learner.content(here), skip_if_busy=not request)
             if request == Request.STOP:
@@ -173,7 +177,15 @@ def _train_epoch(
     done = replace(done, epoch=epoch + 1, history=[*progress.history, row], partial={})
     runtime.save(learner.content(done), skip_if_busy=False)
     runtime.emit(EpochDone(row))
-    return done, runtime.poll_request() == Request.STOP
+    request = runtime.poll_request()
+    if request == Request.SAVE:
+        _note_preemption(runtime, f"of epoch {epoch + 1}", done.step)
+    return done, request == Request.STOP
+
+
+def _note_preemption(runtime: Runtime, which: str, step: int) -> None:
+    text = f"A node is about to be taken away: saving the checkpoint {which}."
+    runtime.emit(Note(text, "preemption", step=step))
 
 
 def _skip(error: NotFiniteError, batch: Batch, skipped: int, settings: Settings, runtime: Runtime) -> None:

@@ -15,7 +15,7 @@ from lungseg_ray.training.events import Event
 
 
 class Request(IntEnum):
-    """What the loop is asked to do between two steps."""
+    """What the loop is asked to do between two steps: to go on, to save for a node that is going, or to stop."""
 
     CONTINUE = 0
     SAVE = 1

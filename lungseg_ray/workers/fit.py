@@ -101,8 +101,6 @@ class _TrainDriver:
         self._looked = time.monotonic()
         noticed = ray.train.get_preemption_info() is not None
         new, self._preempted = noticed and not self._preempted, noticed
-        if new:
-            self.emit(Note("A node is about to be taken away: saving a checkpoint.", "preemption"))
         return new
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import Location, locate
+from tests.helpers import find_damage
 from tests.processes import Job, processes, wait_until
 
 STEPS = 12
@@ -51,9 +52,7 @@ def train_job(
 
 def kept_steps(run: Location) -> list[int]:
     """The steps of the run's checkpoints that are whole, the newest first."""
-    return [
-        checkpoint.step_of(place) for place in checkpoint.list_checkpoints(run) if checkpoint.find_damage(place) is None
-    ]
+    return [checkpoint.step_of(place) for place in checkpoint.list_checkpoints(run) if find_damage(place) is None]
 
 
 def newest_step(run: Location) -> int:
@@ -86,7 +85,7 @@ def assert_whole(run: Location, *, epochs: int = 6) -> None:
     assert [row["epoch"] for row in history(run)] == list(range(1, epochs + 1))
     assert [row["step"] for row in history(run)] == [STEPS * epoch for epoch in range(1, epochs + 1)]
     assert (run / "summary.json").exists()
-    assert all(checkpoint.find_damage(place) is None for place in checkpoint.list_checkpoints(run))
+    assert all(find_damage(place) is None for place in checkpoint.list_checkpoints(run))
 
 
 def train_workers(job: Job | None = None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.faults.small import (
     STEPS,
     Cluster,
     assert_whole,
+    kept_steps,
     newest_step,
     now,
     place,
@@ -70,9 +72,12 @@ def test_preemption(shards: Path, tmp_path: Path, record: Record) -> None:
             # The workers need whole CPUs and the head has but one, so that at least one of them is on the other node.
             (node,) = [name for name, cpus in cluster.nodes().items() if cpus == 2]
             cluster.announce_loss(node, seconds=20)
-            job.saw("^A node is about to be taken away: saving a checkpoint", seconds=20)
-            assert wait_until(lambda: newest_step(run) % STEPS != 0, seconds=10), job.output
-            saved = newest_step(run)
+            job.saw("^A node is about to be taken away: saving the checkpoint of", seconds=20)
+            found = re.search(r"saving the checkpoint of (step|epoch) (\d+)", job.output)
+            assert found
+            # No other checkpoints are written within an epoch.
+            saved = int(found[2]) * (1 if found[1] == "step" else STEPS)
+            assert wait_until(lambda: saved in kept_steps(run), seconds=10), job.output
             cluster.add_node(cpus=2)
             time.sleep(10)
             start = now()

@@ -21,6 +21,7 @@ from tests.faults.small import (
     small_disk,
     train_job,
 )
+from tests.helpers import find_damage
 from tests.processes import Job, wait_until
 from tests.storage.object_store import FaultyProxy, Mode, ObjectStore
 
@@ -119,7 +120,7 @@ class TestFullDisk:
                 assert job.wait() == 1, job.output
             assert "No space left on device" in job.output
             assert "Traceback" not in job.output
-            (good,) = [one for one in checkpoint.list_checkpoints(run) if checkpoint.find_damage(one) is None]
+            (good,) = [one for one in checkpoint.list_checkpoints(run) if find_damage(one) is None]
             assert f"The last good checkpoint: {good}" in job.output
             assert history(run) == []
         record("the disk stays full: exit 1 after `storage.patience_seconds`", lost=LOST, seconds=None)

@@ -15,6 +15,7 @@ import ray
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import locate
 from tests.conftest import write_pairs
+from tests.helpers import find_damage
 from tests.processes import Job
 from tests.storage.object_store import ObjectStore
 
@@ -57,7 +58,7 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(row["checkpoint_wait"]) >= 0 for row in rows)
     assert all("checkpoint wait" in line for _, line in job.lines if line.startswith("epoch"))
-    assert [checkpoint.find_damage(place) for place in checkpoint.list_checkpoints(run)] == [None] * len(
+    assert [find_damage(place) for place in checkpoint.list_checkpoints(run)] == [None] * len(
         checkpoint.list_checkpoints(run)
     )
     names = {place.name for place, _ in run.list()}

@@ -16,6 +16,7 @@ from lungseg_ray.run import checkpoint
 from lungseg_ray.run.checkpoint import Checkpoint, DamagedCheckpointError
 from lungseg_ray.run.progress import Progress, steps_to_keep
 from lungseg_ray.storage import Location, locate
+from tests.helpers import find_damage
 
 
 def history(*losses: float) -> list[dict[str, float]]:
@@ -95,7 +96,7 @@ def test_without_average(tmp_path: Path) -> None:
     checkpoint.write_folder(tmp_path, checkpoint.copy_to_cpu(content(*model_and_optimizer(0), average=False)))
     assert not (tmp_path / checkpoint.AVERAGE).exists()
     assert checkpoint.read_checkpoint(locate(str(tmp_path))).average is None
-    assert checkpoint.find_damage(locate(str(tmp_path))) is None
+    assert find_damage(locate(str(tmp_path))) is None
 
 
 def test_read_checkpoint(written: Location) -> None:
@@ -143,7 +144,7 @@ FILES = (
 class TestDamage:
     def test_none(self, written: Location) -> None:
         assert {path.name for path in Path(written.path).iterdir()} == set(FILES)
-        assert checkpoint.find_damage(written) is None
+        assert find_damage(written) is None
 
     @pytest.mark.parametrize("file", FILES)
     @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
@@ -151,7 +152,7 @@ class TestDamage:
         path = Path(written.path) / file
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-        reason = checkpoint.find_damage(written)
+        reason = find_damage(written)
         assert reason is not None
         assert file in reason
 
@@ -162,28 +163,28 @@ class TestDamage:
         data = bytearray(path.read_bytes())
         data[int(at * len(data))] ^= 1
         path.write_bytes(data)
-        assert checkpoint.find_damage(written) == f"{written / file}: its checksum is another than when it was written"
+        assert find_damage(written) == f"{written / file}: its checksum is another than when it was written"
 
     @pytest.mark.parametrize("file", FILES)
     def test_file_gone(self, file: str, written: Location) -> None:
         (Path(written.path) / file).unlink()
-        assert checkpoint.find_damage(written) == f"{written}: is not complete ({file} is missing)"
+        assert find_damage(written) == f"{written}: is not complete ({file} is missing)"
 
     @pytest.mark.parametrize("data", [b"", b"no json", b'{"a": ', b"\xff\xfe"])
     def test_checksums_unreadable(self, data: bytes, written: Location) -> None:
         (written / checkpoint.CHECKSUMS).write_bytes(data)
-        assert checkpoint.find_damage(written) == f"{written / checkpoint.CHECKSUMS}: cannot be read"
+        assert find_damage(written) == f"{written / checkpoint.CHECKSUMS}: cannot be read"
 
     def test_another_checksum(self, written: Location) -> None:
         place = written / checkpoint.CHECKSUMS
         sums = json.loads(place.read_text())
         first = sums[checkpoint.WEIGHTS]
         place.write_text(json.dumps({**sums, checkpoint.WEIGHTS: ("1" if first[0] == "0" else "0") + first[1:]}))
-        assert checkpoint.WEIGHTS in str(checkpoint.find_damage(written))
+        assert checkpoint.WEIGHTS in str(find_damage(written))
 
     def test_directory_gone(self, written: Location) -> None:
         written.delete()
-        assert checkpoint.find_damage(written) == f"{written}: is not complete (checksums.json is missing)"
+        assert find_damage(written) == f"{written}: is not complete (checksums.json is missing)"
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from lungseg_ray.run.folder import HISTORY, Run
 from lungseg_ray.run.lease import LeaseToken, Owner
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.storage import locate
+from tests.helpers import find_damage
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_what_is_kept(run: Run, said: list[str]) -> None:
     one.flush()
     # The best epoch is the first, after step 10; the latest two are 25 and 20.
     assert steps(run) == [25, 20, 10]
-    assert [checkpoint.find_damage(place) for place in checkpoint.list_checkpoints(run.place)] == [None] * 3
+    assert [find_damage(place) for place in checkpoint.list_checkpoints(run.place)] == [None] * 3
     assert one.last is not None
     assert one.last.name == checkpoint.folder_name(25)
     assert (run.place / HISTORY).read_text().splitlines()[1:] == ["1,10,0.5", "2,20,0.7"]
@@ -145,7 +146,7 @@ def test_one_of_the_same_name_is_replaced(run: Run, said: list[str]) -> None:
     one = writer_of(run, said.append)
     one.save(content(5))
     one.flush()
-    assert checkpoint.find_damage(run.place / checkpoint.folder_name(5)) is None
+    assert find_damage(run.place / checkpoint.folder_name(5)) is None
 
 
 def test_one_whose_driver_has_lost_the_run_writes_nothing(run: Run, said: list[str]) -> None:

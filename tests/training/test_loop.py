@@ -298,6 +298,19 @@ class TestBetweenSteps:
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=runtime)
         assert progress.epoch == 2
         assert {int(path.name[-9:]) for path in tmp_path.iterdir()} == {3, 5, 10}
+        assert [event.text for event in runtime.events if isinstance(event, Note)] == [
+            "A node is about to be taken away: saving the checkpoint of step 3."
+        ]
+
+    def test_a_request_to_save_at_the_end_of_an_epoch(self, tmp_path: Path) -> None:
+        """It is asked after the last step and after the validation, which `Memory` answers alike."""
+        runtime = Memory(tmp_path, requests={5: Request.SAVE})
+        train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=runtime)
+        assert {int(path.name[-9:]) for path in tmp_path.iterdir()} == {5, 10}
+        assert [(event.text.partition(": ")[2], event.step) for event in runtime.events if isinstance(event, Note)] == [
+            ("saving the checkpoint of epoch 1, after its validation.", 5),
+            ("saving the checkpoint of epoch 1.", 5),
+        ]
 
     def test_what_it_is_doing_is_said(self, tmp_path: Path) -> None:
         runtime, _ = run(self.settings(0), tmp_path)
