@@ -78,7 +78,7 @@ def _prescribed_split(records: Sequence[Record]) -> dict[str, Split]:
         shown = "; ".join(f"{patient}: {', '.join(splits)}" for patient, splits in sorted(conflicts.items())[:5])
         raise UserError(
             f"The corpus puts {len(conflicts)} patient(s) in more than one split ({shown}). Expected one "
-            "split for all images of a patient: correct the split column, or leave it empty to have the patients dealt."
+            "split for all images of a patient: correct the split column, or leave it empty to have the patients assigned."
         )
     return {patient: split for patient, (split,) in found.items()}
 

@@ -92,7 +92,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         source = Source.of(settings, index)
         if not resuming:
             run.start(settings, fingerprint=index.fingerprint)
-        console.print(f"{'Going on with' if resuming else 'Starting'} the run {run.place}", highlight=False)
+        console.print(f"{'Resuming' if resuming else 'Starting'} the run {run.place}", highlight=False)
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
             with display:

@@ -101,7 +101,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         resuming = sweep.can_resume(job, fingerprint=index.fingerprint)
         sweep.config.write(job, fingerprint=index.fingerprint)
         console.print(
-            f"{'Going on with' if resuming else 'Starting'} the sweep {sweep.place}: {plan.concurrent} trial(s) at a "
+            f"{'Resuming' if resuming else 'Starting'} the sweep {sweep.place}: {plan.concurrent} trial(s) at a "
             f"time on {'GPUs' if plan.training.device == 'cuda' else 'CPUs'}",
             highlight=False,
         )

@@ -317,7 +317,7 @@ def _patients(audit: Audit) -> Chapter:
         parts.append(Note("There is none."))
     return Chapter(
         "Patients",
-        "Patients are dealt to splits whole: images of one patient are much alike, and figures are "
+        "All images of a patient are in one split: images of one patient are much alike, and figures are "
         "too good where a patient is in two.",
         parts,
     )

@@ -180,7 +180,7 @@ def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> tuple[
         other = _owner(newest) if newest else None
         if newest and other and _alive(newest, other, note):
             raise UserError(
-                f"{run}: the run is in the hands of {other}. Wait until it ends, stop it, or use another runs.name."
+                f"{run}: the run is held by {other}. Wait until it ends, stop it, or use another runs.name."
             )
         place = run / f"lease-{_number(newest) + 1:06d}.json"
         if place.create(json.dumps(asdict(owner)).encode()):
@@ -196,7 +196,7 @@ def _alive(place: Location, owner: Owner, note: Callable[[str], None]) -> bool:
     """Whether the owner of a lease lives; listens for its heartbeat if it runs on another machine."""
     if owner.machine == _machine() and owner.born:
         return _born(owner.pid) == owner.born
-    note(f"The run was last in the hands of {owner}. Listening for {SILENCE_SECONDS:.0f} s whether that is alive.")
+    note(f"The run was last held by {owner}. Listening for {SILENCE_SECONDS:.0f} s whether that is alive.")
     end = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < end:
         time.sleep(1.0)

@@ -158,7 +158,7 @@ class _Losses(UserCallback):
         reasons = [
             f"worker {rank} ({first_line(error)})" for rank, error in sorted((dead or worker_exceptions).items())
         ]
-        self._mailbox.workers_lost(f"Lost {', '.join(reasons)}. Going on from the last checkpoint.")
+        self._mailbox.workers_lost(f"Lost {', '.join(reasons)}. Resuming from the last checkpoint.")
 
 
 def _lost_too_often(times: int, allowed: int) -> str:

@@ -394,16 +394,16 @@ class TestSides:
 
     def test_torn_patients_stay_where_they_are_put(self) -> None:
         given = self.records(("p", "train"), ("p", "val"), ("q", "test"), ("r", "train"), ("r", None))
-        dealt, split_conflicts, unsplit_reason = assign_possible_splits(given, SplitSettings())
+        assigned, split_conflicts, unsplit_reason = assign_possible_splits(given, SplitSettings())
         assert split_conflicts == {"p": ["train", "val"]}
-        assert {one.image_id: one.split for one in dealt} == {
+        assert {one.image_id: one.split for one in assigned} == {
             "x0": "train", "x1": "val", "x2": "test", "x3": "train", "x4": "train",
         }  # fmt: skip
         assert unsplit_reason == ""
 
     def test_too_few_patients(self) -> None:
-        dealt, split_conflicts, unsplit_reason = assign_possible_splits(self.records(("p", None)), SplitSettings())
-        assert (dealt[0].split, split_conflicts) == (None, {})
+        assigned, split_conflicts, unsplit_reason = assign_possible_splits(self.records(("p", None)), SplitSettings())
+        assert (assigned[0].split, split_conflicts) == (None, {})
         assert unsplit_reason.startswith("Too few patients for the split")
 
 

@@ -29,10 +29,10 @@ def test_known_hashes() -> None:
 
 def test_shares_and_disjoint_patients() -> None:
     records = [record(f"i{n}", f"p{n // 2}") for n in range(4000)]
-    dealt = assign_splits(records, SplitSettings(val=0.2, test=0.1))
-    assert [item.image_id for item in dealt] == [item.image_id for item in records]
-    assert all(first.split == second.split for first, second in zip(dealt[::2], dealt[1::2], strict=True))
-    shares = {split: count / 4000 for split, count in Counter(item.split for item in dealt).items()}
+    assigned = assign_splits(records, SplitSettings(val=0.2, test=0.1))
+    assert [item.image_id for item in assigned] == [item.image_id for item in records]
+    assert all(first.split == second.split for first, second in zip(assigned[::2], assigned[1::2], strict=True))
+    shares = {split: count / 4000 for split, count in Counter(item.split for item in assigned).items()}
     assert shares == pytest.approx({"train": 0.7, "val": 0.2, "test": 0.1}, abs=0.03)
 
 
@@ -65,18 +65,18 @@ def test_patients_on_two_sides_are_named() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_three_patients_fill_three_sides(seed: int) -> None:
-    dealt = splits([record(name, name) for name in "abc"], val=0.01, test=0.01, seed=seed)
-    assert sorted(str(split) for split in dealt.values()) == ["test", "train", "val"]
-    assert dealt == splits([record(name, name) for name in "cab"], val=0.01, test=0.01, seed=seed)
+    assigned = splits([record(name, name) for name in "abc"], val=0.01, test=0.01, seed=seed)
+    assert sorted(str(split) for split in assigned.values()) == ["test", "train", "val"]
+    assert assigned == splits([record(name, name) for name in "cab"], val=0.01, test=0.01, seed=seed)
 
 
 def test_nearest_patient_moves() -> None:
     # With a share of almost nothing for the test, the patient with the lowest number moves there.
     names = [f"p{n}" for n in range(10)]
     lowest = min(names, key=lambda name: hashlib.sha256(f"0:{name}".encode()).hexdigest())
-    dealt = splits([record(name, name) for name in names], val=0, test=1e-9)
-    assert [name for name, split in dealt.items() if split == "test"] == [lowest]
-    assert "val" not in dealt.values()
+    assigned = splits([record(name, name) for name in names], val=0, test=1e-9)
+    assert [name for name, split in assigned.items() if split == "test"] == [lowest]
+    assert "val" not in assigned.values()
 
 
 def test_training_is_never_empty() -> None:
@@ -90,5 +90,5 @@ def test_too_few_patients() -> None:
 
 
 def test_share_of_zero_gets_nobody() -> None:
-    dealt = splits([record(f"p{n}", f"p{n}") for n in range(50)], val=0.2, test=0)
-    assert set(dealt.values()) == {"train", "val"}
+    assigned = splits([record(f"p{n}", f"p{n}") for n in range(50)], val=0.2, test=0)
+    assert set(assigned.values()) == {"train", "val"}

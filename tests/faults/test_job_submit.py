@@ -116,7 +116,7 @@ def test_shard_train_stop_go_on_evaluate_predict(
     again = submit(cluster, *TRAIN)
     transcript.append(again.stdout)
     assert again.returncode == 0, again.stdout
-    assert "Going on with the run" in again.stdout
+    assert "Resuming the run" in again.stdout
     assert len(re.findall(r"^epoch +\d+/30 ", again.stdout, re.MULTILINE)) == 30 - (step // 12)
     assert "Running Dataset" not in again.stdout
     assert (run / "summary.json").exists()

@@ -177,7 +177,7 @@ def test_two_drivers(shards: Path, tmp_path: Path, record: Record) -> None:
         reached(run, 3, job)
         with train_job(tmp_path, "run", shards) as second:
             assert second.wait() == 2, second.output
-            assert f"in the hands of process {job.process.pid}" in second.output
+            assert f"held by process {job.process.pid}" in second.output
         assert job.wait() == 0, job.output
     assert_whole(run)
     record("a second driver starts on the same run: refused, exit 2", lost="nothing", seconds=None)

@@ -41,7 +41,7 @@ def test_kill_of_the_driver_in_an_epoch(tmp_path: Path) -> None:
     with Job("train.py", *command) as again:
         assert again.wait() == 0, again.output
     assert "Taking the run over from process" in again.output
-    assert "Going on with the run" in again.output
+    assert "Resuming the run" in again.output
     # Its workers may have saved some more before they noticed.
     from_epoch = re.search(r"Training from epoch (\d+)", again.output)
     assert from_epoch is not None

@@ -59,7 +59,7 @@ def test_held_and_given_back(run: Location, said: list[str]) -> None:
 
 def test_the_second_is_refused(run: Location, said: list[str]) -> None:
     with acquire(run, said.append) as mine:
-        with pytest.raises(UserError, match=rf"in the hands of process {os.getpid()} on .*, since") as error:
+        with pytest.raises(UserError, match=rf"held by process {os.getpid()} on .*, since") as error:
             acquire(run, said.append).__enter__()
         assert "another runs.name" in str(error.value)
         mine.check()
@@ -120,7 +120,7 @@ class TestAnotherMachine:
         place = leave(run, self.OWNER)
         timer = threading.Timer(0.5, lambda: place.write_text(json.dumps(asdict(replace(self.OWNER, beat=1)))))
         timer.start()
-        with pytest.raises(UserError, match=r"in the hands of process .* on elsewhere"):
+        with pytest.raises(UserError, match=r"held by process .* on elsewhere"):
             acquire(run, said.append).__enter__()
         timer.join()
         assert files(run) == ["lease-000001.json"]
