@@ -148,6 +148,24 @@ class CorpusSettings(Section):
         "file names but for the suffix, and an optional index.csv. manifest: a CSV or Parquet file. montgomery, "
         "shenzhen, jsrt: as published. dicom: a tree of DICOM files, with masks in masks/.",
     )
+    images: Annotated[list[str], Mark.IN_SHARDS] = Field(
+        [],
+        description="Folders of images below corpus.root, or patterns of their paths such as '*/scans/*.png', where "
+        "they have no usual name.",
+    )
+    masks: Annotated[list[str], Mark.IN_SHARDS] = Field(
+        [], description="Folders of masks below corpus.root, or patterns of their paths, where they have no usual name."
+    )
+    patients: Annotated[str, Mark.IN_SHARDS] = Field(
+        "auto",
+        description="Whose image each one is. auto: found out from tables, DICOM tags and names. none: each image is "
+        "of another patient. Else the column of a table, or a pattern whose group identifies the patient in the path "
+        "of an image, such as '([0-9]+)_[0-9]+$'.",
+    )
+    columns: Annotated[dict[Literal["image", "mask", "patient", "split"], str], Mark.IN_SHARDS] = Field(
+        {},
+        description="Names of the columns image, mask, patient and split of a table, where they are not usual ones.",
+    )
     outside: Annotated[bool, Mark.IN_SHARDS] = Field(
         False, description="Whether a manifest may name files outside its own folder."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lungseg_ray.config import SplitSettings
@@ -18,6 +18,9 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
     If the corpus prescribes a split for any image of a patient, all images of that patient get it. All other patients
     are assigned by sha256("<seed>:<patient>") as a number in [0, 1): numbers below `test` to test, then numbers below
     `test + val` to val, and the rest to train. Adding or removing other patients does not change the assignment.
+
+    If the corpus prescribes a split for every patient but has no val, val is taken from the patients of train in the
+    same way, since training needs it; if it prescribes nothing but train, so is test.
 
     There is one exception, for tiny corpora. A split with a share above 0 that has no patient takes one from a split
     with two or more patients: of those whose split the corpus does not prescribe, the patient whose number is nearest
@@ -35,6 +38,9 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
             one.
     """
     splits = _prescribed_split(records)
+    for patient in _shared_out(records, splits, settings):
+        del splits[patient]
+    taken = set(splits.values())
     free = {
         record.patient_id: _number(record.patient_id, settings.seed)
         for record in records
@@ -45,12 +51,15 @@ def assign_splits(records: Sequence[Record], settings: SplitSettings) -> list[Re
         "val": (settings.test, settings.test + settings.val),
         "train": (settings.test + settings.val, 1.0),
     }
+    given = {record.patient_id for record in records if record.split is not None}
     for patient, number in free.items():
-        splits[patient] = next((split for split, (_, upper) in bounds.items() if number < upper), "train")
+        split: Split = next((split for split, (_, upper) in bounds.items() if number < upper), "train")
+        # Of the patients for training, none goes to a split that the corpus has.
+        splits[patient] = "train" if patient in given and split in taken else split
     if free:
-        for split, (lower, upper) in bounds.items():
-            if upper > lower and split not in splits.values():
-                splits[_nearest(lower, upper, splits, free, split)] = split
+        for wanted, (lower, upper) in bounds.items():
+            if upper > lower and wanted not in splits.values():
+                splits[_nearest(lower, upper, splits, free, wanted)] = wanted
     return [replace(record, split=splits[record.patient_id]) for record in records]
 
 
@@ -77,10 +86,34 @@ def _prescribed_split(records: Sequence[Record]) -> dict[str, Split]:
     if conflicts:
         shown = "; ".join(f"{patient}: {', '.join(splits)}" for patient, splits in sorted(conflicts.items())[:5])
         raise UserError(
-            f"The corpus puts {len(conflicts)} patient(s) in more than one split ({shown}). Expected one "
-            "split for all images of a patient: correct the split column, or leave it empty to have the patients assigned."
+            f"The corpus puts {len(conflicts)} patient(s) in more than one split ({shown}). Expected one split for all "
+            "images of a patient: correct the split column, or leave it empty to have the patients assigned."
         )
     return {patient: split for patient, (split,) in found.items()}
+
+
+def missing_splits(records: Iterable[Record], settings: SplitSettings) -> list[Split]:
+    """Returns the splits that are taken from train, because a corpus that prescribes all splits lacks them.
+
+    Args:
+        records: The records, before splits are assigned.
+        settings: The shares of patients for val and test.
+
+    Returns:
+        Some of val and test; empty if the corpus has val, or leaves any patient free.
+    """
+    found = {record.split for record in records}
+    shares: dict[Split, float] = {"val": settings.val, "test": settings.test}
+    if found == {"train"}:
+        return [split for split, share in shares.items() if share > 0]
+    return ["val"] if found == {"train", "test"} and settings.val > 0 else []
+
+
+def _shared_out(records: Sequence[Record], splits: Mapping[str, Split], settings: SplitSettings) -> list[str]:
+    """Returns the patients for training from whom missing splits are taken."""
+    if not missing_splits(records, settings):
+        return []
+    return [patient for patient, split in splits.items() if split == "train"]
 
 
 def _number(patient: str, seed: int) -> float:

@@ -25,7 +25,7 @@ from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
-from lungseg_ray.corpus.split import assign_splits
+from lungseg_ray.corpus.split import assign_splits, missing_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.shards.format import (
@@ -140,7 +140,8 @@ def shard(settings: Settings) -> Outcome:
     _write_all(root, plan, settings)
     index, set_aside = _build_index(root, [file for file, _ in plan], settings, source, listing.layout)
     set_aside = sorted([*listing.set_aside, *set_aside], key=lambda one: (one.reason, one.image_id))
-    index = index.model_copy(update={"set_aside": dict(Counter(one.reason for one in set_aside))})
+    counts = dict(Counter(one.reason for one in set_aside))
+    index = index.model_copy(update={"set_aside": counts, **_recognition(listing, settings.corpus)})
     _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
     if not index.count("train"):
         bare = f" {len(listing.unlabelled)} images have no mask." if listing.unlabelled else ""
@@ -175,6 +176,7 @@ def describe_outcome(outcome: Outcome) -> str:
     """Returns a text for the user: the content of the shards, and the files that are not used."""
     index, listing = outcome.index, outcome.listing
     lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {listing.recognised}"]
+    lines += [f"  {line}" for line in index.recognition]
     for split, figures in index.splits.items():
         shares = ", ".join(f"{label}: {share:.1%}" for label, share in figures.label_shares.items())
         lines.append(
@@ -185,6 +187,7 @@ def describe_outcome(outcome: Outcome) -> str:
         lines.append(f"  {len(listing.unlabelled)} images are unlabelled: the layout knows of no mask for them")
     if listing.ignored:
         lines.append(f"  {listing.ignored} other files among images and masks were not read")
+    lines += [f"Warning: {line}" for line in index.warnings]
     if outcome.set_aside:
         lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", set_aside_table(outcome.set_aside)]
     return "\n".join(lines)
@@ -284,6 +287,22 @@ def _build_index(
         set_aside={},
     )
     return index, set_aside
+
+
+def _recognition(listing: Listing, settings: CorpusSettings) -> dict[str, list[str]]:
+    """Returns what was found out about the corpus, and what the user should check, for the index."""
+    recognition, warnings = list(listing.recognition), list(listing.warnings)
+    missing = missing_splits(listing.records, settings.split)
+    if missing:
+        recognition.append(f"splits: the corpus has no {' and no '.join(missing)}, which is taken from train")
+    if len(listing.records) > 1 and listing.layout == "pairs" and settings.patients == "auto":
+        patients = {record.patient_id for record in listing.records}
+        if len(patients) == len(listing.records):
+            warnings.append(
+                "Nothing says which images are of one patient, so that each image counts as a patient of its own. If "
+                "patients have several images, the figures are too good: name them with --corpus.patients, or a table."
+            )
+    return {"recognition": recognition, "warnings": warnings}
 
 
 class _RowFacts(TypedDict):

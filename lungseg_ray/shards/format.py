@@ -120,6 +120,8 @@ class ShardIndex(BaseModel):
         splits: The figures of each split; `sides` in the files of older versions.
         shards: The shards.
         set_aside: The number of files that were set aside, by reason.
+        recognition: What was found out about the corpus when the shards were built, for the user.
+        warnings: What the user should check, as sentences.
     """
 
     schema_version: int
@@ -131,6 +133,8 @@ class ShardIndex(BaseModel):
     splits: dict[Split, SplitFigures] = Field(validation_alias=AliasChoices("splits", "sides"))
     shards: list[Shard]
     set_aside: dict[str, int]
+    recognition: list[str] = []
+    warnings: list[str] = []
 
     def of(self, split: Split) -> list[Shard]:
         """Returns the shards of a split."""

@@ -185,9 +185,9 @@ def manifest(root: Path, text: str, **settings: object) -> dict[str, Found]:
 GOOD_ROW = "image_uri,mask_uri\nimages/good.png,masks/good.png\n"
 
 
-@corpus("manifest without the column mask_uri", "refused")
+@corpus("manifest without a column of masks", "refused")
 def no_column(root: Path) -> dict[str, Found]:
-    return manifest(root, "image_uri,mask\nimages/x.png,masks/x.png\n")
+    return manifest(root, "image_uri,outline\nimages/x.png,masks/x.png\n")
 
 
 @corpus("manifest with 100 000 rows of one image", "refused")

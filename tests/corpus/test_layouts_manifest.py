@@ -58,9 +58,9 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("image,mask_uri\na,b\n", "found image, mask_uri; image_uri is missing"),
-            ("image_uri;mask_uri\na;b\n", "found image_uri;mask_uri; image_uri, mask_uri is missing"),
-            ("image_uri,mask_uri,split\na.png,b.png,\nc.png,d.png,dev\n", "row 2 .*'dev'; expected train, val, test"),
+            ("scan,mask_uri\na,b\n", r"found scan, mask_uri\. .*: --corpus\.columns\.image COLUMN$"),
+            ("one,two\na,b\n", r"found one, two\. .*columns\.image COLUMN --corpus\.columns\.mask COLUMN$"),
+            ("image_uri,mask_uri,split\na.png,b.png,\nc.png,d.png,third\n", "row 2 .*'third' in the column split; exp"),
             ("image_uri,mask_uri\na.png,b.png\na.png,c.png\n", "rows 1 and 2 .* both name a"),
             ("image_uri,mask_uri\n,b.png\n", "row 1 .* no image_uri"),
             ("image_uri,mask_uri\n", "found none"),
@@ -74,7 +74,7 @@ class TestManifest:
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no such file"):
             listing(tmp_path / "list.csv")
-        with pytest.raises(UserError, match=r"expects a \.csv or \.parquet file"):
+        with pytest.raises(UserError, match=r"expects a \.csv, \.tsv, \.xlsx or \.parquet file"):
             listing(tmp_path, layout="manifest")
 
     def test_not_parquet(self, tmp_path: Path) -> None:
@@ -264,9 +264,10 @@ class TestTable:
             (b"image_uri,mask_uri\n" + b"x" * 200_000 + b",m.png\n", r"row 1 after the header cannot be read as CSV"),
             (b'image_uri,mask_uri\na,"' + b"b,c\n" * 50_000, r"row 1 after .*a quote that is not closed"),
             (b"image_uri,mask_uri,image_uri\na,b,c\n", r"expected each column once, found image_uri more than once"),
-            (b"\xff\xfei\0m\0", "expected a CSV file in UTF-8"),
-            (b"", "image_uri, mask_uri is missing"),
-            (b",".join(b"c%d" % n for n in range(5000)) + b"\n", "c7 and 4992 more; image_uri"),
+            (b"i\xffm", "expected a CSV file in UTF-8"),
+            (b"\xff\xfei\0m", "expected a CSV file in UTF-16"),
+            (b"", "found nothing. Name the missing one"),
+            (b",".join(b"c%d" % n for n in range(5000)) + b"\n", "c7 and 4992 more. Name the missing one"),
         ],
     )
     def test_csv_that_is_none(self, data: bytes, message: str, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_montgomery_damaged(tmp_path: Path) -> None:
     (top / f"ClinicalReadings/{names[4]}.txt").unlink()
     (top / f"ClinicalReadings/{names[5]}.txt").unlink()
     (top / f"ClinicalReadings/{names[5]}.txt").mkdir()
-    (top / "CXR_png/Thumbs.db").write_bytes(b"x")
+    (top / "CXR_png/notes.txt").write_bytes(b"x")
     (tmp_path / "copy/CXR_png").mkdir(parents=True)
     shutil.copy(top / f"CXR_png/{names[6]}.png", tmp_path / "copy/CXR_png")
     found = listing(tmp_path)
@@ -210,20 +210,25 @@ def test_jsrt_clinical_data_with_other_line_ends(tmp_path: Path) -> None:
     assert counts(listing(tmp_path), "sex") == {"male": 124, "female": 123}
 
 
-def test_several_layouts_fit(tmp_path: Path) -> None:
+def test_several_sets_are_united(tmp_path: Path) -> None:
     trees.montgomery(tmp_path, count=4)
     trees.shenzhen(tmp_path, count=4)
-    with pytest.raises(UserError, match=r"montgomery \(found .*\); shenzhen \(found .*\)\. Set corpus\.layout"):
-        listing(tmp_path)
+    both = listing(tmp_path)
+    assert both.layout == "montgomery and shenzhen"
+    assert counts(both, "set") == {"montgomery": 4, "shenzhen": 4}
+    names = [record.image_id for record in both.records]
+    assert names == sorted(names)
     assert len(listing(tmp_path, layout="montgomery").records) == 4
     found = listing(tmp_path, layout="shenzhen")
     assert {record.image_id[:3] for record in found.records} == {"CHN"}
 
 
-@pytest.mark.parametrize("layout", ["montgomery", "shenzhen", "jsrt", "pairs"])
+@pytest.mark.parametrize("layout", ["montgomery", "shenzhen", "jsrt"])
 def test_named_layout_that_is_not_there(layout: str, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
-    with pytest.raises(UserError, match=rf"the layout {layout} expects .* found scans\. Correct corpus\.root"):
+    with pytest.raises(
+        UserError, match=rf"the layout {layout} expects .* found no file in scans/\. Correct corpus\.root"
+    ):
         listing(tmp_path, layout=layout)
 
 

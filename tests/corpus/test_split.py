@@ -57,6 +57,16 @@ def test_a_prescribed_split_may_lack_a_side() -> None:
     assert splits([record("a", "a", "train"), record("b", "b", "val")]) == {"a": "train", "b": "val"}
 
 
+def test_what_training_needs_is_taken_from_train() -> None:
+    given = [record(f"t{n}", f"t{n}", "train") for n in range(40)]
+    # Without val, some patients of train validate; those of test stay what they are.
+    both = splits([*given, *(record(f"x{n}", f"x{n}", "test") for n in range(5))], val=0.2, test=0.5)
+    assert {split for name, split in both.items() if name.startswith("x")} == {"test"}
+    assert {split for name, split in both.items() if name.startswith("t")} == {"train", "val"}
+    # A folder "train" alone says nothing of the others.
+    assert set(splits(given, val=0.2, test=0.2).values()) == {"train", "val", "test"}
+
+
 def test_patients_on_two_sides_are_named() -> None:
     torn = [record(f"{split}{n}", f"p{n}", split) for n in range(7) for split in ("train", "val")]
     with pytest.raises(UserError, match=r"7 patient.*p0: train, val; p1: .*p4: train, val\)"):

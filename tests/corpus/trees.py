@@ -50,10 +50,10 @@ def listing(root: Path, **settings: object) -> Listing:
 
 
 def fill(root: Path, *files: str) -> Path:
-    """Files of as many bytes as their path has letters; listing never opens them."""
+    """Files whose content is their path, so that each is another; listing never opens them."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_bytes(b"x" * len(file))
+        (root / file).write_bytes(os.fsencode(file))
     return root
 
 

@@ -15,19 +15,21 @@ The root `phantom` stands for synthetic X-rays.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lungseg_ray.config import PHANTOM, CorpusSettings
 from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.layouts import manifest
 from lungseg_ray.corpus.layouts.dicom import DICOM
+from lungseg_ray.corpus.layouts.folders import PAIRS
 from lungseg_ray.corpus.layouts.jsrt import JSRT
-from lungseg_ray.corpus.layouts.listing import Layout, Listing
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError
 from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
-from lungseg_ray.corpus.layouts.pairs import PAIRS
 from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
 from lungseg_ray.corpus.layouts.tree import FileTree
+from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location, locate
 
@@ -59,33 +61,60 @@ def list_corpus(settings: CorpusSettings) -> Listing:
         return listing if settings.layout == "manifest" else replace(listing, because=because)
     tree = FileTree.of(root)
     if settings.layout != "auto":
-        return next(layout for layout in _LAYOUTS if layout.name == settings.layout).read(tree, settings)
-    layout, because = _recognise(tree)
-    return replace(layout.read(tree, settings), because=because)
+        listing = next(layout for layout in _LAYOUTS if layout.name == settings.layout).read(tree, settings)
+    else:
+        found = _recognise(tree)
+        try:
+            listing = _united([replace(layout.read(tree, settings), because=because) for layout, because in found])
+        except NoLayoutError as error:
+            expected = "\n".join(f"  {layout.name}: {layout.expects}" for layout in _LAYOUTS)
+            raise UserError(
+                f"{error}\nThese layouts are read:\n  manifest: {manifest.EXPECTS}\n{expected}\nAll are described in "
+                f"docs/input.md; --corpus.root {PHANTOM} draws chest X-rays to try."
+            ) from None
+    return replace(listing, recognition=[*tree.notes, *listing.recognition])
 
 
-def _recognise(tree: FileTree) -> tuple[Layout, str]:
+def _recognise(tree: FileTree) -> list[tuple[Layout, str]]:
+    """Returns the layouts that fit, with the evidence. Several may do so for public sets, which are then united."""
     found = [(layout, because) for layout in _LAYOUTS if (because := layout.recognise(tree))]
-    # The folders images/ and masks/ are assumed to be intentional, whatever the names of the files in them.
-    if (PAIRS, PAIRS.recognise(tree)) in found:
-        found = [(layout, because) for layout, because in found if layout in (PAIRS, DICOM)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    names = [layout for layout, _ in found]
+    if PAIRS in names:
+        # JSRT's folders are named like those of any pairs. The files of the other sets are also kept in other folders.
+        found = [
+            (layout, because) for layout, because in found if layout in ((JSRT,) if JSRT in names else (PAIRS, DICOM))
+        ]
+    if not found:
+        return [(PAIRS, "by the names of files")]
+    if len(found) > 1 and not all(layout in _PUBLIC for layout, _ in found):
         reasons = "; ".join(f"{layout.name} ({because})" for layout, because in found)
         raise UserError(
             f"{tree.root}: several layouts fit: {reasons}. Set corpus.layout to the one that is meant, or corpus.root "
             "to the folder of one corpus."
         )
-    expected = "\n".join(f"  {name}: {expects}" for name, expects in _expected())
-    raise UserError(
-        f"{tree.root}: found {tree.describe()}, which fits no layout. Set corpus.root to one of these, or to "
-        f"'{PHANTOM}':\n{expected}"
+    return found
+
+
+def _united(listings: Sequence[Listing]) -> Listing:
+    """Unites the listings of public sets that lie in one folder; the name of the set becomes a group."""
+    if len(listings) == 1:
+        return listings[0]
+
+    def of(listing: Listing, records: Iterable[Record]) -> list[Record]:
+        return [replace(record, groups={**record.groups, "set": listing.layout}) for record in records]
+
+    return Listing(
+        records=sorted((one for each in listings for one in of(each, each.records)), key=lambda one: one.image_id),
+        set_aside=sorted((one for each in listings for one in each.set_aside), key=lambda one: one.image_id),
+        layout=" and ".join(listing.layout for listing in listings),
+        unlabelled=sorted(
+            (one for each in listings for one in of(each, each.unlabelled)), key=lambda one: one.image_id
+        ),
+        because="; ".join(listing.because for listing in listings),
+        recognition=[line for listing in listings for line in listing.recognition],
+        warnings=[line for listing in listings for line in listing.warnings],
     )
 
 
-def _expected() -> list[tuple[str, str]]:
-    return [("manifest", manifest.EXPECTS), *((layout.name, layout.expects) for layout in _LAYOUTS)]
-
-
-_LAYOUTS = (PAIRS, DICOM, MONTGOMERY, SHENZHEN, JSRT)
+_PUBLIC = (MONTGOMERY, SHENZHEN, JSRT)
+_LAYOUTS = (PAIRS, DICOM, *_PUBLIC)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,18 +12,18 @@ from itertools import islice
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import dicom
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, make_record
+from lungseg_ray.corpus.layouts.matching import Item, match
+from lungseg_ray.corpus.layouts.roles import Roles
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree
 from lungseg_ray.corpus.picture import check_bytes
 from lungseg_ray.corpus.privacy import Salt, find_salt
 from lungseg_ray.corpus.read import fault_of_file, redact_paths
-from lungseg_ray.corpus.record import STUDY_KEY, SetAside
+from lungseg_ray.corpus.record import STUDY_KEY, Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry, translate_errors
-from lungseg_ray.text import without_suffix
 
 EXPECTS = "DICOM files in any folders, and the mask of images/a/b.dcm, or of a/b.dcm, as masks/a/b.png"
-_MASKS, _IMAGES = "masks/", "images/"
 _READERS = 16
 """The number of files whose tags are read at the same time."""
 _HEAD_BYTES = 1 << 17
@@ -45,7 +44,9 @@ def recognise(tree: FileTree) -> str:
     Returns:
         The evidence as a clause; empty if there is none.
     """
-    images = [entry for entry in tree.files if _is_image(entry)]
+    roles = Roles(entry.path.rpartition("/")[0] for entry in tree.files)
+    files = (Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files)
+    images = [item.entry for item in files if _is_image(item)]
     if any(entry.path.lower().endswith(DICOM_SUFFIXES) for entry in images):
         return f"found files named {' or '.join(DICOM_SUFFIXES)}"
     return "found DICOM files without a suffix" if any(map(_begins_as_dicom, islice(images, _PROBED))) else ""
@@ -69,42 +70,42 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     salt = find_salt()
-    images = [entry for entry in tree.files if _is_image(entry)]
-    masks = [entry for entry in tree.files if entry.path.startswith(_MASKS) and entry.path.lower().endswith(SUFFIXES)]
+    roles = Roles(entry.path.rpartition("/")[0] for entry in tree.files)
+    items = [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files]
+    images = [item for item in items if _is_image(item)]
+    masks = [item for item in items if item.parsed.role == "mask" and item.name.endswith(SUFFIXES)]
     found = Listing([], [], "dicom")
-    good: dict[str, list[tuple[Entry, dicom.Tags]]] = defaultdict(list)
+    good: dict[str, tuple[Item, dicom.Tags]] = {}
     ignored = len(tree.files) - len(images) - len(masks)
 
     def set_aside(entry: Entry, reason: str, detail: str) -> None:
         image_id = salt.key("path", entry.path)
         found.set_aside.append(SetAside(image_id, image_id, reason, detail))
 
-    for entry, tags in zip(images, _all_tags(images, salt), strict=True):
+    for item, tags in zip(images, _all_tags([item.entry for item in images], salt), strict=True):
         if tags is None:
             ignored += 1
         elif isinstance(tags, BadFileError):
-            set_aside(entry, tags.reason, tags.detail)
+            set_aside(item.entry, tags.reason, tags.detail)
         else:
-            good[_stem(entry)].append((entry, tags))
-    drawn: dict[str, list[Entry]] = defaultdict(list)
-    for entry in masks:
-        drawn[_stem(entry)].append(entry)
-    for stem, pairs in good.items():
-        parts = drawn.pop(stem, [])
-        if len(pairs) > 1 or len(parts) > 1:
-            detail = f"expected one image and one mask of a name, found {len(pairs)} and {len(parts)}"
-            for entry, _ in pairs:
-                set_aside(entry, "ambiguous", detail)
+            good[item.entry.path] = item, tags
+    matches = match([item for item, _ in good.values()], masks)
+    claimed = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
+    for path, (item, tags) in good.items():
+        parts = [part.item.entry for part in matches.parts[path]]
+        if path in claimed or len(parts) > 1:
+            several = len(matches.ambiguous[claimed[path]]) if path in claimed else 1
+            detail = f"expected one image and one mask of a name, found {several} and {max(len(parts), 1)}"
+            set_aside(item.entry, "ambiguous", detail)
             continue
-        (entry, tags), image_id = pairs[0], salt.key("path", pairs[0][0].path)
-        record = make_record(image_id, entry, parts, settings, _groups(tags, salt))
+        image_id = salt.key("path", item.entry.path)
+        record = make_record(image_id, item.entry, parts, settings, _groups(tags, salt))
         record = replace(record, patient_id=_patient(tags, salt) or image_id, private=True)
-        (found.records if parts else found.unlabelled).append(record)
+        (found.records if parts else found.unlabelled).append(replace(record, split=item.parsed.split))
     if not (found.records or found.unlabelled or found.set_aside):
         raise UserError(f"{tree.root}: the layout dicom expects {EXPECTS}; found no DICOM file.")
-    for parts in drawn.values():
-        for entry in parts:
-            set_aside(entry, "no_image", "expected its image, found the mask alone")
+    for lonely in matches.lonely:
+        set_aside(lonely.entry, "no_image", "expected its image, found the mask alone")
     for unusable in tree.unusable():
         image_id = salt.key("path", unusable.uri)
         found.set_aside.append(replace(unusable, image_id=image_id, uri=image_id))
@@ -137,6 +138,38 @@ def find_path(root: Location, key: str) -> str:
     raise UserError(f"{root}: no file has the key {key} with the salt of {salt.source}. Was it made with another salt?")
 
 
+def tag_patients(records: Sequence[Record]) -> tuple[list[Record], int]:
+    """Gives the patients that tags name to records of DICOM files that have no patient.
+
+    Args:
+        records: The records. One whose `patient_id` is not its `image_id` has a patient already, and keeps it.
+
+    Returns:
+        The records, with keys of patients, and the number of these patients.
+
+    Raises:
+        UserError: If there is no salt for the keys.
+        OSError: If a disk, or a bucket (`StorageError`), cannot be read.
+    """
+    free = [
+        record
+        for record in records
+        if record.patient_id == record.image_id and record.image_uri.lower().endswith(DICOM_SUFFIXES)
+    ]
+    if not free:
+        return list(records), 0
+    salt = find_salt()
+    entries = [Entry(record.image_id, Location(record.image_uri), 0, 0) for record in free]
+    found = {
+        record.image_id: patient
+        for record, tags in zip(free, _all_tags(entries, salt), strict=True)
+        # A file that cannot be read is set aside when its pixels are read.
+        if isinstance(tags, dicom.Tags) and (patient := _patient(tags, salt))
+    }
+    told = [replace(record, patient_id=found.get(record.image_id, record.patient_id)) for record in records]
+    return told, len(set(found.values()))
+
+
 def may_be_dicom(name: str) -> bool:
     """Returns whether a DICOM file may have this name.
 
@@ -153,14 +186,8 @@ def may_be_dicom(name: str) -> bool:
     return (without or name.lower().endswith(DICOM_SUFFIXES)) and not name.startswith(".") and name != "DICOMDIR"
 
 
-def _is_image(entry: Entry) -> bool:
-    return may_be_dicom(entry.path.rpartition("/")[2]) and not entry.path.startswith(_MASKS)
-
-
-def _stem(entry: Entry) -> str:
-    """Returns the part of the path that an image and its mask have in common."""
-    path = entry.path.removeprefix(_MASKS).removeprefix(_IMAGES)
-    return without_suffix(path) if path.lower().endswith(SUFFIXES) else path
+def _is_image(item: Item) -> bool:
+    return may_be_dicom(item.entry.path.rpartition("/")[2]) and item.parsed.role != "mask"
 
 
 def _groups(tags: dicom.Tags, salt: Salt) -> dict[str, str]:

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field, replace
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FileTree
 from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.errors import UserError
 from lungseg_ray.text import named, shown
+
+
+class NoLayoutError(UserError):
+    """A folder in which no layout finds images with masks. The message says what was found, and the nearest reading."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Listing:
             used nor set aside.
         ignored: The number of files in the folders of images and masks whose names are not those of images and masks.
         because: The evidence by which the layout was recognised, as a clause; empty if the user named the layout.
+        recognition: What was found out about the corpus besides the layout, such as whose the images are; for the user.
+        warnings: What the user should check, as sentences.
     """
 
     records: list[Record]
@@ -31,6 +38,8 @@ class Listing:
     unlabelled: list[Record] = field(default_factory=list)
     ignored: int = 0
     because: str = ""
+    recognition: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def recognised(self) -> str:

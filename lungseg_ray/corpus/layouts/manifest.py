@@ -10,37 +10,42 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.dicom import tag_patients
 from lungseg_ray.corpus.layouts.listing import Listing
+from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.table import (
-    PATIENT_COLUMNS,
+    Column,
     TableRow,
+    UserTable,
     check_once,
-    first,
     groups_of,
+    plain,
     read_table,
     split_of,
 )
+from lungseg_ray.corpus.layouts.tree import SUFFIXES
 from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
-from lungseg_ray.text import is_utf8, named, shown, without_suffix
+from lungseg_ray.text import counted, is_utf8, named, shown, without_suffix
 
-EXPECTS = "a .csv or .parquet file with the columns image_uri and mask_uri"
+EXPECTS = "a .csv, .tsv, .xlsx or .parquet file with a column for images and one for masks (image_uri, mask_uri)"
 LONGEST_PATH = 4096
 """The maximum length of a path, characters. No system opens longer paths."""
-_COLUMNS = ("image_uri", "mask_uri")
 _SECRET = ("@", "?")
+_SEVERAL = "|"
 
 
 def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
-    """Lists the rows of a manifest, without accessing the files that they name.
+    """Lists the rows of a manifest, without accessing the files that they name, except DICOM files for their patients.
 
-    Paths are relative to the folder of the manifest and must stay in it, unless `settings.outside` is true. The
-    `image_id` is the stem of the path if that is unique in the manifest, else the path as written, without its suffix.
-    The records have no `size` and no `modified_ns`, which would take one request per file.
+    Paths are relative to the folder of the manifest and must stay in it, unless `settings.outside` is true. A cell may
+    name several masks, separated by "|", which are united. The `image_id` is the stem of the path if that is unique in
+    the manifest, else the path as written, without its suffix. The records have no `size` and no `modified_ns`, which
+    would take one request per file.
 
     Args:
-        manifest: The CSV or Parquet file.
+        manifest: The table.
         settings: The settings of the corpus.
 
     Returns:
@@ -54,28 +59,25 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
     if not manifest.is_file():
         raise UserError(f"{manifest}: expected a manifest, found no such file. Correct corpus.root.")
     table = read_table(manifest)
-    missing = [column for column in _COLUMNS if column not in table.columns]
-    if missing:
-        raise UserError(
-            f"{manifest}: expected the columns image_uri and mask_uri (and where known patient_id, split), found "
-            f"{named(table.columns)}; {', '.join(missing)} is missing."
-        )
+    columns = _columns(table, settings)
+    image_column, mask_column = columns["image"] or "", columns["mask"] or ""
     if not table.rows:
         raise UserError(f"{manifest}: expected a row per image, found none.")
-    lacking = next((number for number, row in enumerate(table.rows, 1) if not row["image_uri"]), 0)
+    lacking = next((number for number, row in enumerate(table.rows, 1) if not row[image_column]), 0)
     if lacking:
-        raise UserError(f"{manifest}: row {lacking} after the header has no image_uri.")
+        raise UserError(f"{manifest}: row {lacking} after the header has no {image_column}.")
     folder = Location(manifest.uri.rsplit("/", 1)[0] or "/")
-    stems = Counter(_stem(row["image_uri"]) for row in table.rows)
+    written = [_slashes(row[image_column]) for row in table.rows]
+    stems = Counter(map(_stem, written))
     used: dict[int, str] = {}
     records: list[Record] = []
     aside: list[SetAside] = []
-    for number, row in enumerate(table.rows, start=1):
-        stem = _stem(row["image_uri"])
+    for number, (row, image_path) in enumerate(zip(table.rows, written, strict=True), start=1):
+        stem = _stem(image_path)
         alone = stems[stem] == 1
         try:
-            image = _resolve(row["image_uri"], folder, outside=settings.outside)
-            mask = _resolve(row["mask_uri"], folder, outside=settings.outside) if row["mask_uri"] else ""
+            image = _resolve(image_path, folder, outside=settings.outside)
+            masks = tuple(_resolve(one, folder, outside=settings.outside) for one in _masks(row[mask_column]))
         except BadFileError as error:
             # The path is not repeated, because it may contain a secret.
             image_id = shown(stem) if alone and stem else f"row {number}"
@@ -83,26 +85,93 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
                 SetAside(image_id, manifest.uri, error.reason, f"row {number} after the header {error.detail}")
             )
             continue
-        image_id = used[number] = stem if alone and stem else _path_as_id(row["image_uri"])
-        if mask:
-            records.append(_record(image_id, image, mask, row, manifest, number, settings))
+        image_id = used[number] = stem if alone and stem else _path_as_id(image_path)
+        if masks:
+            records.append(_record(image_id, image, masks, row, manifest, number, columns, settings))
         else:
-            aside.append(SetAside(image_id, image, "no_mask", f"row {number} after the header has no mask_uri"))
+            aside.append(SetAside(image_id, image, "no_mask", f"row {number} after the header has no {mask_column}"))
     check_once(manifest, list(used.values()), list(used))
     records.sort(key=lambda record: record.image_id)
-    return Listing(records, sorted(aside, key=lambda one: one.image_id), "manifest")
+    said = [f"{what} from the column {shown(name)}" for what, name in columns.items() if name]
+    recognition = [f"table: {', '.join(said)}" + (f"; read {table.note}" if table.note else "")]
+    warnings: list[str] = []
+    if not columns["patient"] and settings.patients != "none":
+        records, tagged = tag_patients(records) if settings.patients == "auto" else (records, 0)
+        if tagged:
+            recognition.append(f"patients: {counted(tagged, 'patient')} from the tags of the DICOM files")
+        records, patients = name_patients(
+            records, {record.image_id: record.image_uri for record in records}, settings.patients
+        )
+        recognition += [f"patients: {said}" for said in patients.said]
+        warnings += patients.doubts
+    aside.sort(key=lambda one: one.image_id)
+    return Listing(records, aside, "manifest", recognition=recognition, warnings=warnings)
+
+
+def _columns(table: UserTable, settings: CorpusSettings) -> dict[Column, str | None]:
+    """Finds the columns of a manifest.
+
+    Raises:
+        UserError: If there is none for images or none for masks.
+    """
+    found: dict[Column, str | None] = {
+        "image": table.find("image", settings.columns),
+        "mask": table.find("mask", settings.columns),
+        "patient": table.find("patient", settings.columns),
+        "split": table.find("split", settings.columns),
+    }
+    if settings.patients in table.columns:
+        found["patient"] = settings.patients
+    elif settings.patients == "none":
+        found["patient"] = None
+    if "mask" not in settings.columns and not _names_files(table, found["mask"]):
+        # A column "label" may hold diagnoses.
+        others = [name for name in table.columns if name != found["image"] and _names_files(table, name)]
+        found["mask"] = (
+            others[0] if found["mask"] and len(others) == 1 and plain(others[0]) != "image" else found["mask"]
+        )
+    needed: tuple[Column, ...] = ("image", "mask")
+    missing = [name for name in needed if not found[name]]
+    if missing:
+        raise UserError(
+            f"{table.place}: expected a column for images and one for masks, such as image_uri and mask_uri (and where "
+            f"known patient_id, split), found {named(table.columns)}. Name the missing one: "
+            + " ".join(f"--corpus.columns.{name} COLUMN" for name in missing)
+        )
+    return found
+
+
+def _names_files(table: UserTable, column: str | None) -> bool:
+    values = [row[column].lower() for row in table.rows[:200] if row[column]] if column else []
+    return bool(values) and sum(value.endswith(SUFFIXES) for value in values) > len(values) / 2
+
+
+def _slashes(written: str) -> str:
+    """Returns a path of Windows with the separators of other systems."""
+    return written.replace("\\", "/") if "\\" in written and "/" not in written else written
+
+
+def _masks(cell: str) -> list[str]:
+    return [_slashes(one.strip()) for one in cell.split(_SEVERAL) if one.strip()]
 
 
 def _record(
-    image_id: str, image: str, mask: str, row: TableRow, manifest: Location, number: int, settings: CorpusSettings
+    image_id: str,
+    image: str,
+    masks: tuple[str, ...],
+    row: TableRow,
+    manifest: Location,
+    number: int,
+    columns: dict[Column, str | None],
+    settings: CorpusSettings,
 ) -> Record:
     return Record(
         image_id=image_id,
         image_uri=image,
-        mask_uris=(mask,),
-        patient_id=first(row, PATIENT_COLUMNS) or image_id,
-        split=split_of(row, manifest, number),
-        groups=groups_of(row, _COLUMNS),
+        mask_uris=tuple(dict.fromkeys(masks)),
+        patient_id=(row[columns["patient"]] if columns["patient"] else "") or image_id,
+        split=split_of(row, columns["split"], manifest, number),
+        groups=groups_of(row, columns.values()),
         mask_scale=settings.mask_scale,
     )
 

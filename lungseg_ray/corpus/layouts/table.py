@@ -1,13 +1,17 @@
-"""Reads CSV and Parquet files of users: every value becomes text, and every fault becomes a `UserError`."""
+"""Reads the tables of users: every value becomes text, columns are found by their names, and every fault is said."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+from zipfile import BadZipFile, ZipFile
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,16 +20,41 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 from lungseg_ray.text import named, shown
 
-TABLES = (".csv", ".parquet")
-PATIENT_COLUMNS = ("patient_id", "patient")
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 MOST_BYTES = 1 << 30
 """The maximum size of a table, bytes. Larger tables are not read."""
 MOST_ROWS = 10_000_000
 """The maximum number of rows of a Parquet file, which can declare in a few bytes that a value repeats 1e9 times."""
 
 # The size of an image is read from its pixels. As groups, these columns would have one value per image.
-_NO_GROUPS = ("width", "height")
+_NO_GROUPS = {"width", "height"}
 _ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"ARROW:absent"
+_SEPARATORS = ",;\t|"
+
+Column = Literal["image", "mask", "patient", "split"]
+USUAL: Mapping[Column, Sequence[str]] = {
+    "image": (
+        *("image_uri", "image", "img", "image_path", "img_path", "image_file", "image_filename", "image_file_name"),
+        *("image_name", "image_index", "image_id", "path", "file_path", "file", "filename", "file_name", "dicom"),
+        *("dicom_path", "dicom_file", "xray", "xray_path", "x_ray", "picture", "input", "stem", "name"),
+    ),
+    "mask": (
+        *("mask_uri", "mask", "masks", "mask_path", "mask_file", "mask_filename", "mask_name", "segmentation"),
+        *("segmentation_path", "seg", "seg_path", "label", "label_path", "annotation", "annotation_path", "target"),
+        *("ground_truth", "gt", "gt_path"),
+    ),
+    "patient": (
+        *("patient_id", "patient", "patientid", "patient_key", "patient_no", "patient_number", "subject_id", "subject"),
+        *("person_id", "person", "participant_id", "participant", "pid", "pat_id", "mrn"),
+    ),
+    "split": ("split", "dataset_split", "subset", "partition", "set", "phase", "usage"),
+}
+"""The usual names of the columns, the most telling first. Capitals, blanks and other signs do not matter."""
+SPLIT_NAMES: Mapping[str, Split] = {
+    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "ts", "holdout"), "test"),
+}
 
 TableRow = Mapping[str, str]
 
@@ -38,11 +67,53 @@ class UserTable:
         place: The file of the table.
         columns: The names of the columns, each once.
         rows: The values by column name, as text, because the patient 007 is not the number 7; "" for a missing value.
+        note: How the file was read, where that is not obvious, as a clause; empty if it is.
     """
 
     place: Location
     columns: list[str]
     rows: list[TableRow]
+    note: str = ""
+
+    def find(self, column: Column, named: Mapping[Column, str]) -> str | None:
+        """Finds the column of a meaning, by the name that the user gives it, or else by its usual names.
+
+        Args:
+            column: The meaning.
+            named: The names that the user gives to columns, by meaning (`corpus.columns`).
+
+        Returns:
+            The name of the column; None if there is none.
+
+        Raises:
+            UserError: If the user names a column that the table does not have.
+        """
+        if column in named:
+            if named[column] not in self.columns:
+                raise UserError(
+                    f"{self.place}: corpus.columns names {shown(named[column])} for {column}, found the columns "
+                    f"{_listed(self.columns)}."
+                )
+            return named[column]
+        by_name = {plain(name): name for name in reversed(self.columns)}
+        found = [by_name[plain(usual)] for usual in USUAL[column] if plain(usual) in by_name]
+        if column == "split":
+            # Columns named "set" or "phase" often hold something else.
+            found = [name for name in found if plain(name) == "split" or self._has_splits(name)]
+        return found[0] if found else None
+
+    def _has_splits(self, column: str) -> bool:
+        values = {row[column].lower() for row in self.rows if row[column]}
+        return bool(values) and values <= SPLIT_NAMES.keys()
+
+
+def plain(name: str) -> str:
+    """Returns the name of a column as it is compared: letters and digits in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return named(columns)
 
 
 def is_table(place: Location) -> bool:
@@ -51,32 +122,35 @@ def is_table(place: Location) -> bool:
 
 
 def read_table(place: Location) -> UserTable:
-    """Reads a CSV file in UTF-8 or a Parquet file of plain columns.
+    """Reads a CSV file with any of the usual separators, an Excel workbook, or a Parquet file of plain columns.
+
+    Text is UTF-8, or UTF-16 with a byte order mark.
 
     Args:
-        place: The file; it is read as Parquet if its suffix is .parquet, else as CSV.
+        place: The file; its suffix determines how it is read.
 
     Returns:
-        The table, with values stripped of white space.
+        The table, with values and names of columns stripped of white space.
 
     Raises:
-        UserError: If the file is neither, if it is too large, or if two columns share a name.
+        UserError: If the file is none of these, if it is too large, or if two columns share a name.
         OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     size = place.info().size or 0
     if size > MOST_BYTES:
         raise UserError(f"{place}: expected a table of at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB.")
-    data = place.read_bytes()
-    columns, rows = _of_parquet(place, data) if place.name.lower().endswith(".parquet") else _of_csv(place, data)
+    data, name = place.read_bytes(), place.name.lower()
+    note = ""
+    if name.endswith(".parquet"):
+        columns, rows = _of_parquet(place, data)
+    elif name.endswith(".xlsx"):
+        columns, rows = _of_excel(place, data)
+    else:
+        columns, rows, note = _of_csv(place, data)
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise UserError(f"{place}: expected each column once, found {named(twice)} more than once. Rename one of them.")
-    return UserTable(place, columns, rows)
-
-
-def first(row: TableRow, columns: Iterable[str]) -> str:
-    """Returns the value in the first of the columns that has one, or ""."""
-    return next((row[column] for column in columns if row.get(column)), "")
+    return UserTable(place, columns, rows, note)
 
 
 def check_once(place: Location, ids: Sequence[str], numbers: Sequence[int]) -> None:
@@ -99,12 +173,13 @@ def check_once(place: Location, ids: Sequence[str], numbers: Sequence[int]) -> N
         raise UserError(f"{place}: {rows} {shown(image_id)}; expected one.")
 
 
-def split_of(row: TableRow, place: Location | None, number: int) -> Split | None:
+def split_of(row: TableRow, column: str | None, place: Location, number: int) -> Split | None:
     """Returns the split that a row names.
 
     Args:
-        row: The row. "valid" and "validation" stand for "val", and case is ignored.
-        place: The table, for the message; None if there is none.
+        row: The row. Words such as "training", "valid" or "dev" stand for the splits; capitals do not matter.
+        column: The column of splits; None if the table has none.
+        place: The table, for the message.
         number: The number of the row, counted from 1 after the header, for the message.
 
     Returns:
@@ -113,47 +188,49 @@ def split_of(row: TableRow, place: Location | None, number: int) -> Split | None
     Raises:
         UserError: If the row names an unknown split.
     """
-    written = row.get("split", "")
-    wanted = {"valid": "val", "validation": "val"}.get(written.lower(), written.lower())
-    for split in SPLITS:
-        if wanted == split:
-            return split
-    if written:
+    written = row.get(column, "") if column else ""
+    if written and written.lower() not in SPLIT_NAMES:
         raise UserError(
-            f"{place}: row {number} after the header has the split '{shown(written)}'; "
-            f"expected {', '.join(SPLITS)} or nothing."
+            f"{place}: row {number} after the header has the split '{shown(written)}' in the column "
+            f"{shown(column or '')}; expected {', '.join(SPLITS)} or nothing."
         )
-    return None
+    return SPLIT_NAMES[written.lower()] if written else None
 
 
-def groups_of(row: TableRow, known: Iterable[str]) -> dict[str, str]:
+def groups_of(row: TableRow, known: Iterable[str | None]) -> dict[str, str]:
     """Returns the groups of a row, which are its further columns that are not empty.
 
     Args:
         row: The row.
-        known: The columns that are not groups, in addition to those of the patient, the split and the image size.
+        known: The columns that are not groups, in addition to those of the image size.
 
     Returns:
         The values by column name.
     """
-    without = {*known, *PATIENT_COLUMNS, *_NO_GROUPS, "split"}
-    return {name: value for name, value in row.items() if name not in without and value}
+    without = {*known}
+    return {name: value for name, value in row.items() if value and name not in without and name not in _NO_GROUPS}
 
 
-def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
+def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], str]:
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: expected a CSV file in UTF-8: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+        raise UserError(
+            f"{place}: expected a CSV file in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: {error}"
+        ) from error
+    head = text[: 1 << 16].splitlines()[:20]
+    separator = _separator(head)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     rows: list[TableRow] = []
     try:
-        columns = list(reader.fieldnames or [])
+        columns = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
         for number, row in enumerate(reader, start=1):
             if None in row:
                 raise UserError(
                     f"{place}: row {number} after the header has more values than the header has columns "
-                    f"({named(columns)}). Put quotes around values that hold a comma."
+                    f"({named(columns)}). Put quotes around values that hold a {_NAMES[separator]}."
                 )
             rows.append({name: (value or "").strip() for name, value in row.items()})
     except csv.Error as error:
@@ -161,7 +238,50 @@ def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
             f"{place}: row {len(rows) + 1} after the header cannot be read as CSV ({error}). Look there for a quote "
             "that is not closed."
         ) from error
-    return columns, rows
+    said = [*(["UTF-16"] if encoding == "utf-16" else []), *([f"{_NAMES[separator]}s"] if separator != "," else [])]
+    return columns, rows, f"with {' and '.join(said)}" if said else ""
+
+
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+
+
+def _separator(lines: Sequence[str]) -> str:
+    """Returns the separator that stands equally often in the first lines, and most often in the header."""
+    counts = {sign: [line.count(sign) for line in lines if line.strip()] for sign in _SEPARATORS}
+    even = [sign for sign, found in counts.items() if found and found[0] and len({*found}) == 1]
+    there = even or [sign for sign, found in counts.items() if found and found[0]]
+    return max(there, key=lambda sign: counts[sign][0], default=",")
+
+
+def _of_excel(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
+    """Reads the first sheet of a workbook."""
+    try:
+        with ZipFile(io.BytesIO(data)) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+        if size > MOST_BYTES:
+            raise UserError(
+                f"{place}: expected a table of at most {MOST_BYTES >> 20} MiB, found {size >> 20} MiB in it."
+            )
+        book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+        try:
+            sheet = book.worksheets[0]
+            lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
+        finally:
+            book.close()
+    except (BadZipFile, KeyError, ValueError, TypeError, OSError, IndexError, AttributeError) as error:
+        raise UserError(f"{place}: expected an Excel workbook (.xlsx): {shown(str(error), 240)}") from error
+    columns = lines[0] if lines else []
+    while columns and not columns[-1]:
+        columns.pop()
+    rows = [dict(zip(columns, [*line, *[""] * len(columns)], strict=False)) for line in lines[1:] if any(line)]
+    return columns, list(rows)
+
+
+def _cell(value: object) -> str:
+    # Excel stores 7 as 7.0.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
 
 
 def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:

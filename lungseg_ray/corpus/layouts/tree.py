@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,21 @@ from pyarrow import fs
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
-from lungseg_ray.text import escaped, is_utf8, named, shown, without_suffix
+from lungseg_ray.text import counted, escaped, is_utf8, named, shown, without_suffix
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", *DICOM_SUFFIXES, ".img")
 """The suffixes of image and mask files, for layouts that do not restrict them further."""
+_JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information"}
+_JUNK |= {"lost+found", "__pycache__"}
+_JUNK_STARTS = (".", "~$")
+_THUMBNAILS = {"thumbs", "thumbnail", "thumbnails"}
+_SHOWN_DEPTH, _SHOWN_KINDS = 3, 6
+_LONGEST_SUFFIX = 8
+_FEWEST_COPIED = 4
+"""Folders with fewer files than this are not compared with others."""
+_COMPARED = 8
+"""The number of files of two equal folders whose content is compared."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class FileTree:
         folders: The paths of the folders below the root.
         misnamed: The files whose paths are not UTF-8. Such a path may appear only in messages.
         special: Pipes, devices and the like. To open one may block forever.
+        notes: What was left out of the tree, for the user.
     """
 
     root: Location
@@ -57,6 +69,7 @@ class FileTree:
     folders: frozenset[str]
     misnamed: list[Entry]
     special: list[Entry]
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, root: Location) -> FileTree:
@@ -91,8 +104,12 @@ class FileTree:
         misnamed: list[Entry] = []
         special: list[Entry] = []
         folders: set[str] = set()
+        junk = 0
         for place, info in listed:
             path = place.uri[start:]
+            if is_junk(path):
+                junk += info.type == fs.FileType.File
+                continue
             # A bucket has no folders, so they are derived from the paths of its files.
             folders.update(path[: match.start()] for match in re.finditer("/", path))
             if info.type == fs.FileType.Directory:
@@ -101,7 +118,10 @@ class FileTree:
                 entry = Entry(path, place, info.size or 0, info.mtime_ns or 0)
                 kind = files if info.type == fs.FileType.File else special
                 (kind if is_utf8(path) else misnamed).append(entry)
-        return cls(root, files, frozenset(filter(is_utf8, folders)), misnamed, special)
+        files, notes = without_copies(files)
+        if junk:
+            notes = [*notes, f"left out: {counted(junk, 'file')} that systems and programs leave (hidden, thumbnails)"]
+        return cls(root, files, frozenset(filter(is_utf8, folders)), misnamed, special, notes)
 
     def match(self, pattern: re.Pattern[str]) -> dict[str, list[Entry]]:
         """Finds the files whose whole path matches a pattern.
@@ -146,9 +166,84 @@ class FileTree:
         return found
 
     def describe(self) -> str:
-        """Returns the names of the files and folders in the root, for a message."""
-        paths = [*self.folders, *(entry.path for entry in [*self.files, *self.misnamed, *self.special])]
-        return named(sorted({path.split("/", 1)[0] for path in paths}))
+        """Describes the files, for a message: how many of each kind there are in which folders."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for entry in [*self.files, *self.misnamed, *self.special]:
+            folder, _, name = entry.path.rpartition("/")
+            few = "/".join(folder.split("/")[:_SHOWN_DEPTH])
+            counts[few, _suffix(name)] += 1
+        kinds = [
+            f"{number} {suffix or 'without suffix'} in {shown(folder) + '/' if folder else 'the folder itself'}"
+            for (folder, suffix), number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        if not kinds:
+            empty = sorted(folder for folder in self.folders if "/" not in folder)
+            return f"no file in {named([f'{folder}/' for folder in empty])}" if empty else "nothing"
+        more = f" and files in {len(kinds) - _SHOWN_KINDS} more places" if len(kinds) > _SHOWN_KINDS else ""
+        return ", ".join(kinds[:_SHOWN_KINDS]) + more
+
+
+def _suffix(name: str) -> str:
+    """Returns the suffix of a file as it is shown; that of a compressed file is two suffixes."""
+    stem, dot, suffix = name.rpartition(".")
+    if not stem or not dot or not suffix.isalnum() or len(suffix) > _LONGEST_SUFFIX or suffix.isdigit():
+        return ""
+    inner = stem.rpartition(".")[2] if "." in stem else ""
+    return f".{inner}.{suffix}" if suffix.lower() in ("gz", "zip", "bz2") and inner.isalpha() else f".{suffix}"
+
+
+def is_junk(path: str) -> bool:
+    """Returns whether a file or a folder is left by a system or a program, and is no part of a corpus."""
+    # Only folders above a file count as thumbnails: a file of that name may be an image.
+    parts = path.lower().split("/")
+    return any(part.startswith(_JUNK_STARTS) or part in _JUNK for part in parts) or bool(_THUMBNAILS & {*parts[:-1]})
+
+
+def without_copies(files: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    """Leaves out folders whose files are all in another folder, too, as in archives that hold a corpus twice.
+
+    Folders are compared by the names and sizes of all files below them, and then by the content of a few files.
+
+    Args:
+        files: The files of a tree, ordered by path.
+
+    Returns:
+        The files without copies, and a note for the user for each folder that is left out.
+    """
+    contents: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for entry in files:
+        for match in re.finditer("/", entry.path):
+            contents[entry.path[: match.start()]].append((entry.path[match.end() :], entry.size))
+    same: dict[str, list[str]] = defaultdict(list)
+    for folder, content in contents.items():
+        # A folder of files alone may be equal to another for other reasons, as masks without a pixel are.
+        if len(content) >= _FEWEST_COPIED and len({path.rpartition("/")[0] for path, _ in content}) > 1:
+            same[hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()].append(folder)
+    places = {entry.path: entry.place for entry in files}
+    left_out: dict[str, str] = {}
+    for folders in same.values():
+        # A folder that holds nothing but another folder has the content of that one, under other names.
+        kept, *others = sorted(folders, key=lambda folder: (folder.count("/"), folder))
+        for folder in others:
+            if not folder.startswith(f"{kept}/") and _equal_files(kept, folder, contents[kept], places):
+                left_out[folder] = kept
+    tops = [folder for folder in left_out if not any(folder.startswith(f"{other}/") for other in left_out)]
+    if not tops:
+        return list(files), []
+    starts = tuple(f"{folder}/" for folder in tops)
+    notes = [f"left out: {shown(folder)}/, whose files are all in {shown(left_out[folder])}/, too" for folder in tops]
+    return [entry for entry in files if not entry.path.startswith(starts)], notes
+
+
+def _equal_files(one: str, other: str, content: Sequence[tuple[str, int]], places: Mapping[str, Location]) -> bool:
+    step = max(len(content) // _COMPARED, 1)
+    try:
+        return all(
+            places[f"{one}/{path}"].read_bytes() == places[f"{other}/{path}"].read_bytes()
+            for path, _ in content[::step]
+        )
+    except OSError:
+        return False
 
 
 def anywhere(pattern: str, flags: int = 0) -> re.Pattern[str]:

@@ -1,0 +1,374 @@
+"""The layout `pairs`: images and masks in folders of any usual names, matched by their own names.
+
+What the folders and names say is found out by `roles`, `matching`, `patients` and `index`; this module decides what of
+it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import translate
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts import index
+from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
+from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
+from lungseg_ray.corpus.layouts.patients import name_patients
+from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree
+from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.errors import UserError
+from lungseg_ray.text import counted, named, shown, without_suffix
+
+EXPECTS = "images and masks in folders such as images/ and masks/ (or x.png and x_mask.png beside it), named alike"
+_MOST_VALUES = 12
+"""Folders with more different names than this are not reported as a group."""
+_FEWEST_IN_A_GROUP = 3
+"""Nor are folders that hold fewer images than this on average."""
+
+
+@dataclass
+class _Sorted:
+    """The files of a tree, sorted by what they are.
+
+    Attributes:
+        images: Images, or what may be an image.
+        masks: Masks, or what may be a mask.
+        others: Files that are neither.
+        by_name: Whether masks are told from images by the names of files instead of folders.
+    """
+
+    images: list[Item] = field(default_factory=list)
+    masks: list[Item] = field(default_factory=list)
+    others: list[Item] = field(default_factory=list)
+    by_name: bool = False
+
+
+def recognise(tree: FileTree) -> str:
+    """Returns the evidence for this layout, a folder of images and one of masks; empty if there is none.
+
+    Folders whose images are all DICOM belong to the layout `dicom`.
+    """
+    items = _items(tree)
+    # "CXR_png" and "segmentation" are also in the names of public sets.
+    images, masks = (
+        {item.parsed.folder for item in items if item.parsed.role == role and not _is_weak(item.parsed.folder)}
+        for role in ("image", "mask")
+    )
+    shown_images = [item for item in items if item.parsed.role == "image"]
+    if not (images and masks) or all(item.name.endswith(DICOM_SUFFIXES) for item in shown_images):
+        return ""
+    return f"found {_folders(images)} and {_folders(masks)}"
+
+
+def read(tree: FileTree, settings: CorpusSettings) -> Listing:
+    """Matches images and masks. The id of an image is its path without suffix, and without the folder of images.
+
+    Args:
+        tree: The files of the corpus.
+        settings: The settings of the corpus.
+
+    Returns:
+        The listing. Images without a mask are set aside, unless a whole folder has none: those are unlabelled.
+
+    Raises:
+        UserError: If images and masks cannot be told apart or do not match, if there are masks of several kinds, or if
+            a table is wrong.
+        OSError: If a table cannot be read from a disk, or from a bucket (`StorageError`).
+    """
+    found = _sort(tree, settings)
+    matches = match(found.images, found.masks)
+    if not any(matches.parts.values()) and not matches.ambiguous:
+        _refuse(tree, found)
+    kind = _choose_kind(tree, matches, settings)
+    ids = _ids(found.images, matches.lonely)
+    listing = _list(found, matches, ids, settings, kind)
+    unusable = tree.unusable(_roots(found))
+    paths = {ids[item.entry.path]: item.entry.path for item in found.images}
+    tables = index.read_indexes(tree, settings, paths)
+    listing = index.apply(listing, tables)
+    records, patients = name_patients(
+        [*listing.records, *listing.unlabelled], paths, settings.patients if not tables.column else "auto"
+    )
+    by_id = {record.image_id: record for record in records}
+    recognition = [
+        f"images and masks: {_describe(found, matches, kind)}",
+        *tables.said,
+        *(f"patients: {said}" for said in patients.said),
+    ]
+    return replace(
+        listing,
+        records=[by_id[record.image_id] for record in listing.records],
+        unlabelled=[by_id[record.image_id] for record in listing.unlabelled],
+        set_aside=sorted([*listing.set_aside, *unusable], key=lambda one: one.image_id),
+        ignored=_count_unread(tree, found),
+        recognition=recognition,
+        warnings=[*tables.doubts, *patients.doubts],
+    )
+
+
+def _items(tree: FileTree) -> list[Item]:
+    files = [entry for entry in tree.files if entry.path.lower().endswith(SUFFIXES)]
+    roles = Roles(entry.path.rpartition("/")[0] for entry in files)
+    return [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in files]
+
+
+def _sort(tree: FileTree, settings: CorpusSettings) -> _Sorted:
+    items = _items(tree)
+    if settings.images or settings.masks:
+        return _as_told(items, settings)
+    by_role: dict[str | None, list[Item]] = defaultdict(list)
+    for item in items:
+        by_role[item.parsed.role].append(item)
+    images, masks, others = by_role["image"] or by_role[None], by_role["mask"], by_role[None]
+    if not by_role["image"]:
+        others = []
+    if masks and images:
+        return _Sorted(images, masks, others)
+    # All in one folder, or in folders that say nothing: masks have a word in their names.
+    pool = [*images, *masks]
+    marked = [item for item in pool if _has_mask_word(item)]
+    plain = [item for item in pool if not _has_mask_word(item)]
+    if not images and not (marked and plain):
+        return _Sorted([], masks, others)
+    return _Sorted(plain, marked, others, by_name=True)
+
+
+def _as_told(items: Sequence[Item], settings: CorpusSettings) -> _Sorted:
+    """Sorts files by the patterns of corpus.images and corpus.masks."""
+    images, masks = (_pattern(texts) for texts in (settings.images, settings.masks))
+    found = _Sorted()
+    for item in items:
+        path = item.entry.path
+        if masks and masks.fullmatch(path):
+            found.masks.append(item)
+        elif images.fullmatch(path) if images else item.parsed.role != "mask":
+            found.images.append(item)
+        elif not masks and item.parsed.role == "mask":
+            found.masks.append(item)
+        else:
+            found.others.append(item)
+    found.images, found.masks = _without_common_folders(found.images), _without_common_folders(found.masks)
+    for role, texts, there in (("images", settings.images, found.images), ("masks", settings.masks, found.masks)):
+        if texts and not there:
+            raise UserError(
+                f"corpus.{role}: no file below corpus.root matches {', '.join(texts)}. Expected a folder, such as "
+                "scans, or a pattern, such as '*/scans/*.png'."
+            )
+    return found
+
+
+def _without_common_folders(items: Sequence[Item]) -> list[Item]:
+    """Leaves out the folders that all files have in common, such as the one that the user named."""
+    rests = [item.parsed.rest for item in items]
+    shared = 0
+    while rests and all(len(rest) > shared and rest[shared] == rests[0][shared] for rest in rests):
+        shared += 1
+    return [Item(item.entry, replace(item.parsed, rest=item.parsed.rest[shared:])) for item in items]
+
+
+def _pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """Compiles folders and patterns; a folder stands for everything in it."""
+    parts = [
+        translate(text) if any(sign in text for sign in "*?[") else rf"(?s:{re.escape(text.strip('/'))}/.*)"
+        for text in texts
+    ]
+    return re.compile("|".join(parts)) if parts else None
+
+
+def _has_mask_word(item: Item) -> bool:
+    words = words_of(item.stem)
+    return len(words) > 1 and any(read_words(word).role == "mask" for word in (words[0], words[-1], *words[-2:]))
+
+
+def _is_weak(folder: str) -> bool:
+    return read_words(folder.rpartition("/")[2]).weak
+
+
+def _folders(names: set[str]) -> str:
+    few = sorted(names, key=lambda name: (name.count("/"), name))
+    return " and ".join(f"{shown(name)}/" for name in few[:2]) + (f" and {len(few) - 2} more" if len(few) > 2 else "")
+
+
+def _choose_kind(tree: FileTree, matches: Matches, settings: CorpusSettings) -> tuple[str, ...] | None:
+    """Returns the kind of masks that is used, where images have masks of several kinds; None to use all masks.
+
+    Raises:
+        UserError: If nothing says which kind is meant.
+    """
+    kinds = families(matches.parts)
+    several = any(len({part.kind for part in parts}) > 1 for parts in matches.parts.values())
+    if len(kinds) < 2 or not several or settings.classes > 2:
+        return None
+    wanted = {word for name in settings.class_names for word in words_of(name)}
+    fitting = [kind for kind in kinds if wanted & {*kind, *(f"{word}s" for word in kind)}]
+    fitting = fitting or [kind for kind in kinds if not kind]
+    if len(fitting) == 1:
+        return fitting[0]
+    lines = [f"  {' '.join(kind) or 'without a word'}: {count} images" for kind, count in kinds.items()]
+    raise UserError(
+        f"{tree.root}: images have masks of several kinds, found\n"
+        + "\n".join(lines)
+        + "\nName the one that is meant, "
+        "with --corpus.masks FOLDER or a pattern of its files."
+    )
+
+
+def _ids(images: Sequence[Item], others: Sequence[Item] = ()) -> dict[str, str]:
+    """Returns the id of each image, by its path: the folders without those of roles, and the name without suffix.
+
+    Folders that all images have in common are left out. Names keep their capitals. `others` are masks without an image,
+    which get the id that their image would have.
+    """
+    rests = [item.parsed.rest for item in images]
+    shared = 0
+    while rests and all(len(rest) > shared and rest[shared] == rests[0][shared] for rest in rests):
+        shared += 1
+    # A corpus of one folder for each image has no common folder, and one of one image has nothing else.
+    return {
+        item.entry.path: "/".join([*item.parsed.rest[shared:], without_suffix(item.entry.path.rpartition("/")[2])])
+        for item in (*images, *others)
+    }
+
+
+def _list(
+    found: _Sorted,
+    matches: Matches,
+    ids: Mapping[str, str],
+    settings: CorpusSettings,
+    kind: tuple[str, ...] | None,
+) -> Listing:
+    by_id: dict[str, list[Item]] = defaultdict(list)
+    for item in found.images:
+        by_id[ids[item.entry.path]].append(item)
+    groups = _groups(found.images)
+    used = {
+        path: [part for part in parts if kind is None or part.kind == kind] for path, parts in matches.parts.items()
+    }
+    sided = [path for path, parts in used.items() if {part.side for part in parts} >= {"left", "right"}]
+    both = len(sided) > sum(map(bool, used.values())) / 2
+    labelled_folders = {(item.parsed.folder, item.parsed.split) for item in found.images if used[item.entry.path]}
+    ambiguous = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
+    listing = Listing([], [], "pairs")
+    masks_in = _folders({item.parsed.folder for item in found.masks if item.parsed.folder}) or "the same folder"
+    for image_id, items in by_id.items():
+        item = items[0]
+        path, uri = item.entry.path, item.entry.place.uri
+        parts = used[path]
+        same = _same_part(parts)
+        if len(items) > 1 or same or path in ambiguous:
+            others = [other.entry.path for other in items] if len(items) > 1 else same
+            others = others or [ambiguous[path], *matches.ambiguous[ambiguous[path]]]
+            detail = f"expected one file of this name, found {named(others)}"
+            listing.set_aside.append(SetAside(image_id, uri, "ambiguous", detail))
+        elif both and parts and {part.side for part in parts} < {"left", "right"}:
+            there = named([part.item.entry.path for part in parts])
+            detail = f"expected the masks of both sides, found {there} alone"
+            listing.set_aside.append(SetAside(image_id, uri, "no_mask", detail))
+        elif parts or (item.parsed.folder, item.parsed.split) not in labelled_folders:
+            record = _record(item, image_id, parts, settings, groups[path])
+            (listing.records if parts else listing.unlabelled).append(record)
+        else:
+            detail = f"expected a mask of {shown(path)} in {masks_in}, found none"
+            listing.set_aside.append(SetAside(image_id, uri, "no_mask", detail))
+    images_in = _folders({item.parsed.folder for item in found.images if item.parsed.folder}) or "the same folder"
+    for item in matches.lonely:
+        detail = f"expected an image of {shown(item.entry.path)} in {images_in}, found none"
+        listing.set_aside.append(SetAside(ids[item.entry.path], item.entry.place.uri, "no_image", detail))
+    for group in (listing.records, listing.unlabelled):
+        group.sort(key=lambda record: record.image_id)
+    return listing
+
+
+def _same_part(parts: Sequence[Part]) -> list[str]:
+    """Returns the paths of mask files that cannot be told apart by their names; empty if all can."""
+    by_part: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for part in parts:
+        by_part[part.side, part.kind, part.number].append(part.item.entry.path)
+    return next((paths for paths in by_part.values() if len(paths) > 1), [])
+
+
+def _record(
+    item: Item, image_id: str, parts: Sequence[Part], settings: CorpusSettings, groups: Mapping[str, str]
+) -> Record:
+    masks = [part.item.entry for part in sorted(parts, key=lambda part: part.item.entry.path)]
+    return replace(make_record(image_id, item.entry, masks, settings, groups), split=item.parsed.split)
+
+
+def _groups(images: Sequence[Item]) -> dict[str, dict[str, str]]:
+    """Returns the group `folder` of each image by its path, where folders divide the corpus into a few large parts."""
+    levels: list[int] = []
+    for depth in range(max((len(item.parsed.rest) for item in images), default=0)):
+        values = Counter(_at(item, depth) for item in images)
+        if len(values) == 1 or all(read_words(value).split for value in values):
+            continue
+        if len(values) > _MOST_VALUES or len(images) < _FEWEST_IN_A_GROUP * len(values):
+            # These are the folders of patients or studies, and so are those in them.
+            break
+        levels.append(depth)
+    names = {depth: "folder" if number == 0 else f"folder_{number + 1}" for number, depth in enumerate(levels)}
+    return {
+        item.entry.path: {name: value for depth, name in names.items() if (value := _at(item, depth))}
+        for item in images
+    }
+
+
+def _at(item: Item, depth: int) -> str:
+    rest = item.parsed.rest
+    return rest[depth] if depth < len(rest) else ""
+
+
+def _roots(found: _Sorted) -> list[str]:
+    return sorted({item.parsed.folder for item in [*found.images, *found.masks] if item.parsed.folder})
+
+
+def _count_unread(tree: FileTree, found: _Sorted) -> int:
+    """Counts the files in folders of images and masks that are neither."""
+    roots = tuple(f"{root}/" for root in _roots(found))
+    read = {item.entry.path for item in [*found.images, *found.masks]}
+    return sum(entry.path.startswith(roots) and entry.path not in read for entry in tree.files) if roots else 0
+
+
+def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) -> str:
+    images, masks = ({item.parsed.folder for item in items} - {""} for items in (found.images, found.masks))
+    text = "side by side, told apart by their names"
+    if images or masks:
+        text = f"{_folders(images) or 'elsewhere'}, {_folders(masks) or 'elsewhere'}"
+    if kind:
+        text += f", of which those of the kind {' '.join(kind)!r}"
+    differences = [f"{shown(text)} ({count})" for text, count in matches.differences.most_common(3)]
+    if differences:
+        text += f"; names differ by {', '.join(differences)}"
+    several = sum(len(parts) > 1 for parts in matches.parts.values())
+    if several:
+        text += f"; {counted(several, 'image')} with several mask files, which are united"
+    return text
+
+
+def _refuse(tree: FileTree, found: _Sorted) -> None:
+    """Raises the `NoLayoutError` of a tree in which no mask has an image."""
+    images, masks = ([item.entry.path for item in items] for items in (found.images, found.masks))
+    there = f"{tree.root}: found {tree.describe()}"
+    if not images and not masks:
+        raise NoLayoutError(f"{there}; expected images and masks ({', '.join(SUFFIXES)}).")
+    if not masks:
+        raise NoLayoutError(
+            f"{there}. Of these, {counted(len(images), 'image')} may be used, such as {shown(images[0])}, and nothing "
+            "is named as a mask. Name the folder of masks (--corpus.masks FOLDER), or a pattern of its files."
+        )
+    if not images:
+        raise NoLayoutError(
+            f"{there}. Of these, {counted(len(masks), 'file')} may be masks, such as {shown(masks[0])}, and there are "
+            "no images. Name the folder of images (--corpus.images FOLDER)."
+        )
+    raise NoLayoutError(
+        f"{there}. Of these, {counted(len(images), 'image')} such as {shown(images[0])} and "
+        f"{counted(len(masks), 'mask')} such as {shown(masks[0])} may be used, and no mask has the name of an image. "
+        "Rename them alike, or set corpus.root to a table with a column of images and one of masks."
+    )
+
+
+PAIRS = Layout("pairs", EXPECTS, recognise, read)

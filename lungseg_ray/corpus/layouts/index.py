@@ -1,0 +1,230 @@
+"""Tables that lie beside images and say whose they are, in which split, and what else is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.listing import Listing
+from lungseg_ray.corpus.layouts.matching import bare
+from lungseg_ray.corpus.layouts.roles import normal
+from lungseg_ray.corpus.layouts.table import (
+    TABLES,
+    Column,
+    UserTable,
+    check_once,
+    groups_of,
+    plain,
+    read_table,
+    split_of,
+)
+from lungseg_ray.corpus.layouts.tree import Entry, FileTree
+from lungseg_ray.corpus.record import Record, SetAside, Split
+from lungseg_ray.errors import UserError
+from lungseg_ray.text import counted, named, shown
+
+INDEXES = ("index.csv", "index.parquet", "index.tsv", "index.xlsx")
+"""A table of one of these names must be right. Another table is used if it names images, and mentioned if not."""
+_STEMS = ("stem", "image_id")
+_ENOUGH = 0.5
+"""A table is used if it names at least this share of the images."""
+_DEEPEST = 2
+"""Tables in more folders than this below the root are not looked at."""
+_MOST_TABLES = 8
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a table says of an image."""
+
+    number: int
+    table: UserTable
+    patient: str
+    split: Split | None
+    groups: Mapping[str, str]
+
+
+@dataclass
+class Indexes:
+    """What the tables of a corpus say.
+
+    Attributes:
+        entries: What is said of each image, by image id.
+        lonely: Rows that name no image.
+        column: Whether corpus.patients names a column of one of the tables.
+        said: Which tables are used, and how, for the user.
+        doubts: Tables that are not used, as sentences for the user.
+    """
+
+    entries: dict[str, _Entry] = field(default_factory=dict)
+    lonely: list[SetAside] = field(default_factory=list)
+    column: bool = False
+    said: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+
+def read_indexes(tree: FileTree, settings: CorpusSettings, paths: Mapping[str, str]) -> Indexes:
+    """Reads the tables that name images.
+
+    Args:
+        tree: The files of the corpus.
+        settings: The settings of the corpus, of which `columns` and `patients` are used.
+        paths: The path of each image, by image id.
+
+    Returns:
+        What the tables say.
+
+    Raises:
+        UserError: If a table named `index` is wrong.
+        OSError: If a table cannot be read.
+    """
+    found = Indexes()
+    tables = [
+        entry for entry in tree.files if entry.path.lower().endswith(TABLES) and entry.path.count("/") <= _DEEPEST
+    ]
+    tables.sort(key=lambda entry: (not _is_index(entry), entry.path.count("/"), entry.path))
+    names = _Names(paths if tables else {})
+    for entry in tables[:_MOST_TABLES]:
+        try:
+            table = read_table(entry.place)
+        except UserError as error:
+            if _is_index(entry):
+                raise
+            found.doubts.append(f"The table {shown(entry.path)} is not used: {str(error).partition(': ')[2]}")
+            continue
+        _add(found, entry, table, settings, names)
+    return found
+
+
+def apply(listing: Listing, found: Indexes) -> Listing:
+    """Adds to each record what the tables say of it.
+
+    Args:
+        listing: The listing.
+        found: What the tables say.
+
+    Returns:
+        A new listing.
+    """
+
+    def told(record: Record) -> Record:
+        entry = found.entries.get(record.image_id)
+        if not entry:
+            return record
+        return replace(
+            record,
+            patient_id=entry.patient or record.patient_id,
+            split=entry.split or record.split,
+            groups={**record.groups, **entry.groups},
+        )
+
+    return replace(
+        listing,
+        records=[told(record) for record in listing.records],
+        unlabelled=[told(record) for record in listing.unlabelled],
+        set_aside=[*listing.set_aside, *found.lonely],
+    )
+
+
+class _Names:
+    """Finds images by what a table calls them: by id, by path, by the name of the file, with or without suffix."""
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self.ids = paths.keys()
+        self._known: dict[str, str | None] = {}
+        for image_id, path in paths.items():
+            parts = normal(path).split("/")
+            whole = {"/".join(parts[start:]) for start in range(len(parts))}
+            for name in {normal(image_id), *whole, *(bare(one) for one in whole)}:
+                # A name that two images have identifies neither.
+                self._known[name] = image_id if self._known.get(name, image_id) == image_id else None
+        self._known |= {normal(image_id): image_id for image_id in paths}
+
+    def find(self, value: str) -> str | None:
+        """Returns the id of the image that a value names; None if none, or several."""
+        if value in self.ids:
+            return value
+        name = normal(value.replace("\\", "/").removeprefix("./"))
+        return self._known.get(name) or self._known.get(bare(name))
+
+
+def _is_index(entry: Entry) -> bool:
+    return entry.path in INDEXES
+
+
+def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSettings, names: _Names) -> None:
+    column = _image_column(table, names, settings, must=_is_index(entry))
+    if column is None:
+        found.doubts.append(
+            f"The table {shown(entry.path)} is not used: none of its columns ({named(table.columns)}) names the images."
+        )
+        return
+    ids = [row[column] for row in table.rows]
+    if _is_index(entry):
+        if "" in ids:
+            raise UserError(f"{entry.place}: row {ids.index('') + 1} after the header has no {column}.")
+        check_once(entry.place, ids, range(1, len(ids) + 1))
+    patient, split = _patient_column(table, settings), table.find("split", settings.columns)
+    found.column = found.column or (patient is not None and patient == settings.patients)
+    if settings.patients == "none":
+        patient = None
+    fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
+    used = 0
+    for number, row in enumerate(table.rows, start=1):
+        image_id = names.find(row[column])
+        if image_id is None:
+            if _is_index(entry):
+                name = shown(row[column])
+                detail = f"row {number} after the header names it; expected an image of that name, found none"
+                found.lonely.append(SetAside(name, str(entry.place), "no_image", detail))
+            continue
+        used += 1
+        if image_id not in found.entries:
+            found.entries[image_id] = _Entry(
+                number,
+                table,
+                row[patient] if patient else "",
+                split_of(row, split, entry.place, number),
+                groups_of(row, fixed),
+            )
+    meanings = [
+        f"{what} from its column {shown(name)}" for what, name in (("patients", patient), ("splits", split)) if name
+    ]
+    found.said.append(
+        f"table {shown(entry.path)}: {counted(used, 'image')} by its column {shown(column)}"
+        + "".join(f", {one}" for one in meanings)
+        + (f"; read {table.note}" if table.note else "")
+    )
+
+
+def _usual(table: UserTable, column: Column) -> str | None:
+    return table.find(column, {})
+
+
+def _patient_column(table: UserTable, settings: CorpusSettings) -> str | None:
+    if settings.patients in table.columns:
+        return settings.patients
+    by_name = {plain(name): name for name in table.columns}
+    if plain(settings.patients) in by_name and settings.patients not in ("auto", "none"):
+        return by_name[plain(settings.patients)]
+    return table.find("patient", settings.columns)
+
+
+def _image_column(table: UserTable, names: _Names, settings: CorpusSettings, *, must: bool) -> str | None:
+    """Returns the column that names images: that of the usual name, or the one whose values are names of images."""
+    if "image" in settings.columns:
+        return table.find("image", settings.columns)
+    hits = {
+        column: sum(names.find(row[column]) is not None for row in table.rows if row[column])
+        for column in table.columns
+    }
+    best = max(hits, key=lambda column: hits[column], default=None)
+    usual = next((name for name in _STEMS if name in table.columns), None)
+    if must and usual:
+        return usual
+    if best is not None and hits[best] >= _ENOUGH * min(len(names.ids), max(len(table.rows), 1)):
+        return best
+    if must:
+        raise UserError(f"{table.place}: expected a column stem (or image_id), found {named(table.columns)}.")
+    return None

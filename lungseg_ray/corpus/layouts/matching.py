@@ -1,0 +1,312 @@
+"""Matches masks and images by their names, and finds out in what their names differ.
+
+A mask belongs to an image if their names are equal once the folders that say "image" or "mask" are left out. Names may
+differ by a suffix, a prefix or a word that is the same in all of them (`x.png` and `x_mask.png`), by capitals, by the
+Unicode form, and by one more suffix of a file (`x.png.png`). What differs is found by comparing all names of both
+sides, and is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lungseg_ray.corpus.layouts.roles import Parsed, Side, normal, read_words, words_of
+from lungseg_ray.corpus.layouts.tree import SUFFIXES, Entry
+
+_MOST_COMPARED = 2000
+"""Names of each side, at most, that are compared to find out in what they differ."""
+_NEARLY_ALL = 0.8
+"""A difference without a word that says "mask" counts if at least this share of the unmatched names have it."""
+_PARTS = {"l": "left", "r": "right", "lt": "left", "rt": "right"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file that may be an image or a mask.
+
+    Attributes:
+        entry: The file.
+        parsed: What its folders say.
+    """
+
+    entry: Entry
+    parsed: Parsed
+
+    @cached_property
+    def name(self) -> str:
+        """The name of the file, as it is compared."""
+        return normal(self.entry.path.rpartition("/")[2])
+
+    @cached_property
+    def stem(self) -> str:
+        """The name without all suffixes of image files, as it is compared."""
+        return bare(self.name)
+
+    @cached_property
+    def rest(self) -> tuple[str, ...]:
+        """The folders that do not say what the file is, as they are compared."""
+        return tuple(normal(part) for part in self.parsed.rest)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A mask file of an image, with what its names say of what it marks.
+
+    Attributes:
+        item: The file.
+        side: The side of the body; None if the names do not say.
+        kind: Words for the marked structure, such as "lung"; empty if the names do not say.
+        number: The number of one of several masks of an image; empty if there is none.
+    """
+
+    item: Item
+    side: Side | None = None
+    kind: tuple[str, ...] = ()
+    number: str = ""
+
+
+@dataclass
+class Matches:
+    """The result of `match`.
+
+    Attributes:
+        parts: The mask files of each image, by the path of the image; empty for an image without a mask.
+        ambiguous: The masks that belong to several images, by path, with the paths of these images.
+        lonely: The masks that belong to no image.
+        differences: What is in the names of masks, or of images, and not in those of their partners; with the number of
+            masks for which this holds.
+    """
+
+    parts: dict[str, list[Part]]
+    ambiguous: dict[str, list[str]] = field(default_factory=dict)
+    lonely: list[Item] = field(default_factory=list)
+    differences: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A difference of names: how the stem of a mask becomes that of its image.
+
+    Attributes:
+        text: The text that differs, for the user.
+        change: Returns the stem of the image for the stem of a mask; None where the rule does not apply.
+        words: Words for what the mask marks.
+    """
+
+    text: str
+    change: Callable[[str], str | None]
+    words: tuple[str, ...] = ()
+
+
+def bare(name: str) -> str:
+    """Returns a name without all suffixes of image files, in lower case."""
+    while True:
+        shorter = next((name[: -len(end)] for end in SUFFIXES if name.endswith(end) and len(name) > len(end)), name)
+        if shorter == name:
+            return name
+        name = shorter
+
+
+def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
+    """Finds the image of each mask.
+
+    Args:
+        images: The images.
+        masks: The masks.
+
+    Returns:
+        The masks of each image, and what could not be matched.
+    """
+    found = Matches({item.entry.path: [] for item in images})
+    by_name: dict[tuple[object, str], list[Item]] = defaultdict(list)
+    by_stem: dict[tuple[object, str], list[Item]] = defaultdict(list)
+    anywhere: dict[str, list[Item]] = defaultdict(list)
+    for item in images:
+        by_name[item.rest, item.name].append(item)
+        by_stem[item.rest, item.stem].append(item)
+        anywhere[item.stem].append(item)
+
+    def candidates(mask: Item, stem: str) -> list[Item]:
+        if there := by_stem.get((mask.rest, stem)):
+            return there
+        near = [item for item in anywhere.get(stem, ()) if _compatible(item.rest, mask.rest)]
+        most = max((_shared(item.rest, mask.rest) for item in near), default=0)
+        return [item for item in near if _shared(item.rest, mask.rest) == most]
+
+    waiting: list[Item] = []
+    for mask in masks:
+        # `predict` names the mask of x.png x.png.png, and that of x.jpg x.jpg.png.
+        own = by_name.get((mask.rest, mask.name.rpartition(".")[0])) or candidates(mask, mask.stem)
+        if not _take(found, mask, own, None):
+            waiting.append(mask)
+    rules = _rules([mask.stem for mask in waiting], [item.stem for item in images], found, images) if waiting else []
+    for mask in waiting:
+        for rule in rules:
+            stem = rule.change(mask.stem)
+            if stem is not None and _take(found, mask, candidates(mask, stem), rule):
+                break
+        else:
+            found.lonely.append(mask)
+    return found
+
+
+def _take(found: Matches, mask: Item, images: Sequence[Item], rule: _Rule | None) -> bool:
+    if not images:
+        return False
+    if len(images) > 1:
+        found.ambiguous[mask.entry.path] = [item.entry.path for item in images]
+        return True
+    found.parts[images[0].entry.path].append(_part(mask, rule))
+    if rule:
+        found.differences[rule.text] += 1
+    return True
+
+
+def _part(mask: Item, rule: _Rule | None) -> Part:
+    words = rule.words if rule else ()
+    said = read_words("_".join(words)) if words else None
+    side = mask.parsed.side or (said.side if said else None)
+    side = side or next((_side(word) for word in words if word in _PARTS), None)
+    kind = tuple(dict.fromkeys((*mask.parsed.kind, *(said.others if said else ()))))
+    number = next((word for word in words if word.isdigit()), "")
+    return Part(mask, side, tuple(word for word in kind if not word.isdigit() and word not in _PARTS), number)
+
+
+def _side(word: str) -> Side:
+    return "left" if _PARTS[word] == "left" else "right"
+
+
+def _compatible(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether all folders of one path are among those of the other, in the same order."""
+    short, long = sorted((one, other), key=len)
+    rest = iter(long)
+    return all(part in rest for part in short)
+
+
+def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    return sum((Counter(one) & Counter(other)).values())
+
+
+def _rules(masks: Sequence[str], stems: Sequence[str], found: Matches, images: Sequence[Item]) -> list[_Rule]:
+    """Finds in what the names of unmatched masks differ from those of images; the most frequent difference first."""
+    known, some = set(stems), masks[:: max(len(masks) // _MOST_COMPARED, 1)]
+    affixes: Counter[tuple[str, str]] = Counter()
+    for stem in some:
+        affixes.update(_affixes(stem, known))
+    rules = [
+        _affix_rule(place, affix)
+        for (place, affix), count in affixes.most_common()
+        if _says_mask(affix) or (count > 1 and count >= _NEARLY_ALL * len(some) and _is_word(affix))
+    ]
+    # Images that have a mask already are left out, so that what differs shows.
+    free = [item.stem for item in images if not found.parts[item.entry.path]]
+    reverse: Counter[tuple[str, str]] = Counter()
+    there = set(masks)
+    for stem in free[:: max(len(free) // _MOST_COMPARED, 1)]:
+        reverse.update(_affixes(stem, there))
+    for (place, affix), count in reverse.most_common():
+        if count > 1 and count >= _NEARLY_ALL * min(len(some), len(free)):
+            rules.append(_longer_image_rule(place, affix))
+    exchanged = _exchange_rule(some, free)
+    return [*rules, exchanged] if exchanged else rules
+
+
+def _affixes(stem: str, known: set[str]) -> Iterable[tuple[str, str]]:
+    """Yields what stands before or after the longest known name that is the end or the beginning of a name."""
+    for cut in range(len(stem) - 1, 0, -1):
+        if stem[:cut].rstrip() in known and _splits(stem, cut):
+            yield "suffix", stem[cut:]
+            break
+    for cut in range(1, len(stem)):
+        if stem[cut:].lstrip() in known and _splits(stem, cut):
+            yield "prefix", stem[:cut]
+            break
+
+
+def _splits(stem: str, cut: int) -> bool:
+    """Whether a name may be cut at a place: not within a number, and not within a word."""
+    before, after = stem[cut - 1], stem[cut]
+    return not (before.isdigit() and after.isdigit()) and not (before.isalpha() and after.isalpha())
+
+
+def _is_word(affix: str) -> bool:
+    return any(character.isalpha() for character in affix) or not affix[0].isalnum() or not affix[-1].isalnum()
+
+
+def _says_mask(affix: str) -> bool:
+    words = read_words(affix)
+    return words.role == "mask" or words.side is not None or any(word in _PARTS for word in words.others)
+
+
+def _affix_rule(place: str, affix: str) -> _Rule:
+    def change(stem: str) -> str | None:
+        if place == "suffix":
+            return stem[: -len(affix)].rstrip() if stem.endswith(affix) else None
+        return stem[len(affix) :].lstrip() if stem.startswith(affix) else None
+
+    return _Rule(affix.strip(), change, tuple(words_of(affix)))
+
+
+def _longer_image_rule(place: str, affix: str) -> _Rule:
+    return _Rule(affix.strip(), lambda stem: stem + affix if place == "suffix" else affix + stem)
+
+
+def _exchange_rule(masks: Sequence[str], images: Sequence[str]) -> _Rule | None:
+    """Finds a beginning or an end that all masks share, in place of another that all images share."""
+    if len(masks) < 2 or len(images) < 2:
+        return None
+    (start, end), (new_start, new_end) = _frame(masks), _frame(images)
+    if not (start or end or new_start or new_end):
+        return None
+
+    def change(stem: str) -> str | None:
+        if not (stem.startswith(start) and stem.endswith(end) and len(stem) >= len(start) + len(end)):
+            return None
+        return new_start + stem[len(start) : len(stem) - len(end)] + new_end
+
+    known = set(images)
+    if sum(change(stem) in known for stem in masks) < _NEARLY_ALL * min(len(masks), len(images)):
+        return None
+    text = " ".join(
+        f"{old or 'nothing'} for {new or 'nothing'}" for old, new in ((start, new_start), (end, new_end)) if old != new
+    )
+    return _Rule(text, change, tuple(words_of(f"{start} {end}")))
+
+
+def _frame(stems: Sequence[str]) -> tuple[str, str]:
+    """Returns the whole words that all names begin with, and those that all names end with."""
+    first, last = min(stems), max(stems)
+    size = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    start = re.sub(r"(\d+|[^\W\d_]+)$", "", first[:size]) if size < len(first) else ""
+    if size < len(first) and not _within_word(stems, size):
+        start = first[:size]
+    backwards = [stem[::-1] for stem in stems]
+    first, last = min(backwards), max(backwards)
+    size = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    end = re.sub(r"(\d+|[^\W\d_]+)$", "", first[:size])
+    if size < len(first) and not _within_word(backwards, size):
+        end = first[:size]
+    return start, end[::-1]
+
+
+def _within_word(stems: Sequence[str], cut: int) -> bool:
+    return any(0 < cut < len(stem) and not _splits(stem, cut) for stem in stems)
+
+
+def families(parts: Mapping[str, Sequence[Part]]) -> dict[tuple[str, ...], int]:
+    """Counts the images that have a mask of each kind.
+
+    Args:
+        parts: The mask files of each image.
+
+    Returns:
+        The number of images by kind, the most frequent kind first.
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
+    for found in parts.values():
+        counts.update({part.kind for part in found})
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

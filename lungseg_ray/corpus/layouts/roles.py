@@ -1,0 +1,200 @@
+"""What the folders of a corpus say about a file: image or mask, split, and side of the body, by words in their names.
+
+A name is taken apart into words first, so that `images`, `PNGImages`, `img_dir`, `train-images` and `imagesTr` are all
+folders of images. A word counts only where the tree as a whole permits it: a folder that contains folders of both
+images and masks is a wrapping, whatever its own name.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from lungseg_ray.corpus.record import Split
+
+Role = Literal["image", "mask"]
+Side = Literal["left", "right"]
+
+_IMAGE = {"image", "images", "img", "imgs", "im", "ims", "picture", "pictures", "photo", "photos"}
+_MASK = {
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "lbl",
+    "lbls",
+    "annotation",
+    "annotations",
+    "annot",
+    "annots",
+    "ann",
+    "anns",
+}
+# These words are also in the names of whole corpora ("Lung Segmentation", "chest_xray"), so that they count only where
+# no word of the first kind does.
+_WEAK_IMAGE = {"cxr", "cxrs", "xray", "xrays", "radiograph", "radiographs", "radiography", "scan", "scans", "dicom"}
+_WEAK_IMAGE |= {"dicoms", "dcm", "input", "inputs", "raw", "original", "originals", "orig"}
+_WEAK_MASK = {"segmentation", "segmentations", "segmentationclass", "seg", "segs", "gt", "gts", "groundtruth", "truth"}
+_WEAK_MASK |= {"target", "targets", "roi", "rois", "contour", "contours", "outline", "outlines", "manual"}
+_SPLIT: dict[str, Split] = {
+    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "ts", "holdout"), "test"),
+}
+_SIDE: dict[str, Side] = {"left": "left", "right": "right"}
+# Words that say neither what a file is nor whose it is.
+_FILLERS = {"dir", "folder", "folders", "file", "files", "png", "jpg", "jpeg", "tif", "tiff", "dataset", "data", "set"}
+_FILLERS |= {"all", "the", "of", "and", "for", "class", "classes", "only", "final", "new", "resized", "processed"}
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the words of one name say.
+
+    Attributes:
+        role: Whether they name images or masks; None if neither, or both.
+        weak: Whether the role follows from words that also occur in the names of whole corpora.
+        split: The split that they name; None if none.
+        side: The side of the body that they name; None if none.
+        others: The other words, without fillers such as "png" or "dir".
+    """
+
+    role: Role | None
+    weak: bool
+    split: Split | None
+    side: Side | None
+    others: tuple[str, ...]
+
+
+def normal(text: str) -> str:
+    """Returns a name in the form in which names are compared: Unicode NFC, without differences of capitals."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the words of a name in lower case; capitals, digits and other characters separate words."""
+    return [word.lower() for word in _WORD.findall(unicodedata.normalize("NFC", text))]
+
+
+@lru_cache(maxsize=65536)
+def read_words(name: str) -> Words:
+    """Reads the words of the name of a folder.
+
+    Args:
+        name: The name, such as `imagesTr` or `lung masks`.
+
+    Returns:
+        What they say.
+    """
+    words = [_known(word) for word in words_of(name)]
+    if name.isupper() or not any(word in _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK for word in words):
+        # "IMAGES" is one word; "SegmentationClass" and "ground_truth" have two.
+        joined = "".join(words)
+        words = [joined] if joined in _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK else words
+    role, weak = _role(words, _IMAGE, _MASK), False
+    if role is None and not {*words} & (_IMAGE | _MASK):
+        role, weak = _role(words, _WEAK_IMAGE, _WEAK_MASK), True
+    split = next((_SPLIT[word] for word in words if word in _SPLIT), None)
+    side = next((_SIDE[word] for word in words if word in _SIDE), None)
+    known = _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK | _SPLIT.keys() | _SIDE.keys() | _FILLERS
+    return Words(role, weak and role is not None, split, side, tuple(word for word in words if word not in known))
+
+
+def _known(word: str) -> str:
+    """Returns the word of a role in which a longer word ends, such as "masks" for "lungmasks"; else the word itself."""
+    if word in _IMAGE | _MASK or len(word) < 6:
+        return word
+    ends = (known for known in (*_IMAGE, *_MASK) if len(known) > 3 and word.endswith(known))
+    return max(ends, key=len, default=word)
+
+
+def _role(words: list[str], image: set[str], mask: set[str]) -> Role | None:
+    images, masks = (any(word in kind for word in words) for kind in (image, mask))
+    if images and masks:
+        # "image_masks" are masks; "images and masks" are both.
+        return "mask" if len(words) == 2 and words[1] in mask else None
+    return "image" if images else "mask" if masks else None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What the path of a file says.
+
+    Attributes:
+        role: Whether it is an image or a mask; None if its folders do not say.
+        folder: The folder that says so, a path; empty if none does.
+        split: The split that a folder names; None if none does.
+        side: The side of the body that a folder names; None if none does.
+        kind: The other words of the folder that says the role, such as "lung" or "infection"; a corpus may have masks
+            of several kinds.
+        rest: The folders above the file, in their order, without those of role and side.
+    """
+
+    role: Role | None
+    folder: str
+    split: Split | None
+    side: Side | None
+    kind: tuple[str, ...]
+    rest: tuple[str, ...]
+
+
+class Roles:
+    """Reads the folders of all files of a tree.
+
+    Args:
+        folders: The paths of all folders that contain files to be read, with "/" between their parts.
+    """
+
+    def __init__(self, folders: Iterable[str]) -> None:
+        self._parsed: dict[str, Parsed] = {}
+        paths = {folder for folder in folders if folder}
+        roles: dict[str, set[Role]] = defaultdict(set)
+        for path in paths:
+            parts = path.split("/")
+            for depth in range(len(parts), 0, -1):
+                words = read_words(parts[depth - 1])
+                if words.role:
+                    for above in range(depth):
+                        roles["/".join(parts[:above])].add(words.role)
+        self._wrappings = {path for path, found in roles.items() if len(found) > 1}
+
+    def parse(self, folder: str) -> Parsed:
+        """Reads the path of a folder.
+
+        Args:
+            folder: The path below the root of the corpus; empty for the root.
+        """
+        if folder not in self._parsed:
+            self._parsed[folder] = self._parse(folder)
+        return self._parsed[folder]
+
+    def _parse(self, folder: str) -> Parsed:
+        parts = folder.split("/") if folder else []
+        paths = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+        words = [read_words(part) for part in parts]
+        bearing = [depth for depth, one in enumerate(words) if one.role and paths[depth] not in self._wrappings]
+        # Weak words count only where no other word says a role.
+        bearing = [depth for depth in bearing if not words[depth].weak] or bearing
+        role = words[bearing[-1]].role if bearing else None
+        same = [depth for depth in bearing if words[depth].role == role]
+        split = next((one.split for one in reversed(words) if one.split and not _is_part_of_a_title(one)), None)
+        side = next((one.side for one in reversed(words) if one.side), None) if role == "mask" else None
+        dropped = {*same, *(depth for depth, one in enumerate(words) if one.side and role == "mask")}
+        kind = tuple(word for depth in same for word in words[depth].others if not word.isdigit())
+        rest = tuple(
+            part if depth not in dropped else str(words[depth].split)
+            for depth, part in enumerate(parts)
+            if depth not in dropped or words[depth].split
+        )
+        return Parsed(role, paths[same[-1]] if same else "", split, side, kind, rest)
+
+
+def _is_part_of_a_title(words: Words) -> bool:
+    """Whether the word of a split stands in a longer name, such as "Brixia test of time"."""
+    return len(words.others) > 1

@@ -1,0 +1,282 @@
+"""Trees of images and masks as people have them; each test is one kind of tree, with what is right."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lungseg_ray.corpus.layouts import Listing
+from lungseg_ray.errors import UserError
+from tests.corpus.trees import fill, listing, reasons
+
+
+def paired(found: Listing, root: Path) -> dict[str, list[str]]:
+    """The paths of the masks of each image, by the path of the image."""
+    return {
+        str(Path(record.image_uri).relative_to(root)): [str(Path(uri).relative_to(root)) for uri in record.mask_uris]
+        for record in found.records
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        *(
+            ("images", "masks"),
+            ("Image", "Mask"),
+            ("imgs", "labels"),
+            ("img_dir", "ann_dir"),
+            ("images", "annotations"),
+        ),
+        *(("png_images", "png_masks"), ("JPEGImages", "SegmentationClass"), ("train_images", "train_masks")),
+        *(("CXR_png", "masks"), ("raw", "ground truth"), ("my set/images", "my set/masks"), ("a/b/c/img", "a/b/c/seg")),
+        *(("DatasetX_images", "DatasetX_masks"), ("x-rays", "lung_segmentations"), ("deep/x/images", "deep/x/y/masks")),
+    ],
+)
+def test_names_of_folders(images: str, masks: str, tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{images}/{n}.png" for n in range(4)), *(f"{masks}/{n}.png" for n in range(4)))
+    found = listing(tmp_path)
+    assert paired(found, tmp_path) == {f"{images}/{n}.png": [f"{masks}/{n}.png"] for n in range(4)}
+    assert [record.image_id for record in found.records] == ["0", "1", "2", "3"]
+    assert not found.set_aside
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        *(("{}.png", "{}_mask.png"), ("{}.png", "mask_{}.png"), ("{}.png", "{}-label.gif"), ("{}.jpg", "{} seg.png")),
+        *(("{}.png", "{}.png.png"), ("IMG_{}.PNG", "img_{}.png"), ("{}_0000.png", "{}.png"), ("img{}.png", "gt{}.png")),
+        *(("image_{}_x.png", "mask_{}_x.png"), ("{}.png", "{}_lung_mask.png"), ("{}_cxr.png", "{}.png")),
+        *(("{}.png", "{}_annotated.png"), ("case {}.png", "Case {}_Segmentation.png"), ("é{}.png", "e\u0301{}.png")),
+    ],
+)
+@pytest.mark.parametrize("folders", [("images/", "masks/"), ("", "")])
+def test_names_of_files(image: str, mask: str, folders: tuple[str, str], tmp_path: Path) -> None:
+    """In two folders, or in one where names say which are masks."""
+    if folders == ("", "") and (not mask.strip("{}.pngif") or "annotated" in mask or "IMG" in image or "é" in image):
+        pytest.skip("these names do not say which are masks")
+    if folders == ("", "") and mask in ("{}.png", "{}.png.png"):
+        pytest.skip("these names do not say which are masks")
+    numbers = ["001", "002", "010", "011", "100"]
+    files = {folders[0] + image.format(n): folders[1] + mask.format(n) for n in numbers}
+    fill(tmp_path, *files, *files.values())
+    found = listing(tmp_path)
+    assert paired(found, tmp_path) == {name: [other] for name, other in files.items()}
+    assert not found.set_aside
+
+
+def test_a_name_within_another_is_another(tmp_path: Path) -> None:
+    """1 and 10, x and x_1: no mask goes to an image of a similar name."""
+    fill(tmp_path, "images/1.png", "images/x.png", "images/x_1.png", "masks/10.png", "masks/x_1.png", "masks/x.png")
+    found = listing(tmp_path)
+    assert paired(found, tmp_path) == {f"images/{name}.png": [f"masks/{name}.png"] for name in ("x", "x_1")}
+    assert reasons(found) == {"1": "no_mask", "10": "no_image"}
+
+
+def test_no_mask_of_another_folder(tmp_path: Path) -> None:
+    """Of a/1 the image is missing, and of b/1 the mask."""
+    fill(tmp_path, "images/b/1.png", "masks/a/1.png", "images/a/2.png", "masks/a/2.png", "images/b/2.png")
+    fill(tmp_path, "masks/b/2.png")
+    found = listing(tmp_path)
+    assert len(found.records) == 2
+    assert reasons(found) == {"a/1": "no_image", "b/1": "no_mask"}
+
+
+def test_flat_masks_of_nested_images(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"images/ward {n % 2}/day{n}/x{n}.png" for n in range(4)), *(f"masks/x{n}.png" for n in range(4)))
+    assert paired(listing(tmp_path), tmp_path) == {
+        f"images/ward {n % 2}/day{n}/x{n}.png": [f"masks/x{n}.png"] for n in range(4)
+    }
+    # Two images of that name: the mask belongs to neither.
+    fill(tmp_path, "images/ward 3/x0.png")
+    assert set(reasons(listing(tmp_path)).values()) == {"ambiguous"}
+
+
+@pytest.mark.parametrize("tree", ["{split}/{kind}/{n}.png", "{kind}/{split}/{n}.png", "{kind}_{split}/{n}.png"])
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "Validation", "Testing"), ("tr", "dev", "ts")]
+)
+def test_splits(tree: str, names: tuple[str, str, str], tmp_path: Path) -> None:
+    numbers = dict(zip(names, (range(5), range(5, 7), range(7, 10)), strict=True))
+    for split, some in numbers.items():
+        for kind in ("images", "masks"):
+            fill(tmp_path, *(tree.format(split=split, kind=kind, n=n) for n in some))
+    found = listing(tmp_path)
+    assert Counter(record.split for record in found.records) == {"train": 5, "val": 2, "test": 3}
+    assert not found.set_aside
+    assert {frozenset(record.groups) for record in found.records} == {frozenset()}
+
+
+def test_images_without_masks_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    """nnU-Net's test images have no labels; a single image without a mask is a fault."""
+    fill(tmp_path, *(f"imagesTr/a_{n}_0000.png" for n in range(5)), *(f"labelsTr/a_{n}.png" for n in range(4)))
+    fill(tmp_path, "imagesTs/b_0000.png")
+    found = listing(tmp_path)
+    assert (len(found.records), len(found.unlabelled)) == (4, 1)
+    assert list(reasons(found).values()) == ["no_mask"]
+
+
+def test_classes_and_hospitals_are_groups(tmp_path: Path) -> None:
+    for hospital in ("north", "south"):
+        for finding in ("COVID", "Normal"):
+            for kind in ("images", "masks"):
+                fill(tmp_path, *(f"{hospital}/{finding}/{kind}/{n}.png" for n in range(4)))
+    found = listing(tmp_path)
+    assert len(found.records) == len({record.image_id for record in found.records}) == 16
+    assert Counter((record.groups["folder"], record.groups["folder_2"]) for record in found.records) == dict.fromkeys(
+        [("north", "COVID"), ("north", "Normal"), ("south", "COVID"), ("south", "Normal")], 4
+    )
+
+
+@pytest.mark.parametrize("tree", ["masks/{side}/{n}.png", "{side}_masks/{n}.png", "masks/{n}_{side}.png"])
+def test_a_file_for_each_lung(tree: str, tmp_path: Path) -> None:
+    fill(tmp_path, *(f"images/{n}.png" for n in range(4)))
+    fill(tmp_path, *(tree.format(side=side, n=n) for side in ("left", "right") for n in range(4)))
+    found = listing(tmp_path)
+    assert {len(record.mask_uris) for record in found.records} == {2}
+    (tmp_path / tree.format(side="left", n=2)).unlink()
+    assert reasons(listing(tmp_path)) == {"2": "no_mask"}
+
+
+def test_several_numbered_masks(tmp_path: Path) -> None:
+    fill(tmp_path, "a (1).png", "a (1)_mask.png", "a (1)_mask_1.png", "a (2).png", "a (2)_mask.png")
+    assert {record.image_id: len(record.mask_uris) for record in listing(tmp_path).records} == {"a (1)": 2, "a (2)": 1}
+
+
+def test_masks_of_several_kinds(tmp_path: Path) -> None:
+    for folder in ("images", "lung masks", "infection masks"):
+        fill(tmp_path, *(f"{folder}/{n}.png" for n in range(4)))
+    found = listing(tmp_path)
+    assert paired(found, tmp_path)["images/0.png"] == ["lung masks/0.png"]
+    assert "of which those of the kind 'lung'" in found.recognition[0]
+    with pytest.raises(UserError, match=r"several kinds, found\n  infection: 4 images\n  lung: 4 images\nName"):
+        listing(tmp_path, class_names=["opacity"])
+    named = listing(tmp_path, class_names=["opacity"], masks=["infection masks"])
+    assert paired(named, tmp_path)["images/0.png"] == ["infection masks/0.png"]
+
+
+def test_named_folders(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"aufnahmen/{n}.png" for n in range(4)), *(f"konturen/{n}.png" for n in range(4)))
+    with pytest.raises(UserError, match=r"4 \.png in aufnahmen/, 4 \.png in konturen/.*--corpus\.masks FOLDER"):
+        listing(tmp_path)
+    for masks in ("konturen", "konturen/", "kont*/*.png"):
+        found = listing(tmp_path, masks=[masks])
+        assert paired(found, tmp_path)["aufnahmen/0.png"] == ["konturen/0.png"]
+    with pytest.raises(UserError, match=r"corpus\.masks: no file below corpus\.root matches lungs"):
+        listing(tmp_path, masks=["lungs"])
+
+
+def test_a_corpus_twice(tmp_path: Path) -> None:
+    for top in ("set", "data/set"):
+        for kind in ("images", "masks"):
+            fill(tmp_path, *(f"{top}/{kind}/{n}.png" for n in range(4)))
+    shutil.rmtree(tmp_path / "data/set")
+    shutil.copytree(tmp_path / "set", tmp_path / "data/set")
+    found = listing(tmp_path)
+    assert len(found.records) == 4
+    assert found.recognition[0] == "left out: data/set/, whose files are all in set/, too"
+    # The same names and sizes with other content are other images.
+    for path in (tmp_path / "data/set/images").iterdir():
+        path.write_bytes(b"y" * path.stat().st_size)
+    assert len(listing(tmp_path).records) == 8
+
+
+def test_junk(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"images/{n}.png" for n in range(3)), *(f"masks/{n}.png" for n in range(3)))
+    fill(tmp_path, "images/._0.png", "__MACOSX/images/._0.png", "images/.ipynb_checkpoints/0-checkpoint.png")
+    fill(tmp_path, "images/@eaDir/0.png/SYNO_THUMB.png", "images/Thumbs.db", "images/thumbnails/0.png", "desktop.ini")
+    found = listing(tmp_path)
+    assert (len(found.records), found.set_aside, found.ignored) == (3, [], 0)
+    assert found.recognition[0].startswith("left out: 7 files")
+
+
+class TestPatients:
+    @pytest.mark.parametrize(
+        ("name", "patients"),
+        [
+            ("{p:08d}_{k:03d}", 5),
+            ("patient{p:05d}/study{k}/view1_frontal", 5),
+            ("p10/p100000{p:02d}/s5041426{k}/a{k}", 5),
+            ("sub-{p:02d}/ses-{k}/sub-{p:02d}_ses-{k}", 5),
+            ("person{p}_virus_{k}", 5),
+            ("Patient {p}/x{k}", 5),
+            ("P{p}_{k}", 5),
+            ("scan{p}-{k}", 5),
+            ("K{p}17_lat{k}_frontal", 10),
+            ("x{p}{k}", 15),
+            ("lung_{p}{k}", 15),
+        ],
+    )
+    def test_names(self, name: str, patients: int, tmp_path: Path) -> None:
+        names = [name.format(p=p, k=k) for p in range(5) for k in range(3)]
+        fill(tmp_path, *(f"images/{one}.png" for one in names), *(f"masks/{one}.png" for one in names))
+        found = listing(tmp_path)
+        assert len(found.records) == 15
+        by_patient: dict[str, set[str]] = {}
+        for record, one in zip(sorted(found.records, key=lambda record: record.image_uri), sorted(names), strict=True):
+            by_patient.setdefault(record.patient_id, set()).add(one)
+        if patients == 5:
+            assert sorted(map(len, by_patient.values())) == [3] * 5
+        elif patients == 15:
+            assert len(by_patient) == 15
+        # With `none`, each image is a patient of its own, aloud.
+        assert len({record.patient_id for record in listing(tmp_path, patients="none").records}) == 15
+
+    def test_a_guess_is_said(self, tmp_path: Path) -> None:
+        names = [f"scan{p}-{k}" for p in range(5) for k in range(3)]
+        fill(tmp_path, *(f"images/{one}.png" for one in names), *(f"masks/{one}.png" for one in names))
+        (warning,) = listing(tmp_path).warnings
+        assert "15 images were of 5 patients, whose images are kept together" in warning
+        assert "--corpus.patients none" in warning
+
+    def test_a_pattern(self, tmp_path: Path) -> None:
+        names = [f"ward{k}_{p}" for p in range(5) for k in range(3)]
+        fill(tmp_path, *(f"images/{one}.png" for one in names), *(f"masks/{one}.png" for one in names))
+        found = listing(tmp_path, patients=r"_(\d+)$")
+        assert sorted({record.patient_id for record in found.records}) == ["0", "1", "2", "3", "4"]
+        assert "5 patients by the pattern" in found.recognition[-1]
+        with pytest.raises(UserError, match=r"fits 3 of 15 images, and not images/ward0_1"):
+            listing(tmp_path, patients=r"_(0)$")
+        with pytest.raises(UserError, match=r"is no column of a table here, and as a pattern it has 0 groups"):
+            listing(tmp_path, patients="PatientID")
+
+
+class TestTables:
+    def pairs(self, root: Path) -> Path:
+        names = [f"x{n}" for n in range(6)]
+        return fill(root, *(f"images/{one}.png" for one in names), *(f"masks/{one}.png" for one in names))
+
+    @pytest.mark.parametrize(
+        ("file", "text"),
+        [
+            ("Index.csv", "stem,patient,split\n{}"),
+            ("Data_Entry.csv", "Image Index,Patient ID,split\n{}"),
+            ("metadata.tsv", "filename\tsubject_id\tSet\n{}"),
+            ("list of images.csv", "Datei;PatientID;Split\n{}"),
+        ],
+    )
+    def test_found_by_its_values(self, file: str, text: str, tmp_path: Path) -> None:
+        sign = next(sign for sign in "\t;," if sign in text)
+        splits = ("train", "validation", "testing")
+        rows = "".join(sign.join([f"x{n}.png", f"p{n // 2}", splits[n // 2]]) + "\n" for n in range(6))
+        self.pairs(tmp_path)
+        (tmp_path / file).write_text(text.format(rows))
+        found = listing(tmp_path)
+        assert [record.patient_id for record in found.records] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+        assert [record.split for record in found.records] == ["train", "train", "val", "val", "test", "test"]
+        assert f"table {file}: 6 images" in found.recognition[-1]
+
+    def test_one_that_names_no_image_is_mentioned(self, tmp_path: Path) -> None:
+        self.pairs(tmp_path)
+        (tmp_path / "notes.csv").write_text("what,when\nfirst,1\n")
+        (warning,) = listing(tmp_path).warnings
+        assert warning == "The table notes.csv is not used: none of its columns (what, when) names the images."
+
+    def test_a_column_of_patients_by_name(self, tmp_path: Path) -> None:
+        self.pairs(tmp_path)
+        (tmp_path / "meta.csv").write_text("image,cohort no\n" + "".join(f"x{n},{n % 3}\n" for n in range(6)))
+        assert len({record.patient_id for record in listing(tmp_path).records}) == 6
+        assert len({record.patient_id for record in listing(tmp_path, patients="cohort no").records}) == 3
