@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lungseg_ray.config import CorpusSettings, Settings
-from lungseg_ray.corpus import SPLITS, Record, Sample
+from lungseg_ray.corpus import SPLITS, MaskSource, Record, Sample
 from lungseg_ray.run import checkpoint
 from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, write_file
 from lungseg_ray.storage import Location
@@ -55,7 +55,9 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
         for number, count in enumerate(rows.get(split, [])):
             stem = f"{split}-{number}"
             names = [f"{stem}-{row}" for row in range(count)]
-            content = [(Record(name, name, (name,), f"patient of {name}"), make_sample(name)) for name in names]
+            content = [
+                (Record(name, name, (MaskSource(name),), f"patient of {name}"), make_sample(name)) for name in names
+            ]
             write_file(root / f"{stem}.parquet", content)
             shards.append(Shard(file=f"{stem}.parquet", split=split, rows=count, skip=skip.get(stem, ())))
         images = sum(len(shard.usable) for shard in shards if shard.split == split)
@@ -84,3 +86,11 @@ def find_damage(place: Location) -> str | None:
     except checkpoint.DamagedCheckpointError as error:
         return str(error)
     return None
+
+
+def mapped(values: Mapping[Any, int | str], **settings: Any) -> CorpusSettings:
+    """Settings of a corpus whose masks have these values; the number of classes is that of the labels."""
+    labels = max(label for label in values.values() if isinstance(label, int))
+    names = [f"label {label}" for label in range(1, max(labels, 1) + 1)]
+    classes = labels + 1 if labels > 1 else 1
+    return CorpusSettings.model_validate({"classes": classes, "class_names": names, "mask_values": values, **settings})

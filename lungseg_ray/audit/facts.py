@@ -124,7 +124,7 @@ def read_for_audit(record: Record, corpus: CorpusSettings, *, longer_side: int) 
         BadFileError: If the image or its mask cannot be used.
         OSError: If the storage does not respond; the message contains no path if the path may identify the patient.
     """
-    if record.mask_uris:
+    if record.masks:
         return read_sample(record, corpus, longer_side=longer_side)
     with redact_paths(record.image_id if record.private else ""):
         found = read_image(record.image_uri, channels=corpus.channels, longer_side=longer_side, white=corpus.white)

@@ -6,6 +6,7 @@ The docstrings of the sections and the descriptions of the settings are the text
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,19 @@ def _located_or_phantom(value: object) -> Location | Literal["phantom"]:
 
 def _path(text: str) -> Any:
     """Returns a default that becomes a location when the settings are read, so that `--help` shows it as written."""
+    return text
+
+
+def _mask_value(value: object) -> int | str:
+    """Returns a value of a mask as a number, or a colour as `#rrggbb`."""
+    text = str(value).strip().lower()
+    if text.lstrip("-").isdigit():
+        return int(text)
+    parts = text.split(",")
+    if len(parts) == 3 and all(part.strip().isdigit() and int(part) < 256 for part in parts):
+        text = "#{:02x}{:02x}{:02x}".format(*map(int, parts))
+    if not re.fullmatch("#[0-9a-f]{6}", text):
+        raise ValueError(f"expected a number or a colour such as #ff0000 or 255,0,0, found {value!r}")
     return text
 
 
@@ -109,6 +123,7 @@ Place = Annotated[Location, PlainValidator(_located), PlainSerializer(str, when_
 CorpusRoot = Annotated[
     Location | Literal["phantom"], PlainValidator(_located_or_phantom), PlainSerializer(str, when_used="json")
 ]
+MaskValue = Annotated[int | str, PlainValidator(_mask_value)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -166,16 +181,32 @@ class CorpusSettings(Section):
         {},
         description="Names of the columns image, mask, patient and split of a table, where they are not usual ones.",
     )
+    min_quality: Annotated[Share, Mark.IN_SHARDS] = Field(
+        0.0,
+        description="Smallest quality of a mask, 0 to 1, where a table says it (CheXmask: Dice RCA (Mean), for which "
+        "its authors recommend 0.7). Masks below are left out.",
+    )
     outside: Annotated[bool, Mark.IN_SHARDS] = Field(
         False, description="Whether a manifest may name files outside its own folder."
     )
-    white: Annotated[PositiveFloat | None, Mark.IN_SHARDS] = Field(
+    white: Annotated[PositiveFloat | list[PositiveFloat] | None, Mark.IN_SHARDS] = Field(
         None,
-        description="Pixel value of white in 16-bit and float files, such as 4095 for 12 bits. "
-        "By default 65535 for 16 bits and 1.0 for floats. DICOM files specify their own.",
+        description="Pixel value of white in 16-bit and float files, such as 4095 for 12 bits. Of several values, a "
+        "file has the smallest that it does not exceed. By default found out from some files. DICOM files specify "
+        "their own.",
     )
-    mask_scale: Annotated[PositiveFloat, Mark.IN_SHARDS] = Field(
-        1.0, description="Height of an image divided by the height of its mask. 2: masks have half the size."
+    mask_scale: Annotated[PositiveFloat | Literal["auto"], Mark.IN_SHARDS] = Field(
+        "auto",
+        description="Height of an image divided by the height of its mask. 2: masks have half the size. auto: found "
+        "out from some files; masks that have no common scale are stretched to the size of their image.",
+    )
+    mask_threshold: Annotated[Share | None, Mark.IN_SHARDS] = Field(
+        None,
+        description="Share of white, 0 to 1, from which on a pixel of a mask is marked, for masks with smooth or lossy "
+        "borders and for probabilities. By default found out from some files.",
+    )
+    mask_channel: Annotated[Literal["colour", "alpha"], Mark.IN_SHARDS] = Field(
+        "colour", description="Where a mask has its shape: in its values or colours, or in its alpha channel."
     )
     channels: Annotated[Channels, Mark.IN_SHARDS] = Field(
         1, description="Channels of the images. 1: grey (the first channel of a colour file). 3: RGB."
@@ -186,10 +217,11 @@ class CorpusSettings(Section):
     class_names: Annotated[list[str], Mark.IN_SHARDS] = Field(
         ["lung"], description="Names of the labels, from label 1 on, for tables and pictures."
     )
-    mask_values: Annotated[dict[int, int | Literal["ignore"]], Mark.IN_SHARDS] = Field(
+    mask_values: Annotated[dict[MaskValue, int | Literal["ignore"]], Mark.IN_SHARDS] = Field(
         {},
-        description="Map from the values in a mask file to labels. 'ignore' excludes pixels from loss and figures. "
-        "By default 0 is background, and 1 and 255 are the structure; with several classes each value is the label.",
+        description="Map from the values or colours (#rrggbb) in a mask file to labels. 'ignore' excludes pixels from "
+        "loss and figures. By default 0 is background, and 1 and 255 are the structure; with several classes each "
+        "value is the label; other masks of two values, or of one colour, are found out from some files.",
     )
     empty_masks: Annotated[Literal["set_aside", "keep"], Mark.IN_SHARDS] = Field(
         "set_aside",
@@ -217,9 +249,15 @@ class CorpusSettings(Section):
     @property
     def labels(self) -> dict[int, int | Literal["ignore"]]:
         """The label of each value in a mask file: `mask_values`, or the default map for the number of classes."""
+        values = {value: label for value, label in self.mask_values.items() if isinstance(value, int)}
         if self.mask_values:
-            return self.mask_values
+            return values
         return {0: 0, 1: 1, 255: 1} if self.classes == 1 else {label: label for label in range(self.classes)}
+
+    @property
+    def colours(self) -> dict[str, int | Literal["ignore"]]:
+        """The label of each colour in a mask file, by its name `#rrggbb`."""
+        return {value: label for value, label in self.mask_values.items() if isinstance(value, str)}
 
 
 class ShardSettings(Section):

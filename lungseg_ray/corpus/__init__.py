@@ -5,7 +5,7 @@ The rest of the code works with `Record` and `Sample`, and needs no knowledge of
 
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
-from lungseg_ray.corpus.record import REASONS, SPLITS, STUDY_KEY, Record, SetAside, Split
+from lungseg_ray.corpus.record import REASONS, SPLITS, STUDY_KEY, MaskSource, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SPLITS",
     "STUDY_KEY",
     "Listing",
+    "MaskSource",
     "Record",
     "Sample",
     "SetAside",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lungseg_ray.config import PhantomSettings
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.record import MaskSource, Record
 
 Layer = NDArray[np.floating[Any]]
 Points = NDArray[np.float64]
@@ -37,7 +37,9 @@ def list_phantoms(settings: PhantomSettings) -> list[Record]:
     for index in range(settings.count):
         uri = f"{_SCHEME}://{settings.seed}/{settings.size}/{index}"
         patient = f"phantom-patient-{_patient(index):06d}"
-        records.append(Record(image_id=f"phantom-{index:06d}", image_uri=uri, mask_uris=(uri,), patient_id=patient))
+        records.append(
+            Record(image_id=f"phantom-{index:06d}", image_uri=uri, masks=(MaskSource(uri),), patient_id=patient)
+        )
     return records
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lungseg_ray.errors import BadFileError
 
 Spacing = tuple[float, float] | None
-Purpose = Literal["image", "mask"]
+Purpose = Literal["image", "mask", "alpha"]
 
 MOST_BYTES = 1 << 29
 """The maximum size of a file, bytes. Larger files are not read."""

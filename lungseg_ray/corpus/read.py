@@ -5,6 +5,7 @@ This is the only way from a record to its pixels, so that the same checks apply 
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import os
@@ -19,14 +20,19 @@ import numpy as np
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import phantom
-from lungseg_ray.corpus.decode import Decoded, decode_image, decode_mask
+from lungseg_ray.corpus.annotations.documents import read_annotation
+from lungseg_ray.corpus.annotations.drawing import Drawing
+from lungseg_ray.corpus.annotations.runs import RunLengths
+from lungseg_ray.corpus.decode import Decoded, White, decode_image, decode_mask
 from lungseg_ray.corpus.picture import Spacing, check_bytes
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
+_OTHERS = {"heart", "clavicle", "clavicles", "spine", "trachea", "infection", "opacity", "nodule", "pneumothorax"}
+_OTHERS |= {"background", "ribs", "rib", "diaphragm", "abdomen", "mediastinum"}
 LEAST_SIDE = 32
 """The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
@@ -84,16 +90,16 @@ def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) 
         image = _drawn(drawing, channels=settings.channels, longer_side=longer_side)
         image_hash, mask_hash = hashlib.sha256(drawing.tobytes()), hashlib.sha256(mask.tobytes())
     else:
-        data = _fetch(record.image_uri)
+        data = fetch(record.image_uri)
         image_hash, mask_hash = hashlib.sha256(data), hashlib.sha256()
         image = _decoded(data, record.image_uri, settings.channels, longer_side, settings.white)
         # The bytes of the image are released, so that a worker holds only one file in memory at a time.
         del data
         masks = []
-        for uri in record.mask_uris:
-            data = _fetch(uri, of="mask")
+        for source in record.masks:
+            mask, data = _read_mask(source, image, record, settings)
             mask_hash.update(data)
-            masks.append(_mask(data, uri, image, record, settings))
+            masks.append(mask)
         mask = _united(masks)
     mask = resize_labels(mask, *image.pixels.shape[:2])
     if settings.empty_masks == "set_aside":
@@ -110,7 +116,7 @@ def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) 
     )
 
 
-def read_image(uri: str, *, channels: int, longer_side: int, white: float | None = None) -> Decoded:
+def read_image(uri: str, *, channels: int, longer_side: int, white: White = None) -> Decoded:
     """Reads an image without a mask, for prediction.
 
     Args:
@@ -128,7 +134,7 @@ def read_image(uri: str, *, channels: int, longer_side: int, white: float | None
     """
     if phantom.is_phantom(uri):
         return _drawn(phantom.draw_uri(uri)[0], channels=channels, longer_side=longer_side)
-    return _decoded(_fetch(uri), uri, channels, longer_side, white)
+    return _decoded(fetch(uri), uri, channels, longer_side, white)
 
 
 def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:
@@ -138,7 +144,7 @@ def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:
     return Decoded(np.repeat(pixels[:, :, None], channels, axis=2), height, width, 8, None)
 
 
-def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: float | None) -> Decoded:
+def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: White) -> Decoded:
     image = decode_image(data, channels=channels, longer_side=longer_side, white=white, name=uri)
     if min(image.height, image.width) < LEAST_SIDE:
         raise BadFileError(
@@ -147,20 +153,84 @@ def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: floa
     return image
 
 
-def _mask(data: bytes, uri: str, image: Decoded, record: Record, settings: CorpusSettings) -> Pixels:
+def _read_mask(source: MaskSource, image: Decoded, record: Record, settings: CorpusSettings) -> tuple[Pixels, bytes]:
+    """Returns a mask at the size of its file, and the bytes that it is made of."""
     try:
-        mask = decode_mask(data, mask_values=settings.labels, name=uri)
+        mask, data = _decode_source(source, image, settings)
     except BadFileError as error:
         raise BadFileError(error.reason, f"the mask: {error.detail}") from None
-    height, width = (round(side * record.mask_scale) for side in mask.shape)
-    if (height, width) != (image.height, image.width):
+    return _checked_size(mask, image, record), data
+
+
+def _decode_source(source: MaskSource, image: Decoded, settings: CorpusSettings) -> tuple[Pixels, bytes]:
+    def label_of(name: str) -> int:
+        return structure_label(name, settings)
+
+    kind, _, text = source.entry.partition(":")
+    if kind == "drawing":
+        drawing = Drawing.from_json(text)
+        return drawing.rasterise(label_of, height=image.height, width=image.width), text.encode()
+    if kind == "runs":
+        runs = RunLengths.from_json(text)
+        rows = [_fetch_part(source.uri, start, length) for start, length in runs.rows]
+        cells = [next(csv.reader([row.decode(errors="replace")], delimiter=runs.separator), []) for row in rows]
+        texts = [(row[cell], label_of(name)) for row in cells for cell, name in runs.cells if cell < len(row)]
+        return runs.draw(texts, height=image.height, width=image.width), b"".join(rows)
+    data = fetch(source.uri)
+    if data[:64].lstrip()[:1] == b"{":
+        return read_annotation(data).rasterise(label_of, height=image.height, width=image.width), data
+    return decode_mask(data, settings, name=source.uri), data
+
+
+def structure_label(name: str, settings: CorpusSettings) -> int:
+    """Returns the label of a named structure.
+
+    Args:
+        name: The name in an annotation, such as "left lung"; empty if it has none.
+        settings: The settings of the corpus. With one class, every structure has the label 1, but those whose name
+            says that they are another organ.
+
+    Raises:
+        BadFileError: With the reason `unknown_label` if no class has this name.
+    """
+    words = name.lower().replace("_", " ").replace("-", " ").split()
+    by_name = {tuple(one.lower().replace("_", " ").split()): label for label, one in enumerate(settings.class_names, 1)}
+    if tuple(words) in by_name:
+        return by_name[tuple(words)]
+    if len(settings.class_names) == 1:
+        wanted = {word.rstrip("s") for word in settings.class_names[0].lower().split()}
+        # A heart is no lung: where names say what is marked, only the structure that is asked for counts.
+        return 0 if words and _OTHERS & {*words} and not wanted & {word.rstrip("s") for word in words} else 1
+    raise BadFileError(
+        "unknown_label",
+        f"expected the structures {', '.join(settings.class_names)} of corpus.class_names, found {name!r}",
+    )
+
+
+def _checked_size(mask: Pixels, image: Decoded, record: Record) -> Pixels:
+    scale = record.mask_scale
+    if scale is None:
+        return mask
+    height, width = (round(side * scale) for side in mask.shape)
+    if not fits((image.height, image.width), mask.shape, scale):
         raise BadFileError(
             "size_mismatch",
             f"expected a mask of the image's size, {image.width} x {image.height} px, "
-            + (f"once enlarged {record.mask_scale:g} times, " if record.mask_scale != 1 else "")
+            + (f"once enlarged {scale:g} times, " if scale != 1 else "")
             + f"found {width} x {height} px; a scale that all masks share may be declared (corpus.mask_scale)",
         )
     return mask
+
+
+def fits(image: tuple[int, ...], mask: tuple[int, ...], scale: float) -> bool:
+    """Returns whether a mask has the size of its image, but for a row or a column that rounding adds or takes.
+
+    Args:
+        image: Rows and columns of the image.
+        mask: Rows and columns of the mask.
+        scale: Rows of an image for each row of its mask.
+    """
+    return all(abs(side - scale * own) <= max(1.0, scale) for side, own in zip(image, mask, strict=True))
 
 
 def _united(masks: list[Pixels]) -> Pixels:
@@ -182,18 +252,32 @@ def _check_marked(mask: Pixels) -> None:
         raise BadFileError("full_mask", f"expected more than one label, found {found.pop()} alone (corpus.empty_masks)")
 
 
-def _fetch(uri: str, *, of: str = "image") -> bytes:
-    which = "the mask: " if of == "mask" else ""
+def fetch(uri: str) -> bytes:
+    """Reads a file.
+
+    Args:
+        uri: A path or an s3:// URI.
+
+    Raises:
+        BadFileError: If the file itself cannot be read.
+        OSError: If a disk, or a bucket (`StorageError`), does not answer.
+    """
     try:
         return _read(Location(uri))
-    except BadFileError as error:
-        raise BadFileError(error.reason, f"{which}{error.detail}") from None
     except ValueError:
-        raise BadFileError("unreadable", f"{which}the file has a name that no system opens") from None
+        raise BadFileError("unreadable", "the file has a name that no system opens") from None
     except OSError as error:
         if not (why := fault_of_file(error)):
             raise
-        raise BadFileError("unreadable", f"{which}{why}") from None
+        raise BadFileError("unreadable", why) from None
+
+
+def _fetch_part(uri: str, start: int, length: int) -> bytes:
+    place = Location(uri)
+    check_bytes(length)
+    with translate_errors(place), place.filesystem.open_input_file(place.path) as file:
+        file.seek(start)
+        return file.read(length)
 
 
 def fault_of_file(error: OSError) -> str:

@@ -44,6 +44,21 @@ REASONS = {
 
 
 @dataclass(frozen=True)
+class MaskSource:
+    """One of the sources of a mask: a file, or a part of a file that describes the masks of many images.
+
+    Attributes:
+        uri: The URI of the file.
+        entry: The part, as `corpus.read` reads it: "drawing:" or "runs:" and JSON; empty for the whole file.
+        structure: Words for what the file marks, such as "left lung"; empty if nothing says so.
+    """
+
+    uri: str
+    entry: str = ""
+    structure: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """One image of a corpus, before it is read.
 
@@ -51,34 +66,38 @@ class Record:
         image_id: The id of the image, unique in the corpus: the stem of the file, its path, or a key of its path,
             depending on the layout.
         image_uri: The URI of the image file.
-        mask_uris: The URIs of the files that form the mask together (left and right lung); empty if the image is
-            unlabelled.
+        masks: The sources that form the mask together (left and right lung); empty if the image is unlabelled.
         patient_id: The id of the patient; that of the image if the corpus does not specify the patient.
         split: The split that the corpus prescribes; None if the hash of the patient determines it.
         groups: Further columns of the corpus, by name (`finding`, `sex`). Evaluation reports them as subgroups.
         size: The size of the image and mask files together as listed, bytes. It is part of the identity of the corpus.
         modified_ns: The latest time of change of these files, nanoseconds since 1970. It is part of the identity of the
             corpus.
-        mask_scale: The rows of the image for each row of its mask.
+        mask_scale: The rows of the image for each row of its mask; None for a mask that is stretched to its image.
         private: Whether the path of the file may identify the patient, so that only `image_id` may be written anywhere.
     """
 
     image_id: str
     image_uri: str
-    mask_uris: tuple[str, ...]
+    masks: tuple[MaskSource, ...]
     patient_id: str
     split: Split | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
     modified_ns: int = 0
-    mask_scale: float = 1.0
+    mask_scale: float | None = 1.0
     private: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Builds a record from the JSON text of its `asdict`."""
         fields = json.loads(text)
-        return cls(**{**fields, "mask_uris": tuple(fields["mask_uris"])})
+        return cls(**{**fields, "masks": tuple(MaskSource(**one) for one in fields["masks"])})
+
+    @property
+    def mask_uris(self) -> tuple[str, ...]:
+        """The URIs of the files that form the mask together."""
+        return tuple(source.uri for source in self.masks)
 
     @property
     def shown(self) -> str:

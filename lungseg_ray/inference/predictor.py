@@ -53,7 +53,8 @@ class Sidecar(BaseModel):
             decides. With more, it is the softmax of the logits, and the largest one decides.
         class_names: The names of the labels from 1 on.
         threshold: The probability above which a pixel is positive, 0 to 1; only for one output channel.
-        white: The pixel value of white in 16-bit and float files; None for the maximum of the format.
+        white: The pixel value of white in 16-bit and float files, or several of which a file has the smallest that it
+            does not exceed; None for the maximum of the format.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,7 +65,7 @@ class Sidecar(BaseModel):
     classes: int
     class_names: list[str]
     threshold: float
-    white: float | None = None
+    white: float | list[float] | None = None
 
 
 class Predictor:

@@ -107,4 +107,4 @@ def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -
     records = listing.records
     if split not in (None, "all"):
         records = [record for record in assign_splits(records, corpus.split) if record.split == split]
-    return CorpusImages(records, corpus, trained.shards.longer_side), listing
+    return CorpusImages(records, listing.corpus, trained.shards.longer_side), listing

@@ -135,6 +135,7 @@ def shard(settings: Settings) -> Outcome:
         current = current.model_copy(update={"corpus": current.corpus.model_copy(update=words)})
         (root / INDEX).write_text(current.model_dump_json(indent=2))
         return Outcome(root, current, read_set_aside(root), listing, fresh=False)
+    settings = settings.model_copy(update={"corpus": listing.corpus})
     records = assign_splits(listing.records, settings.corpus.split)
     plan = list(_deal(records, settings.shards.rows, source))
     _write_all(root, plan, settings)

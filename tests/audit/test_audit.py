@@ -19,7 +19,7 @@ from lungseg_ray.audit.facts import ImageFacts, LabelFacts, image_facts, intensi
 from lungseg_ray.audit.findings import Finding, list_findings, usual_parts
 from lungseg_ray.audit.result import Audit, write_table
 from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings, load_settings
-from lungseg_ray.corpus import Record, Sample, SetAside, Split
+from lungseg_ray.corpus import MaskSource, Record, Sample, SetAside, Split
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.audit import assign_possible_splits, audit, audit_summary
@@ -71,7 +71,9 @@ def make_audit(images: list[ImageFacts], **change: Any) -> Audit:
         "corpus": CorpusSettings(root="somewhere"),
         "longer_side": 64,
         "layout": "pairs",
-        "records": {one.image_id: Record(one.image_id, one.place, ("mask.png",), one.patient_id) for one in images},
+        "records": {
+            one.image_id: Record(one.image_id, one.place, (MaskSource("mask.png"),), one.patient_id) for one in images
+        },
         "images": images,
         "set_aside": [],
         "ignored": 0,
@@ -158,7 +160,7 @@ class TestFacts:
         return Sample(image=image[:, :, None], mask=mask, **{**plain, **change})
 
     def test_of_the_file(self) -> None:
-        record = Record("x1", "/data/x1.PNG", ("/m.png",), "p1", groups={"sex": "f"})
+        record = Record("x1", "/data/x1.PNG", (MaskSource("/m.png"),), "p1", groups={"sex": "f"})
         found = image_facts(record, self.sample(), ["lung"])
         assert (found.format, found.place, found.bits, found.spacing) == ("png", "/data/x1.PNG", 12, (0.2, 0.2))
         assert (found.height, found.patient_id, dict(found.groups)) == (640, "p1", {"sex": "f"})
@@ -168,7 +170,9 @@ class TestFacts:
         assert image_facts(Record("x", "/x.png", (), "x"), self.sample(mask_sha256=""), ["lung"]).labels == {}
 
     def test_private_places_are_not_told(self, tmp_path: Path) -> None:
-        record = Record("a1", "/data/Doe^Jane/1.2.3.dcm", ("/m.png",), "b2", groups={"sex": "F"}, private=True)
+        record = Record(
+            "a1", "/data/Doe^Jane/1.2.3.dcm", (MaskSource("/m.png"),), "b2", groups={"sex": "F"}, private=True
+        )
         found = image_facts(record, self.sample(), ["lung"])
         assert (found.place, found.format, found.groups) == ("a1", "dicom", {"sex": "F"})
         assert "Doe" not in table_of(make_audit([found]), tmp_path)
@@ -390,7 +394,9 @@ class TestFindings:
 
 class TestSides:
     def records(self, *of: tuple[str, Split | None]) -> list[Record]:
-        return [Record(f"x{at}", f"/x{at}", ("/m",), patient, split) for at, (patient, split) in enumerate(of)]
+        return [
+            Record(f"x{at}", f"/x{at}", (MaskSource("/m"),), patient, split) for at, (patient, split) in enumerate(of)
+        ]
 
     def test_torn_patients_stay_where_they_are_put(self) -> None:
         given = self.records(("p", "train"), ("p", "val"), ("q", "test"), ("r", "train"), ("r", None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import zlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import cv2
 import imagecodecs
+import nibabel
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -130,6 +132,18 @@ def bomb() -> bytes:
     return png_of_size(60000, 60000, bytes(7501 * 60000), bits=1)
 
 
+def numpy_file(pixels: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+def nifti(pixels: NDArray[Any]) -> bytes:
+    """As annotation tools write it: the first axis runs along the columns, and the third has one slice."""
+    image = nibabel.Nifti1Image(np.ascontiguousarray(pixels.T[:, :, None]), np.eye(4))
+    return gzip.compress(image.to_bytes())
+
+
 GOOD_IMAGES = [
     Kind("PNG, 8 bits, grey", ".png", lambda: png(IMAGE)),
     Kind("PNG, 8 bits, RGB", ".png", lambda: png(COLOUR)),
@@ -173,6 +187,14 @@ GOOD_IMAGES = [
         ".jpg",
         lambda: flipped(jpeg(), -200),
     ),
+    Kind("TIFF, JPEG inside", ".tif", lambda: tiff(IMAGE, compression="jpeg")),
+    Kind("BMP", ".bmp", lambda: pillow(IMAGE, "BMP")),
+    Kind("WebP", ".webp", lambda: pillow(IMAGE, "WEBP")),
+    Kind("JPEG 2000", ".jp2", lambda: bytes(imagecodecs.jpeg2k_encode(IMAGE, level=0))),
+    Kind("PGM", ".pgm", lambda: pillow(IMAGE, "PPM")),
+    Kind("NumPy array", ".npy", lambda: numpy_file(IMAGE)),
+    Kind("NIfTI, compressed", ".nii.gz", lambda: nifti(IMAGE)),
+    Kind("TIFF, float from 0 to 255", ".tif", lambda: tiff(IMAGE.astype(np.float32))),
 ]
 
 
@@ -226,7 +248,6 @@ BAD_IMAGES = [
     ),
     Kind("JPEG, CMYK", ".jpg", lambda: pillow(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), "unsupported"),
     Kind("TIFF, 32-bit integers", ".tif", lambda: tiff(IMAGE.astype(np.int32)), "unsupported"),
-    Kind("TIFF, JPEG inside", ".tif", lambda: tiff(IMAGE, compression="jpeg"), "unsupported"),
     Kind(
         "DICOM with a wrong photometric tag",
         ".dcm",
@@ -256,7 +277,6 @@ BAD_IMAGES = [
     Kind(
         "TIFF, float with NaN", ".tif", lambda: tiff(np.where(MASK > 0, np.nan, 0.5).astype(np.float32)), "not_finite"
     ),
-    Kind("TIFF, float from 0 to 255", ".tif", lambda: tiff(IMAGE.astype(np.float32)), "out_of_range"),
     Kind("TIFF, float below 0", ".tif", lambda: tiff(IMAGE.astype(np.float32) / 255 - 0.5), "out_of_range"),
 ]
 
@@ -290,6 +310,7 @@ def imagecodecs_tiff_bomb() -> bytes:
 
 
 WHITE = MASK * np.uint8(255)
+THREE = MASK + MASK * (np.arange(64) > 32).astype(np.uint8)
 GOOD_MASKS = [
     Kind("PNG, 0 and 255", ".png", lambda: png(WHITE)),
     Kind("PNG, 0 and 1", ".png", lambda: png(MASK)),
@@ -301,22 +322,26 @@ GOOD_MASKS = [
     Kind("TIFF, 8 bits", ".tif", lambda: tiff(WHITE)),
     Kind("TIFF, float 0 and 1", ".tif", lambda: tiff(MASK.astype(np.float32))),
     Kind("DICOM: the stored values", ".dcm", lambda: encoded(dataset(MASK))),
+    Kind("NumPy array", ".npy", lambda: numpy_file(MASK)),
+    Kind("NIfTI, compressed", ".nii.gz", lambda: nifti(MASK)),
+    Kind("TIFF, 32-bit integers", ".tif", lambda: tiff(MASK.astype(np.int32))),
+    Kind("of half the size", ".png", lambda: png(WHITE[::2, ::2])),
+    Kind("with one row more", ".png", lambda: png(np.vstack([WHITE, WHITE[-1:]]))),
+    Kind("two values, 0 and 77", ".png", lambda: png(MASK * np.uint8(77))),
+    Kind("16 bits, 0 and 65535", ".png", lambda: png(MASK.astype(np.uint16) * 65535)),
+    Kind("JPEG, whose values are near 0 and 255", ".jpg", lambda: cv2.imencode(".jpg", WHITE)[1].tobytes()),
+    Kind("float between 0 and 1", ".tif", lambda: tiff(cv2.blur(MASK.astype(np.float32), (5, 5)))),
+    Kind("one colour on black", ".png", lambda: png(np.stack([MASK * np.uint8(9), MASK, WHITE], 2))),
+    Kind(
+        "the shape in the alpha channel", ".png", lambda: png(np.dstack([np.full((64, 64, 3), 255, np.uint8), WHITE]))
+    ),
 ]
 BAD_MASKS = [
-    Kind("of another size", ".png", lambda: png(WHITE[:32, :32]), "size_mismatch"),
     Kind("turned by a quarter", ".png", lambda: png(np.ascontiguousarray(WHITE[:, :48].T)), "size_mismatch"),
     Kind("marks nothing", ".png", lambda: png(np.zeros_like(MASK)), "empty_mask"),
     Kind("marks everything", ".png", lambda: png(np.full_like(MASK, 255)), "full_mask"),
-    Kind("with values that nobody named", ".png", lambda: png(MASK * np.uint8(77)), "unknown_label"),
-    Kind("16 bits, 0 and 65535", ".png", lambda: png(MASK.astype(np.uint16) * 65535), "unknown_label"),
-    Kind(
-        "JPEG, whose values are near 0 and 255",
-        ".jpg",
-        lambda: cv2.imencode(".jpg", WHITE)[1].tobytes(),
-        "unknown_label",
-    ),
-    Kind("float between 0 and 1", ".tif", lambda: tiff(cv2.blur(MASK.astype(np.float32), (5, 5))), "unknown_label"),
-    Kind("PNG, colours", ".png", lambda: png(np.stack([WHITE, MASK, MASK], 2)), "coloured_mask"),
+    Kind("with values that nobody named", ".png", lambda: png(THREE * np.uint8(77)), "unknown_label"),
+    Kind("two colours that nobody named", ".png", lambda: png(np.stack([THREE, MASK, MASK], 2)), "coloured_mask"),
     Kind("TIFF, truth values, white is zero", ".tif", lambda: tiff(MASK > 0), "unsupported"),
     Kind("no bytes", ".png", lambda: b"", "empty_file"),
     Kind("PNG, truncated", ".png", lambda: png(WHITE)[:-30], "unreadable"),

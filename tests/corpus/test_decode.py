@@ -14,11 +14,11 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.errors import BadFileError
+from tests.helpers import mapped
 
 LUNGS = Path(__file__).parents[2] / "../shared/data/cxr-lungs"
-BINARY: dict[int, int] = {0: 0, 1: 1, 255: 1}
 
 
 def encoded(pixels: NDArray[np.uint8] | NDArray[np.uint16], suffix: str = ".png", *options: int) -> bytes:
@@ -133,42 +133,42 @@ class TestDecodeMask:
     def test_values_become_labels(self) -> None:
         # (1, 4), values 0 7 200 255 -> labels 0 2 1 ignore
         data = encoded(np.array([[0, 7, 200, 255]], np.uint8))
-        labels = decode_mask(data, mask_values={0: 0, 200: 1, 7: 2, 255: "ignore", 9: 1})
+        labels = decode_mask(data, mapped({0: 0, 200: 1, 7: 2, 255: "ignore", 9: 1}))
         assert labels.dtype == np.uint8
         assert labels.tolist() == [[0, 2, 1, 255]]
 
     def test_unknown_values_are_named_and_counted(self) -> None:
         data = encoded(np.array([[0, 3, 3, 9]], np.uint8))
         with pytest.raises(BadFileError, match=r"unknown_label.* 0, 1, 255 of .*3 \(2 px\), 9 \(1 px\)"):
-            decode_mask(data, mask_values=BINARY)
+            decode_mask(data, CorpusSettings())
 
     def test_16_bit_values_are_not_scaled(self) -> None:
         data = encoded(np.array([[0, 1, 65535, 300]], np.uint16))
-        assert decode_mask(data, mask_values={0: 0, 1: 1, 65535: 1, 300: 0}).tolist() == [[0, 1, 1, 0]]
+        assert decode_mask(data, mapped({0: 0, 1: 1, 65535: 1, 300: 0})).tolist() == [[0, 1, 1, 0]]
 
     def test_1_bit(self) -> None:
         # 0b10100000: the first three pixels are 1 0 1.
-        assert decode_mask(png(0, 1, [b"\xa0"], 3), mask_values=BINARY).tolist() == [[1, 0, 1]]
+        assert decode_mask(png(0, 1, [b"\xa0"], 3), CorpusSettings()).tolist() == [[1, 0, 1]]
 
     def test_grey_palette(self) -> None:
         palette = (b"PLTE", bytes([0, 0, 0, 255, 255, 255]))
-        assert decode_mask(png(3, 8, [bytes([1, 0])], 2, palette), mask_values=BINARY).tolist() == [[1, 0]]
+        assert decode_mask(png(3, 8, [bytes([1, 0])], 2, palette), CorpusSettings()).tolist() == [[1, 0]]
 
     def test_three_equal_channels(self) -> None:
         data = encoded(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
-        assert decode_mask(data, mask_values=BINARY).tolist() == [[0, 1]]
+        assert decode_mask(data, CorpusSettings()).tolist() == [[0, 1]]
 
     @pytest.mark.parametrize("pixel", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
     def test_colours_are_refused(self, pixel: tuple[int, int, int]) -> None:
         with pytest.raises(BadFileError, match="coloured_mask"):
-            decode_mask(encoded(np.array([[pixel]], np.uint8)), mask_values=BINARY)
+            decode_mask(encoded(np.array([[pixel]], np.uint8)), CorpusSettings())
 
 
 class TestReadSample:
     def read(self, folder: Path, image: bytes, mask: bytes, **settings: object) -> Sample:
         (folder / "image.png").write_bytes(image)
         (folder / "mask.png").write_bytes(mask)
-        record = Record("x", str(folder / "image.png"), (str(folder / "mask.png"),), "x")
+        record = Record("x", str(folder / "image.png"), (MaskSource(str(folder / "mask.png")),), "x")
         return read_sample(record, CorpusSettings.model_validate(settings), longer_side=32)
 
     def test_pair(self, tmp_path: Path) -> None:
@@ -199,15 +199,15 @@ class TestReadSample:
 
     def test_missing_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(encoded(smooth(32, 32)))
-        record = Record("a", str(tmp_path / "a.png"), (str(tmp_path / "b.png"),), "a")
+        record = Record("a", str(tmp_path / "a.png"), (MaskSource(str(tmp_path / "b.png")),), "a")
         with pytest.raises(BadFileError, match=r"unreadable: the mask: .*no such file"):
             read_sample(record, CorpusSettings(), longer_side=32)
         with pytest.raises(BadFileError, match="no_mask"):
             read_sample(Record("a", str(tmp_path / "a.png"), (), "a"), CorpusSettings(), longer_side=32)
 
     def test_phantom(self) -> None:
-        record = Record("p", "phantom://3/64/5", ("phantom://3/64/5",), "p")
-        sample = read_sample(record, CorpusSettings(mask_values={0: 0, 255: 1}), longer_side=64)
+        record = Record("p", "phantom://3/64/5", (MaskSource("phantom://3/64/5"),), "p")
+        sample = read_sample(record, mapped({0: 0, 255: 1}), longer_side=64)
         image, mask = draw(5, seed=3, size=64)
         np.testing.assert_array_equal(sample.image[:, :, 0], image)
         np.testing.assert_array_equal(sample.mask, mask)
@@ -217,7 +217,7 @@ class TestReadSample:
         if not LUNGS.exists():
             pytest.skip(f"needs the real X-rays in {LUNGS}")
         image = sorted((LUNGS / "images").iterdir())[0]
-        record = Record("r", str(image), (str(LUNGS / "masks" / f"{image.stem}.png"),), "r")
+        record = Record("r", str(image), (MaskSource(str(LUNGS / "masks" / f"{image.stem}.png")),), "r")
         sample = read_sample(record, CorpusSettings(), longer_side=1024)
         assert max(sample.image.shape) <= 1024
         assert sample.image.shape == (*sample.mask.shape, 1)

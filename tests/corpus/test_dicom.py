@@ -20,6 +20,7 @@ from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.errors import BadFileError
 from tests.corpus.dicoms import IDENTITY, chest, dataset, encoded, real
 from tests.corpus.kinds import IMAGE, jpeg
+from tests.helpers import mapped
 
 RAMP: NDArray[np.uint16] = np.linspace(0, 4095, 64 * 64).round().astype(np.uint16).reshape(64, 64)
 
@@ -266,7 +267,7 @@ class TestRealFiles:
         assert decode_file(data).pixels.shape == (128, 128)
 
     def test_a_segmentation_as_a_mask(self) -> None:
-        mask = decode_mask(real("liver_1frame.dcm").read_bytes(), mask_values={0: 0, 1: 1})
+        mask = decode_mask(real("liver_1frame.dcm").read_bytes(), mapped({0: 0, 1: 1}))
         assert mask.shape == (512, 512)
         assert 0 < mask.mean() < 0.5
 

@@ -59,7 +59,7 @@ def sharded(root: Path, **settings: object) -> dict[str, Found]:
     found = {one.image_id: Found(one.reason, one.detail) for one in listing.set_aside}
     for record in listing.records:
         try:
-            read_sample(record, corpus, longer_side=1024)
+            read_sample(record, listing.corpus, longer_side=1024)
             found[record.image_id] = Found(USED)
         except BadFileError as error:
             found[record.image_id] = Found(error.reason, error.detail)
@@ -67,9 +67,10 @@ def sharded(root: Path, **settings: object) -> dict[str, Found]:
 
 
 def predicted(root: Path) -> Found:
-    """What predict makes of the one image."""
+    """What predict makes of the one image, with a model that was trained on this corpus."""
+    white = list_corpus(CorpusSettings.model_validate({"root": str(root), "layout": "pairs"})).corpus.white
     try:
-        read_image(str(next((root / "images").iterdir())), channels=1, longer_side=1024)
+        read_image(str(next((root / "images").iterdir())), channels=1, longer_side=1024, white=white)
     except BadFileError as error:
         return Found(error.reason, error.detail)
     return Found(USED)

@@ -119,7 +119,7 @@ class TestPairs:
         fill(tmp_path, *(f"images/{n}{suffix}" for n, suffix in enumerate(SUFFIXES)))
         fill(tmp_path, *(f"masks/{n}{suffix.upper()}" for n, suffix in enumerate(SUFFIXES)))
         found = listing(tmp_path, layout="pairs")
-        assert len(found.records) == len(SUFFIXES) == 10
+        assert len(found.records) == len(SUFFIXES) == 20
         assert (found.set_aside, found.ignored, found.because) == ([], 0, "")
 
     def test_mask_scale(self, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ class TestNames:
             ("\\xff", "bad_name"),
         ]
         assert found.set_aside[0].uri == f"{tmp_path}/images/\\xe4/c.png"
-        json.dumps(asdict(found), ensure_ascii=False).encode()
+        json.dumps({**asdict(found), "corpus": None}, ensure_ascii=False).encode()
 
     def test_not_utf_8_in_a_public_set(self, tmp_path: Path) -> None:
         trees.shenzhen(tmp_path, count=2)

@@ -29,7 +29,7 @@ def salt(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(found: Listing) -> str:
     """All of a listing that may be written: not the places of images and masks."""
     records = [*found.records, *found.unlabelled]
-    shown = [{**asdict(one), "image_uri": "", "mask_uris": (), "shown": one.shown} for one in records]
+    shown = [{**asdict(one), "image_uri": "", "masks": (), "shown": one.shown} for one in records]
     return str([*shown, *(asdict(one) for one in found.set_aside), found.because])
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import Listing, list_corpus, table
+from lungseg_ray.corpus.probe import Found
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate, location
 from tests.corpus.trees import listing, reasons
@@ -92,6 +93,13 @@ def said(file: Path) -> bool:
     return False
 
 
+@pytest.fixture
+def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that these manifests name do not exist; some of them would be in buckets."""
+    monkeypatch.setattr("lungseg_ray.corpus.layouts.look", lambda records, settings, known: Found(settings, records))
+
+
+@pytest.mark.usefixtures("no_pixels")
 class TestPaths:
     @pytest.mark.parametrize(
         "path",

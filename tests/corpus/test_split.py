@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 
 from lungseg_ray.config import SplitSettings
-from lungseg_ray.corpus.record import Record, Split
+from lungseg_ray.corpus.record import MaskSource, Record, Split
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import UserError
 
 
 def record(image: str, patient: str, split: Split | None = None) -> Record:
-    return Record(image, f"/{image}.png", (f"/{image}.png",), patient, split)
+    return Record(image, f"/{image}.png", (MaskSource(f"/{image}.png"),), patient, split)
 
 
 def splits(records: list[Record], **settings: float) -> dict[str, str | None]:

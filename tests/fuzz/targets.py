@@ -21,8 +21,9 @@ from lungseg_ray.corpus.picture import MOST_PIXELS
 from lungseg_ray.corpus.record import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError, UserError
 from tests.fuzz import seeds
+from tests.helpers import mapped
 
-LABELS = {value: value % 3 for value in range(256)}
+LABELS: dict[int | str, int | str] = {value: value % 3 for value in range(256)}
 LONGEST_REASON, LONGEST_ERROR = 1000, 12_000
 """Characters of what is said of a file that is set aside, and of a table, whose columns are named."""
 
@@ -60,7 +61,7 @@ def image(data: bytes) -> None:
 def mask(data: bytes) -> None:
     """Any file as a mask of any values."""
     try:
-        found = decode.decode_mask(data, mask_values=LABELS)
+        found = decode.decode_mask(data, mapped(LABELS))
     except BadFileError as error:
         _check_words(error, data)
         return

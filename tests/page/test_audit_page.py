@@ -9,7 +9,7 @@ import pytest
 from lungseg_ray.audit.facts import ImageFacts, LabelFacts
 from lungseg_ray.audit.result import Audit
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import Record, SetAside
+from lungseg_ray.corpus import MaskSource, Record, SetAside
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.storage import locate
@@ -31,7 +31,9 @@ def files(folder: Path, images: list[ImageFacts]) -> dict[str, Record]:
         for name, pixels in (("image", image), ("mask", mask * 255)):
             cv2.imwrite(str(folder / f"{name}-{number}.png"), pixels)
         place = str(folder / f"image-{number}.png")
-        records[one.image_id] = Record(one.image_id, place, (place.replace("image-", "mask-"),), one.patient_id)
+        records[one.image_id] = Record(
+            one.image_id, place, (MaskSource(place.replace("image-", "mask-")),), one.patient_id
+        )
     return records
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lungseg_ray.corpus import Record, Sample, SetAside
+from lungseg_ray.corpus import MaskSource, Record, Sample, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.format import (
     INDEX,
@@ -27,7 +27,9 @@ from tests.helpers import make_sample, write_shards
 
 
 def record(name: str, **groups: str) -> Record:
-    return Record(image_id=name, image_uri=name, mask_uris=(name,), patient_id=f"patient of {name}", groups=groups)
+    return Record(
+        image_id=name, image_uri=name, masks=(MaskSource(name),), patient_id=f"patient of {name}", groups=groups
+    )
 
 
 @pytest.fixture

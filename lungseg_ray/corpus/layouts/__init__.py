@@ -29,6 +29,7 @@ from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
 from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
 from lungseg_ray.corpus.layouts.tree import FileTree
+from lungseg_ray.corpus.probe import look
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location, locate
@@ -37,7 +38,7 @@ __all__ = ["Listing", "list_corpus"]
 
 
 def list_corpus(settings: CorpusSettings) -> Listing:
-    """Lists a corpus in a folder or a bucket, without decoding an image.
+    """Lists a corpus in a folder or a bucket, and looks at a few images to find out how all are to be read.
 
     Args:
         settings: The settings of the corpus, such as its root and its layout.
@@ -51,7 +52,21 @@ def list_corpus(settings: CorpusSettings) -> Listing:
         OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     if settings.root == PHANTOM and settings.layout == "auto":
-        return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM)
+        return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM, corpus=settings)
+    listing = _list(settings)
+    if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"empty_masks": "keep"})
+    found = look(listing.records, settings, listing.mask_values)
+    return replace(
+        listing,
+        records=found.records,
+        recognition=[*listing.recognition, *found.recognition],
+        warnings=[*listing.warnings, *found.warnings],
+        corpus=found.settings,
+    )
+
+
+def _list(settings: CorpusSettings) -> Listing:
     root = settings.root if isinstance(settings.root, Location) else locate(settings.root)
     if settings.layout == "manifest" and not is_table(root):
         raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")

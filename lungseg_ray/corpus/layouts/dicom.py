@@ -11,6 +11,7 @@ from itertools import islice
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import dicom
+from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, make_record
 from lungseg_ray.corpus.layouts.matching import Item, match
 from lungseg_ray.corpus.layouts.roles import Roles
@@ -18,7 +19,7 @@ from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, Fil
 from lungseg_ray.corpus.picture import check_bytes
 from lungseg_ray.corpus.privacy import Salt, find_salt
 from lungseg_ray.corpus.read import fault_of_file, redact_paths
-from lungseg_ray.corpus.record import STUDY_KEY, Record, SetAside
+from lungseg_ray.corpus.record import STUDY_KEY, MaskSource, Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry, translate_errors
@@ -74,9 +75,11 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     items = [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files]
     images = [item for item in items if _is_image(item)]
     masks = [item for item in items if item.parsed.role == "mask" and item.name.endswith(SUFFIXES)]
-    found = Listing([], [], "dicom")
+    annotations = find_annotations(tree, settings) if not masks else Annotations()
+    masks = masks or annotations.items
+    found = Listing([], [], "dicom", recognition=annotations.said, warnings=annotations.doubts)
     good: dict[str, tuple[Item, dicom.Tags]] = {}
-    ignored = len(tree.files) - len(images) - len(masks)
+    ignored = len(tree.files) - len(images) - (len(annotations.used) or len(masks))
 
     def set_aside(entry: Entry, reason: str, detail: str) -> None:
         image_id = salt.key("path", entry.path)
@@ -92,26 +95,27 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     matches = match([item for item, _ in good.values()], masks)
     claimed = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
     for path, (item, tags) in good.items():
-        parts = [part.item.entry for part in matches.parts[path]]
+        parts = matches.parts[path]
         if path in claimed or len(parts) > 1:
             several = len(matches.ambiguous[claimed[path]]) if path in claimed else 1
             detail = f"expected one image and one mask of a name, found {several} and {max(len(parts), 1)}"
             set_aside(item.entry, "ambiguous", detail)
             continue
         image_id = salt.key("path", item.entry.path)
-        record = make_record(image_id, item.entry, parts, settings, _groups(tags, salt))
-        record = replace(record, patient_id=_patient(tags, salt) or image_id, private=True)
+        record = make_record(image_id, item.entry, [part.item.entry for part in parts], settings, _groups(tags, salt))
+        sources = tuple(part.item.source or MaskSource(part.item.entry.place.uri) for part in parts)
+        record = replace(record, masks=sources, patient_id=_patient(tags, salt) or image_id, private=True)
         (found.records if parts else found.unlabelled).append(replace(record, split=item.parsed.split))
     if not (found.records or found.unlabelled or found.set_aside):
         raise UserError(f"{tree.root}: the layout dicom expects {EXPECTS}; found no DICOM file.")
-    for lonely in matches.lonely:
+    for lonely in [] if annotations.items else matches.lonely:
         set_aside(lonely.entry, "no_image", "expected its image, found the mask alone")
     for unusable in tree.unusable():
         image_id = salt.key("path", unusable.uri)
         found.set_aside.append(replace(unusable, image_id=image_id, uri=image_id))
     for group in (found.records, found.unlabelled, found.set_aside):
         group.sort(key=lambda one: one.image_id)
-    return replace(found, ignored=ignored)
+    return replace(found, ignored=ignored, keep_empty=annotations.marks_nothing)
 
 
 def find_path(root: Location, key: str) -> str:

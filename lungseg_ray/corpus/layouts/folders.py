@@ -14,12 +14,13 @@ from fnmatch import translate
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import index
+from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
 from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree
-from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown, without_suffix
 
@@ -79,7 +80,11 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
             a table is wrong.
         OSError: If a table cannot be read from a disk, or from a bucket (`StorageError`).
     """
-    found = _sort(tree, settings)
+    found, annotations = _sort(tree, settings), Annotations()
+    if not found.masks or not found.images:
+        annotations = find_annotations(tree, settings)
+        if annotations.items:
+            found = _Sorted([*found.images, *found.masks], annotations.items, found.others, by_name=found.by_name)
     matches = match(found.images, found.masks)
     if not any(matches.parts.values()) and not matches.ambiguous:
         _refuse(tree, found)
@@ -88,14 +93,17 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     listing = _list(found, matches, ids, settings, kind)
     unusable = tree.unusable(_roots(found))
     paths = {ids[item.entry.path]: item.entry.path for item in found.images}
-    tables = index.read_indexes(tree, settings, paths)
+    tables = index.read_indexes(tree, settings, paths, annotations.used)
     listing = index.apply(listing, tables)
     records, patients = name_patients(
         [*listing.records, *listing.unlabelled], paths, settings.patients if not tables.column else "auto"
     )
     by_id = {record.image_id: record for record in records}
+    if annotations.items:
+        listing = _unannotated(listing, found, annotations, ids)
     recognition = [
-        f"images and masks: {_describe(found, matches, kind)}",
+        *([] if annotations.items else [f"images and masks: {_describe(found, matches, kind)}"]),
+        *annotations.said,
         *tables.said,
         *(f"patients: {said}" for said in patients.said),
     ]
@@ -106,7 +114,8 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         set_aside=sorted([*listing.set_aside, *unusable], key=lambda one: one.image_id),
         ignored=_count_unread(tree, found),
         recognition=recognition,
-        warnings=[*tables.doubts, *patients.doubts],
+        keep_empty=annotations.marks_nothing,
+        warnings=[*annotations.doubts, *tables.doubts, *patients.doubts],
     )
 
 
@@ -229,9 +238,15 @@ def _ids(images: Sequence[Item], others: Sequence[Item] = ()) -> dict[str, str]:
         shared += 1
     # A corpus of one folder for each image has no common folder, and one of one image has nothing else.
     return {
-        item.entry.path: "/".join([*item.parsed.rest[shared:], without_suffix(item.entry.path.rpartition("/")[2])])
+        item.entry.path: "/".join([*item.parsed.rest[shared:], _stem(item.entry.path.rpartition("/")[2])])
         for item in (*images, *others)
     }
+
+
+def _stem(name: str) -> str:
+    """Returns the name of a file without its suffix, which may have two parts (`.nii.gz`)."""
+    double = next((end for end in SUFFIXES if end.count(".") > 1 and name.lower().endswith(end)), "")
+    return name[: -len(double)] if double and len(name) > len(double) else without_suffix(name)
 
 
 def _list(
@@ -283,6 +298,28 @@ def _list(
     return listing
 
 
+def _unannotated(listing: Listing, found: _Sorted, annotations: Annotations, ids: Mapping[str, str]) -> Listing:
+    """Takes images that a collection leaves out for unlabelled, and annotations of absent images for no fault."""
+    if not any(item.source for item in found.masks):
+        return listing
+    without = {one.image_id for one in listing.set_aside if one.reason == "no_mask"}
+    absent = {ids[item.entry.path] for item in found.masks if item.entry.path in ids}
+    unlabelled = [
+        Record(ids[item.entry.path], item.entry.place.uri, (), ids[item.entry.path], size=item.entry.size)
+        for item in found.images
+        if ids[item.entry.path] in without
+    ]
+    aside = [
+        one
+        for one in listing.set_aside
+        if one.reason not in ("no_mask", "no_image") or (one.reason == "no_image" and one.image_id not in absent)
+    ]
+    if len(absent) and absent & {one.image_id for one in listing.set_aside if one.reason == "no_image"}:
+        missing = len(absent & {one.image_id for one in listing.set_aside if one.reason == "no_image"})
+        annotations.said.append(f"annotations: {counted(missing, 'annotated image')} not among the files")
+    return replace(listing, set_aside=aside, unlabelled=[*listing.unlabelled, *unlabelled])
+
+
 def _same_part(parts: Sequence[Part]) -> list[str]:
     """Returns the paths of mask files that cannot be told apart by their names; empty if all can."""
     by_part: dict[tuple[object, ...], list[str]] = defaultdict(list)
@@ -294,8 +331,17 @@ def _same_part(parts: Sequence[Part]) -> list[str]:
 def _record(
     item: Item, image_id: str, parts: Sequence[Part], settings: CorpusSettings, groups: Mapping[str, str]
 ) -> Record:
-    masks = [part.item.entry for part in sorted(parts, key=lambda part: part.item.entry.path)]
-    return replace(make_record(image_id, item.entry, masks, settings, groups), split=item.parsed.split)
+    parts = sorted(parts, key=lambda part: part.item.entry.path)
+    record = make_record(image_id, item.entry, [part.item.entry for part in parts], settings, groups)
+    sources = tuple(
+        replace(
+            part.item.source or MaskSource(part.item.entry.place.uri),
+            structure=" ".join([*([part.side] if part.side else []), *part.kind]),
+        )
+        for part in parts
+    )
+    splits = (item.parsed.split, *(part.item.parsed.split for part in parts))
+    return replace(record, masks=sources, split=next((split for split in splits if split), None))
 
 
 def _groups(images: Sequence[Item]) -> dict[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
@@ -64,13 +64,16 @@ class Indexes:
     doubts: list[str] = field(default_factory=list)
 
 
-def read_indexes(tree: FileTree, settings: CorpusSettings, paths: Mapping[str, str]) -> Indexes:
+def read_indexes(
+    tree: FileTree, settings: CorpusSettings, paths: Mapping[str, str], others: Collection[str] = ()
+) -> Indexes:
     """Reads the tables that name images.
 
     Args:
         tree: The files of the corpus.
         settings: The settings of the corpus, of which `columns` and `patients` are used.
         paths: The path of each image, by image id.
+        others: The paths of tables that are used for something else.
 
     Returns:
         What the tables say.
@@ -81,7 +84,9 @@ def read_indexes(tree: FileTree, settings: CorpusSettings, paths: Mapping[str, s
     """
     found = Indexes()
     tables = [
-        entry for entry in tree.files if entry.path.lower().endswith(TABLES) and entry.path.count("/") <= _DEEPEST
+        entry
+        for entry in tree.files
+        if entry.path.lower().endswith(TABLES) and entry.path.count("/") <= _DEEPEST and entry.path not in others
     ]
     tables.sort(key=lambda entry: (not _is_index(entry), entry.path.count("/"), entry.path))
     names = _Names(paths if tables else {})

@@ -44,7 +44,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
 
     Args:
         tree: The files of the corpus.
-        settings: The settings of the corpus. A `mask_scale` of 1 is replaced by `MASK_SCALE`.
+        settings: The settings of the corpus. A `mask_scale` of "auto" is `MASK_SCALE`.
 
     Returns:
         The listing, with the groups `sex`, `age` and `nodule`.
@@ -63,7 +63,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     def make(image_id: str, image: Entry, files: Sequence[Entry]) -> Record:
         groups = {**patients.get(image_id, {}), "nodule": "yes" if image_id.startswith("JPCLN") else "no"}
         record = make_record(image_id, image, files, settings, groups)
-        return record if settings.mask_scale != 1 else replace(record, mask_scale=MASK_SCALE)
+        return record if settings.mask_scale != "auto" else replace(record, mask_scale=MASK_SCALE)
 
     listing = join("jsrt", {"All247images": images}, masks, make, may_lack=True)
     known = sum(len(found) for part in (images, *masks.values()) for found in part.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FileTree
-from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import named, shown
 
@@ -30,6 +30,9 @@ class Listing:
         because: The evidence by which the layout was recognised, as a clause; empty if the user named the layout.
         recognition: What was found out about the corpus besides the layout, such as whose the images are; for the user.
         warnings: What the user should check, as sentences.
+        mask_values: Labels of values or colours that a file of the corpus defines, as `corpus.mask_values`.
+        keep_empty: Whether the corpus says of some images that nothing in them is marked.
+        corpus: The settings by which the files are read: those of the user, and what was found out from some files.
     """
 
     records: list[Record]
@@ -40,6 +43,9 @@ class Listing:
     because: str = ""
     recognition: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    mask_values: Mapping[str, int | str] = field(default_factory=dict)
+    keep_empty: bool = False
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
 
     @property
     def recognised(self) -> str:
@@ -85,12 +91,12 @@ def make_record(
     return Record(
         image_id=image_id,
         image_uri=image.place.uri,
-        mask_uris=tuple(mask.place.uri for mask in masks),
+        masks=tuple(MaskSource(mask.place.uri) for mask in masks),
         patient_id=image_id,
         groups=groups,
         size=sum(entry.size for entry in files),
         modified_ns=max(entry.modified_ns for entry in files),
-        mask_scale=settings.mask_scale,
+        mask_scale=1.0 if settings.mask_scale == "auto" else settings.mask_scale,
     )
 
 

@@ -24,7 +24,7 @@ from lungseg_ray.corpus.layouts.table import (
     split_of,
 )
 from lungseg_ray.corpus.layouts.tree import SUFFIXES
-from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.text import counted, is_utf8, named, shown, without_suffix
@@ -168,11 +168,11 @@ def _record(
     return Record(
         image_id=image_id,
         image_uri=image,
-        mask_uris=tuple(dict.fromkeys(masks)),
+        masks=tuple(MaskSource(mask) for mask in dict.fromkeys(masks)),
         patient_id=(row[columns["patient"]] if columns["patient"] else "") or image_id,
         split=split_of(row, columns["split"], manifest, number),
         groups=groups_of(row, columns.values()),
-        mask_scale=settings.mask_scale,
+        mask_scale=1.0 if settings.mask_scale == "auto" else settings.mask_scale,
     )
 
 

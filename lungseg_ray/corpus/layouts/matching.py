@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from lungseg_ray.corpus.layouts.roles import Parsed, Side, normal, read_words, words_of
-from lungseg_ray.corpus.layouts.tree import SUFFIXES, Entry
+from lungseg_ray.corpus.layouts.tree import ANNOTATION_SUFFIXES, SUFFIXES, Entry
+from lungseg_ray.corpus.record import MaskSource
 
 _MOST_COMPARED = 2000
 """Names of each side, at most, that are compared to find out in what they differ."""
@@ -29,12 +30,14 @@ class Item:
     """A file that may be an image or a mask.
 
     Attributes:
-        entry: The file.
+        entry: The file; for a mask that is a part of a file, the path is that of its image, as the file has it.
         parsed: What its folders say.
+        source: The part of a file that describes the mask; None for a mask that is a whole file.
     """
 
     entry: Entry
     parsed: Parsed
+    source: MaskSource | None = None
 
     @cached_property
     def name(self) -> str:
@@ -105,7 +108,14 @@ class _Rule:
 def bare(name: str) -> str:
     """Returns a name without all suffixes of image files, in lower case."""
     while True:
-        shorter = next((name[: -len(end)] for end in SUFFIXES if name.endswith(end) and len(name) > len(end)), name)
+        shorter = next(
+            (
+                name[: -len(end)]
+                for end in (*SUFFIXES, *ANNOTATION_SUFFIXES)
+                if name.endswith(end) and len(name) > len(end)
+            ),
+            name,
+        )
         if shorter == name:
             return name
         name = shorter

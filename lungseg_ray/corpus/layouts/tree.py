@@ -16,8 +16,11 @@ from lungseg_ray.storage import Location
 from lungseg_ray.text import counted, escaped, is_utf8, named, shown, without_suffix
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", *DICOM_SUFFIXES, ".img")
+_OTHERS = (".bmp", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pnm", ".npy", ".nii", ".nii.gz")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", *DICOM_SUFFIXES, ".img", *_OTHERS)
 """The suffixes of image and mask files, for layouts that do not restrict them further."""
+ANNOTATION_SUFFIXES = (".json",)
+"""The suffixes of files that describe the mask of one image by shapes."""
 _JUNK = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information"}
 _JUNK |= {"lost+found", "__pycache__"}
 _JUNK_STARTS = (".", "~$")

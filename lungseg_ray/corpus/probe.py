@@ -1,0 +1,355 @@
+"""Looks at the pixels of a few images and masks to find out how all of them are to be read, and says what it found.
+
+What the user sets is never changed. What is found holds for the whole corpus: files that do not fit it are set aside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.decode import colour_name, has_colours, packed_colours
+from lungseg_ray.corpus.formats import decode_file
+from lungseg_ray.corpus.phantom import is_phantom
+from lungseg_ray.corpus.picture import Picture
+from lungseg_ray.corpus.read import fetch, fits, read_sample, redact_paths
+from lungseg_ray.corpus.record import Record
+from lungseg_ray.errors import BadFileError
+from lungseg_ray.imaging import Pixels
+from lungseg_ray.storage import REQUESTS
+from lungseg_ray.text import counted
+
+MOST_LOOKED_AT = 16
+"""The number of images, spread over the corpus, that are looked at."""
+WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+"""Values of white for 8, 10, 12, 14 and 16 bits."""
+_NEAR = 0.15
+_DARK = 0.2
+"""A picture whose 99th percentile is below this (0 to 1) is called almost black."""
+_FEW_VALUES = 16
+_MOST_LABELS = 6
+"""Masks with more values than this, nearly all of them beside black and white, have lossy borders and no labels."""
+_NEARLY_ALL = 0.95
+_SMALL = 256
+
+
+@dataclass
+class Found:
+    """What was found out.
+
+    Attributes:
+        settings: The settings of the corpus, with what was found in place of what was not set.
+        records: The records, with the scale of their masks.
+        recognition: What was found, for the user.
+        warnings: What the user should check, as sentences.
+    """
+
+    settings: CorpusSettings
+    records: list[Record]
+    recognition: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The files of one record as they are stored; None for what cannot be read."""
+
+    record: Record
+    image: Picture | None
+    masks: list[Picture]
+    alphas: list[Picture]
+    names: list[str]
+
+
+def look(records: Sequence[Record], settings: CorpusSettings, known: Mapping[str, int | str] | None = None) -> Found:
+    """Finds out how images and masks are to be read.
+
+    Args:
+        records: The images with masks.
+        settings: The settings of the corpus.
+        known: Labels of values, colours or names that a file of the corpus defines, for `mask_values`.
+
+    Returns:
+        What was found. Files that cannot be read are left to those who read all of them.
+    """
+    found = Found(settings, list(records))
+    some = [record for record in records if not is_phantom(record.image_uri)]
+    some = some[:: max(-(-len(some) // MOST_LOOKED_AT), 1)]
+    if not some:
+        return found
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        looks = list(pool.map(_look, some))
+    _find_white(found, looks)
+    _find_scale(found, looks)
+    if known and not settings.mask_values:
+        _set(found, mask_values=dict(known))
+    else:
+        _find_labels(found, looks)
+    _check_pictures(found, [one.record for one in looks])
+    return found
+
+
+def _look(record: Record) -> _Look:
+    with redact_paths(record.image_id if record.private else ""):
+        image = _picture(record.image_uri, "image")
+        files = [source.uri for source in record.masks if not source.entry]
+        masks = [(uri, picture) for uri in files if (picture := _picture(uri, "mask"))]
+        alphas = [picture for uri in files if (picture := _picture(uri, "alpha"))]
+    return _Look(record, image, [picture for _, picture in masks], alphas, [uri for uri, _ in masks])
+
+
+def _picture(uri: str, use: Any) -> Picture | None:
+    try:
+        return decode_file(fetch(uri), name=uri, use=use)
+    except (BadFileError, OSError):
+        return None
+
+
+def _set(found: Found, **settings: Any) -> None:
+    found.settings = found.settings.model_copy(update=settings)
+
+
+def _find_white(found: Found, looks: Iterable[_Look]) -> None:
+    pictures = [
+        one.image for one in looks if one.image and not one.image.settled and one.image.pixels.dtype != np.uint8
+    ]
+    if found.settings.white is not None or not pictures:
+        return
+    tops: Counter[float] = Counter()
+    for picture in pictures:
+        highest, is_float = float(picture.pixels.max()), picture.pixels.dtype.kind == "f"
+        if float(picture.pixels.min()) < 0:
+            return
+        tops[1.0 if is_float and highest <= 1 else next((white for white in WHITES if highest <= white), 65535.0)] += 1
+    if set(tops) <= {1.0, 65535.0}:
+        return
+    floats = any(picture.pixels.dtype.kind == "f" for picture in pictures)
+    # A file that is brighter than those looked at has the next depth.
+    lowest = min(top for top in tops if top > 1)
+    choice = [white for white in WHITES if white >= lowest] if not floats else sorted({*tops, lowest})
+    _set(found, white=choice[0] if len(choice) == 1 else choice)
+    told = ", ".join(f"{top:g} in {count}" for top, count in sorted(tops.items()))
+    found.recognition.append(
+        f"white: {told} of {counted(len(pictures), 'file')} looked at that could be brighter; each file is scaled by "
+        f"the smallest of {', '.join(f'{white:g}' for white in choice)} that it does not exceed (corpus.white)"
+    )
+
+
+def _find_scale(found: Found, looks: Sequence[_Look]) -> None:
+    if found.settings.mask_scale != "auto":
+        return
+    pairs = [
+        (one.image.pixels.shape[:2], mask.pixels.shape[:2], one.record.mask_scale)
+        for one in looks
+        if one.image and one.record.mask_scale is not None
+        for mask in one.masks
+    ]
+    wrong = [(image, mask) for image, mask, scale in pairs if not fits(image, mask, scale or 1.0)]
+    if len(wrong) <= len(pairs) / 2:
+        return
+    swapped = [pair for pair in wrong if pair[0] == pair[1][::-1]]
+    if len(swapped) > len(wrong) / 2:
+        found.warnings.append(
+            f"{len(swapped)} of {len(pairs)} masks looked at have the size of their image with rows and columns "
+            "exchanged: they, or the images, are transposed. Turn them before they are used."
+        )
+        return
+    ratios = {(round(image[0] / mask[0], 2), round(image[1] / mask[1], 2)) for image, mask in wrong}
+    first = wrong[0]
+    scale = first[0][0] / first[1][0]
+    if len(ratios) == 1 and all(fits(image, mask, scale) for image, mask in wrong):
+        chosen: float | None = scale
+        text = f"enlarged {scale:.4g} times" if scale > 1 else f"reduced to {scale:.4g} of their size"
+    elif _one_size_for_all(wrong) or all(_same_aspect(image, mask) for image, mask in wrong):
+        chosen, text = None, "stretched, each to the size of its image"
+    else:
+        return
+    sizes = sorted({f"{mask[1]} x {mask[0]}" for _, mask in wrong})
+    shown = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} px and {len(sizes) - 1} more sizes"
+    found.recognition.append(f"masks: of another size than their images ({shown}); they are {text} (corpus.mask_scale)")
+    found.records = [
+        record if record.mask_scale is None else replace(record, mask_scale=chosen) for record in found.records
+    ]
+
+
+def _one_size_for_all(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether images of several sizes have masks of a single size."""
+    return len({mask for _, mask in pairs}) == 1 and len({image for image, _ in pairs}) > 1
+
+
+def _same_aspect(image: tuple[int, ...], mask: tuple[int, ...]) -> bool:
+    return abs(image[0] * mask[1] / (image[1] * mask[0]) - 1) < 0.03
+
+
+def _find_labels(found: Found, looks: Sequence[_Look]) -> None:
+    settings = found.settings
+    masks = [mask for one in looks for mask in one.masks]
+    if settings.mask_values or settings.mask_threshold is not None or settings.mask_channel != "colour" or not masks:
+        return
+    alphas = [alpha for one in looks for alpha in one.alphas]
+    if len(alphas) == len(masks) and all(_is_constant(mask) for mask in masks) and not all(map(_is_constant, alphas)):
+        _set(found, mask_channel="alpha")
+        found.recognition.append("masks: of one colour; the shape is in their alpha channel, which is read")
+        masks = alphas
+    coloured = [mask for mask in masks if has_colours(mask.pixels)]
+    if coloured:
+        _find_colours(found, masks)
+    else:
+        _find_values(found, masks)
+
+
+def _is_constant(picture: Picture) -> bool:
+    flat = picture.pixels.reshape(-1, *picture.pixels.shape[2:])
+    return bool((flat == flat[:1]).all())
+
+
+def _find_values(found: Found, masks: Sequence[Picture]) -> None:
+    settings = found.settings
+    grey = [mask.pixels if mask.pixels.ndim == 2 else mask.pixels[:, :, 0] for mask in masks]
+    counts: Counter[float] = Counter()
+    for pixels in grey:
+        rounded = np.round(pixels, 3) if pixels.dtype.kind == "f" else pixels
+        present, numbers = np.unique(rounded, return_counts=True)
+        counts.update(dict(zip(present.tolist(), numbers.tolist(), strict=True)))
+    if counts.keys() <= settings.labels.keys():
+        return
+    values, single = sorted(counts), settings.classes <= 2
+    if single and len(values) == 2 and values[0] == 0 and float(values[1]).is_integer():
+        _set(found, mask_values={0: 0, int(values[1]): 1})
+        found.recognition.append(
+            f"masks: values 0 and {values[1]:g}, of which {values[1]:g} marks (corpus.mask_values)"
+        )
+        return
+    top = max(1.0 if all(pixels.dtype.kind == "f" for pixels in grey) else 0.0, values[-1])
+    near = sum(count for value, count in counts.items() if value <= _NEAR * top or value >= (1 - _NEAR) * top)
+    share = near / counts.total()
+    # JPEG leaves a few values beside black and white, and smoothing or a network leaves many between them.
+    beside = len(values) > _MOST_LABELS and share > _NEARLY_ALL
+    many = beside or len(values) > _FEW_VALUES or any(not float(value).is_integer() for value in values)
+    if single and many and values[0] <= _NEAR * top:
+        white = max(masks, key=lambda mask: mask.white).white
+        threshold = 0.5 if top > 0.5 * white else round(0.5 * top / white, 4)
+        _set(found, mask_threshold=threshold)
+        kind = "smooth or lossy borders" if share > 0.85 else "values between black and white, as of probabilities"
+        text = f"masks: {kind}; pixels from {threshold:g} of white on are marked (corpus.mask_threshold)"
+        found.recognition.append(text)
+        if share <= 0.85:
+            found.warnings.append(
+                f"{1 - share:.0%} of the masks' pixels have values between black and white. The threshold "
+                f"{threshold:g} is a guess; set --corpus.mask_threshold to that which is meant."
+            )
+        return
+    unknown = [value for value in values if value not in settings.labels]
+    if len(values) <= _FEW_VALUES:
+        labels = max(settings.classes - 1, 1)
+        proposal = {f"{value:g}": min(number, labels) for number, value in enumerate(values)}
+        found.warnings.append(
+            f"The masks have the values {', '.join(f'{value:g}' for value in values)}, of which "
+            f"{', '.join(f'{value:g}' for value in unknown)} have no label. If they stand for the labels in this "
+            f"order, say --corpus.mask_values '{json.dumps(proposal)}'."
+        )
+
+
+def _find_colours(found: Found, masks: Sequence[Picture]) -> None:
+    settings = found.settings
+    counts: Counter[int] = Counter()
+    grey_like = True
+    for mask in masks:
+        packed = packed_colours(mask.pixels)
+        values, numbers = np.unique(packed, return_counts=True)
+        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+        if mask.pixels.ndim == 3:
+            spread = mask.pixels.max(axis=2).astype(int) - mask.pixels.min(axis=2)
+            grey_like = grey_like and float((spread > 40).mean()) < 0.01
+    if grey_like:
+        grey = [Picture(_mean(mask.pixels), mask.bits, mask.white) for mask in masks]
+        return _find_values(found, grey)
+    colours = [colour for colour, _ in counts.most_common() if colour != 0]
+    names = {colour: colour_name(colour) for colour in colours[:_FEW_VALUES]}
+    if len(colours) == 1 and settings.classes <= 2:
+        _set(found, mask_values={"#000000": 0, names[colours[0]]: 1})
+        found.recognition.append(f"masks: one colour, {names[colours[0]]}, on black (corpus.mask_values)")
+        return None
+    if len(colours) <= _FEW_VALUES:
+        labels = max(settings.classes - 1, 1)
+        proposal = {"#000000": 0} | {names[colour]: min(at, labels) for at, colour in enumerate(colours, start=1)}
+        found.warnings.append(
+            f"The masks have {len(colours)} colours ({', '.join(names[colour] for colour in colours)}). Say which "
+            f"label each one is, such as --corpus.mask_values '{json.dumps(proposal)}'."
+        )
+    else:
+        found.warnings.append(
+            f"The masks have {len(colours)} colours, as photographs or overlays do. Expected masks of few colours; "
+            "save them without compression losses, or name their folder with --corpus.masks."
+        )
+    return None
+
+
+def _mean(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=2)).astype(pixels.dtype)
+
+
+def _check_pictures(found: Found, records: Sequence[Record]) -> None:
+    """Warns of pictures and masks that are most probably not what is meant."""
+    scales = {record.image_id: record for record in found.records}
+    settings = found.settings.model_copy(update={"empty_masks": "keep"})
+    dark: list[str] = []
+    inverted: list[str] = []
+    outlines: list[str] = []
+    empty: list[str] = []
+    number = 0
+    for record in records:
+        try:
+            sample = read_sample(scales[record.image_id], settings, longer_side=_SMALL)
+        except (BadFileError, OSError):
+            continue
+        number += 1
+        name, mask = record.image_id, (sample.mask == 1).astype(np.uint8)
+        if np.percentile(sample.image, 99) < _DARK * 255:
+            dark.append(name)
+        share = float(mask.mean())
+        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        if not (sample.mask != 0).any():
+            empty.append(name)
+        elif border.mean() > 0.8 and share > 0.5:
+            inverted.append(name)
+        elif _is_outline(mask):
+            outlines.append(name)
+    for what, names, text in (
+        (
+            "images are",
+            dark,
+            "almost black. If white is less than the largest value of a file, set --corpus.white to it.",
+        ),
+        (
+            "masks mark",
+            inverted,
+            "most of their image and its whole border, so that they seem to be inverted. If they are, say "
+            '--corpus.mask_values \'{"0": 1, "255": 0}\'.',
+        ),
+        ("masks are", outlines, "lines around areas that are not marked. Expected areas: fill them first."),
+    ):
+        if names:
+            few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            found.warnings.append(f"Of {number} looked at, {len(names)} {what} ({few}) {text}")
+    if len(empty) > number / 2 and found.settings.empty_masks != "keep":
+        found.warnings.append(
+            f"{len(empty)} of {number} masks mark nothing. They are set aside; say --corpus.empty_masks keep if images "
+            "without the structure belong to the corpus."
+        )
+
+
+def _is_outline(mask: Pixels) -> bool:
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros_like(mask)
+    cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
+    return bool(mask.any()) and int(filled.sum()) > 2.5 * int(mask.sum())
