@@ -82,6 +82,9 @@ class Drawing(BaseModel):
         drawn = np.zeros((height, width), np.uint8)
         for shape in self.shapes:
             label = label_of(shape.name)
+            if not label:
+                # A heart that is drawn over a lung takes nothing from it.
+                continue
             try:
                 drawn[_filled(shape, height, width)] = label
             except BadFileError:

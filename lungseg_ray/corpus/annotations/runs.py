@@ -67,12 +67,14 @@ class RunLengths(BaseModel):
         check_size(height, width)
         flat = np.zeros(height * width, np.uint8)
         for text, label in texts:
+            # A heart that is drawn over a lung takes nothing from it.
             for start, end in zip(*bounds(text, relative=self.relative), strict=True):
                 if start < 0 or end > len(flat):
                     raise BadFileError(
                         "size_mismatch", f"its run lengths reach pixel {end} of an image of {width} x {height} px"
                     )
-                flat[start:end] = label
+                if label:
+                    flat[start:end] = label
         return flat.reshape(height, width) if self.order == "rows" else flat.reshape(width, height).T.copy()
 
 

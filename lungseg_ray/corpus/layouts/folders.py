@@ -91,6 +91,8 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     kind = _choose_kind(tree, matches, settings)
     ids = _ids(found.images, matches.lonely)
     listing = _list(found, matches, ids, settings, kind)
+    if annotations.items:
+        listing = _unannotated(listing, found, annotations, ids)
     unusable = tree.unusable(_roots(found))
     paths = {ids[item.entry.path]: item.entry.path for item in found.images}
     tables = index.read_indexes(tree, settings, paths, annotations.used)
@@ -99,8 +101,6 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         [*listing.records, *listing.unlabelled], paths, settings.patients if not tables.column else "auto"
     )
     by_id = {record.image_id: record for record in records}
-    if annotations.items:
-        listing = _unannotated(listing, found, annotations, ids)
     recognition = [
         *([] if annotations.items else [f"images and masks: {_describe(found, matches, kind)}"]),
         *annotations.said,
