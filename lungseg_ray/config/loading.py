@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from lungseg_ray.config.sections import ENVIRONMENT_PREFIX, SALT
-from lungseg_ray.config.tree import Section, leaves
+from lungseg_ray.config.tree import Section, leaves, merge
 from lungseg_ray.errors import UserError
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -51,6 +51,7 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     arguments = [
         re.sub(r"^--[a-z][\w.-]*", lambda name: "--" + name[0][2:].replace("-", "_"), one) for one in arguments
     ]
+    arguments, roots = _several_roots(arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
     path = early.parse_known_args(arguments)[0].config
@@ -80,11 +81,31 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     parser = create_model(tree.__name__, __base__=Sources, __doc__=tree.__doc__, config=(str | None, config), **fields)
     try:
         found = CliApp.run(parser, cli_args=list(arguments)).model_dump(exclude={"config"}, exclude_unset=True)
+        if roots:
+            found = merge(found, {"corpus": {"root": roots}})
         return tree.model_validate(found)
     except ValidationError as error:
         raise UserError(_explain(error, tree)) from None
     except SettingsError as error:
         raise UserError(_explain_arguments(str(error), tree)) from None
+
+
+def _several_roots(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes --corpus.root out of the arguments if it is given several times.
+
+    Returns:
+        The other arguments, and the roots; all arguments and no roots if the option is given once or never.
+    """
+    option, rest, roots = "--corpus.root", [], []
+    words = iter(arguments)
+    for word in words:
+        if word == option:
+            roots.append(next(words, ""))
+        elif word.startswith(f"{option}="):
+            roots.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return (rest, roots) if len(roots) > 1 else (list(arguments), [])
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -47,8 +47,26 @@ def _located(value: object) -> Location:
     return locate(value)
 
 
-def _located_or_phantom(value: object) -> Location | Literal["phantom"]:
+class Roots(tuple[Location, ...]):
+    """Several roots of one corpus."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self))
+
+
+def _located_or_phantom(value: object) -> Location | Roots | Literal["phantom"]:
+    if isinstance(value, list | tuple):
+        roots = Roots(_located(one) for one in value)
+        if not roots or len(set(roots)) < len(roots):
+            raise ValueError(f"expected different folders, found {[str(root) for root in roots]}")
+        return roots if len(roots) > 1 else roots[0]
     return PHANTOM if value == PHANTOM else _located(value)
+
+
+def _as_text(value: Location | Roots | str) -> str | list[str]:
+    return [str(root) for root in value] if isinstance(value, Roots) else str(value)
 
 
 def _path(text: str) -> Any:
@@ -121,7 +139,9 @@ Flips = Literal["none", "horizontal", "all"]
 Place = Annotated[Location, PlainValidator(_located), PlainSerializer(str, when_used="json")]
 """A folder or a file that the user names by a path or an s3:// address. Stored settings contain its address."""
 CorpusRoot = Annotated[
-    Location | Literal["phantom"], PlainValidator(_located_or_phantom), PlainSerializer(str, when_used="json")
+    Location | Roots | Literal["phantom"],
+    PlainValidator(_located_or_phantom),
+    PlainSerializer(_as_text, when_used="json"),
 ]
 MaskValue = Annotated[int | str, PlainValidator(_mask_value)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -153,7 +173,9 @@ class CorpusSettings(Section):
     """The corpus: X-rays, their masks, and how their files are read."""
 
     root: CorpusRoot = Field(
-        PHANTOM, description="Folder, s3:// prefix or manifest file. 'phantom' draws synthetic chest X-rays."
+        PHANTOM,
+        description="Folder, s3:// prefix or manifest file; may be given several times, and the name of the folder is "
+        "then a group. 'phantom' draws synthetic chest X-rays.",
     )
     layout: Annotated[
         Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"], Mark.IN_SHARDS

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
-from lungseg_ray.config import CorpusSettings, EvaluateJob, Settings, explicitly_set, merge
+from lungseg_ray.config import CorpusSettings, EvaluateJob, Roots, Settings, explicitly_set, merge
 from lungseg_ray.corpus import Listing, assign_splits, list_corpus
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import evaluate
@@ -69,7 +69,7 @@ def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
     else:
         images, listing = corpus_images(kept.settings, job.corpus, job.split)
         corpus = images.corpus.root
-        stem = corpus.stem if isinstance(corpus, Location) else corpus
+        stem = corpus.stem if isinstance(corpus, Location) else "several" if isinstance(corpus, Roots) else corpus
         name = "-".join(["corpus", stem, *([job.split] if job.split else [])])
     out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
     result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)

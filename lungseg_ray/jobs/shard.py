@@ -26,7 +26,7 @@ def main(job: ShardJob, console: Console) -> None:
     """
     if job.find:
         if not isinstance(job.corpus.root, Location):
-            raise UserError("--find looks for a file of a corpus: set corpus.root to its folder.")
+            raise UserError("--find looks for a file of a corpus: set corpus.root to its folder, one at a time.")
         console.print(find_path(job.corpus.root, job.find), highlight=False)
     elif job.audit:
         audit.main(job, console)

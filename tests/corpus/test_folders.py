@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lungseg_ray.corpus.layouts import Listing
+from lungseg_ray.config import CorpusSettings, ShardJob, dump, load_settings
+from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.errors import UserError
 from tests.corpus.trees import fill, listing, reasons
 
@@ -280,3 +282,26 @@ class TestTables:
         (tmp_path / "meta.csv").write_text("image,cohort no\n" + "".join(f"x{n},{n % 3}\n" for n in range(6)))
         assert len({record.patient_id for record in listing(tmp_path).records}) == 6
         assert len({record.patient_id for record in listing(tmp_path, patients="cohort no").records}) == 3
+
+
+def test_several_roots(tmp_path: Path) -> None:
+    for top in ("north/set", "south/set", "east"):
+        for kind in ("images", "masks"):
+            fill(tmp_path / top, *(f"{kind}/P{n}_{k}.png" for n in range(3) for k in range(2)))
+    roots = [str(tmp_path / top) for top in ("north/set", "south/set", "east")]
+    found = list_corpus(CorpusSettings.model_validate({"root": roots}))
+    assert Counter(record.groups["root"] for record in found.records) == {
+        "north/set": 6,
+        "south/set": 6,
+        f"{tmp_path.name}/east": 6,
+    }
+    assert len({record.image_id for record in found.records}) == 18
+    # Patients of one name may be the same, and are in one split.
+    assert len({record.patient_id for record in found.records}) == 3
+    arguments = [word for root in roots for word in ("--corpus.root", root)]
+    job = load_settings(ShardJob, [*arguments, "--shards.root", str(tmp_path / "out")])
+    assert str(job.corpus.root) == " and ".join(roots)
+    again = ShardJob.model_validate(yaml.safe_load(dump(job)))
+    assert again.corpus.root == job.corpus.root
+    with pytest.raises(UserError, match=r"corpus\.root: expected different folders"):
+        load_settings(ShardJob, ["--corpus.root", roots[0], "--corpus.root", roots[0]])

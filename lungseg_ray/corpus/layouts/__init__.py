@@ -15,10 +15,11 @@ The root `phantom` stands for synthetic X-rays.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lungseg_ray.config import PHANTOM, CorpusSettings
+from lungseg_ray.config import PHANTOM, CorpusSettings, Roots
 from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.layouts import manifest
 from lungseg_ray.corpus.layouts.dicom import DICOM
@@ -30,7 +31,7 @@ from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
 from lungseg_ray.corpus.layouts.tree import FileTree
 from lungseg_ray.corpus.probe import look
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location, locate
 
@@ -53,7 +54,11 @@ def list_corpus(settings: CorpusSettings) -> Listing:
     """
     if settings.root == PHANTOM and settings.layout == "auto":
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM, corpus=settings)
-    listing = _list(settings)
+    if isinstance(settings.root, Roots):
+        roots = settings.root
+        listing = _united_roots([_list(settings.model_copy(update={"root": root})) for root in roots], roots)
+    else:
+        listing = _list(settings)
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
         settings = settings.model_copy(update={"empty_masks": "keep"})
     found = look(listing.records, settings, listing.mask_values)
@@ -67,7 +72,7 @@ def list_corpus(settings: CorpusSettings) -> Listing:
 
 
 def _list(settings: CorpusSettings) -> Listing:
-    root = settings.root if isinstance(settings.root, Location) else locate(settings.root)
+    root = settings.root if isinstance(settings.root, Location) else locate(str(settings.root))
     if settings.layout == "manifest" and not is_table(root):
         raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")
     if settings.layout == "manifest" or (settings.layout == "auto" and is_table(root)):
@@ -119,8 +124,8 @@ def _united(listings: Sequence[Listing]) -> Listing:
         return [replace(record, groups={**record.groups, "set": listing.layout}) for record in records]
 
     return Listing(
-        records=sorted((one for each in listings for one in of(each, each.records)), key=lambda one: one.image_id),
-        set_aside=sorted((one for each in listings for one in each.set_aside), key=lambda one: one.image_id),
+        records=sorted((one for each in listings for one in of(each, each.records)), key=_by_id),
+        set_aside=sorted((one for each in listings for one in each.set_aside), key=_by_id),
         layout=" and ".join(listing.layout for listing in listings),
         unlabelled=sorted(
             (one for each in listings for one in of(each, each.unlabelled)), key=lambda one: one.image_id
@@ -129,6 +134,54 @@ def _united(listings: Sequence[Listing]) -> Listing:
         recognition=[line for listing in listings for line in listing.recognition],
         warnings=[line for listing in listings for line in listing.warnings],
     )
+
+
+def _united_roots(listings: Sequence[Listing], roots: Roots) -> Listing:
+    """Unites the listings of several roots. The name of each becomes a group, and a part of the ids of its images."""
+    names = _names(roots)
+
+    def of(listing: Listing, name: str, records: Iterable[Record]) -> list[Record]:
+        return [
+            replace(
+                record,
+                image_id=f"{name}/{record.image_id}",
+                # Who has no name is a patient of an image; patients of one name may be the same.
+                patient_id=f"{name}/{record.image_id}" if record.patient_id == record.image_id else record.patient_id,
+                groups={"root": name, **record.groups},
+            )
+            for record in records
+        ]
+
+    pairs = list(zip(listings, names, strict=True))
+    conflicts = {json.dumps(dict(listing.mask_values)) for listing in listings if listing.mask_values}
+    return Listing(
+        records=sorted((one for each, name in pairs for one in of(each, name, each.records)), key=_by_id),
+        set_aside=sorted(
+            (replace(one, image_id=f"{name}/{one.image_id}") for each, name in pairs for one in each.set_aside),
+            key=_by_id,
+        ),
+        layout=" and ".join(dict.fromkeys(listing.layout for listing in listings)),
+        unlabelled=sorted((one for each, name in pairs for one in of(each, name, each.unlabelled)), key=_by_id),
+        ignored=sum(listing.ignored for listing in listings),
+        because="; ".join(f"{name}: {each.because}" for each, name in pairs if each.because),
+        recognition=[f"{name}: {line}" for each, name in pairs for line in each.recognition],
+        warnings=[f"{name}: {line}" for each, name in pairs for line in each.warnings],
+        mask_values=listings[0].mask_values if len(conflicts) == 1 else {},
+        keep_empty=any(listing.keep_empty for listing in listings),
+    )
+
+
+def _names(roots: Sequence[Location]) -> list[str]:
+    """Returns the last folders of roots, as many as tell them apart."""
+    parts = [root.path.rstrip("/").split("/") for root in roots]
+    depth = 1
+    while depth < max(map(len, parts)) and len({tuple(one[-depth:]) for one in parts}) < len(parts):
+        depth += 1
+    return ["/".join(one[-depth:]) for one in parts]
+
+
+def _by_id(one: Record | SetAside) -> str:
+    return one.image_id
 
 
 _PUBLIC = (MONTGOMERY, SHENZHEN, JSRT)
