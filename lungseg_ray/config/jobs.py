@@ -17,6 +17,9 @@ class ShardJob(Settings):
     audit: CliImplicitFlag[bool] = Field(
         False, description="Audit the corpus: write audit.html and audit.csv to shards.root, and build no shards."
     )
+    dry_run: CliImplicitFlag[bool] = Field(
+        False, description="Print what the corpus holds, and draw three pairs to shards.root; build no shards."
+    )
     find: str | None = Field(
         None, description="Print the path of the file that has this key in set_aside.csv (DICOM), and do nothing else."
     )

@@ -6,15 +6,22 @@ from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import ShardJob
+from lungseg_ray.corpus import list_corpus
 from lungseg_ray.corpus.layouts.dicom import find_path
+from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs import audit
-from lungseg_ray.shards.build import describe_outcome, shard
+from lungseg_ray.shards.build import describe_listing, describe_outcome, shard
 from lungseg_ray.storage import Location
+
+_DRAWN = 3
+"""The number of pairs that --dry-run draws."""
 
 
 def main(job: ShardJob, console: Console) -> None:
-    """Builds the shards unless they are up to date. With --audit it audits the corpus, with --find it finds a file.
+    """Builds the shards unless they are up to date.
+
+    With --dry-run it prints what the corpus holds, with --audit it audits the corpus, with --find it finds a file.
 
     Args:
         job: The settings of the job.
@@ -28,6 +35,14 @@ def main(job: ShardJob, console: Console) -> None:
         if not isinstance(job.corpus.root, Location):
             raise UserError("--find looks for a file of a corpus: set corpus.root to its folder, one at a time.")
         console.print(find_path(job.corpus.root, job.find), highlight=False)
+    elif job.dry_run:
+        listing = list_corpus(job.corpus)
+        console.print(describe_listing(listing, job), highlight=False)
+        if picture := draw_pairs(listing.records, listing.corpus, most=_DRAWN):
+            place = job.shards.root / PAIRS_PICTURE
+            job.shards.root.make_dir()
+            place.write_bytes(picture)
+            console.print(f"Pairs to look at: {place}", highlight=False)
     elif job.audit:
         audit.main(job, console)
     else:

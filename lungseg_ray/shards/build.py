@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, TypedDict
@@ -23,6 +23,7 @@ import ray
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
 from lungseg_ray.corpus.layouts import Listing, list_corpus
+from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
 from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits, missing_splits
@@ -40,8 +41,11 @@ from lungseg_ray.shards.format import (
     write_file,
 )
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
+from lungseg_ray.text import counted
 
 SET_ASIDE = "set_aside.csv"
+_DRAWN = 6
+"""The number of pairs in the picture beside the shards."""
 
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
 """The names of the files that the job may delete: shards of another corpus or of other settings, and the partial files
@@ -150,6 +154,8 @@ def shard(settings: Settings) -> Outcome:
             f"{settings.corpus.root}: no usable image is left for training.{bare}\n{set_aside_table(set_aside)}"
         )
     (root / SET_ASIDE).write_csv(map(asdict, set_aside), [field.name for field in fields(SetAside)])
+    if picture := draw_pairs(listing.records, settings.corpus, most=_DRAWN):
+        (root / PAIRS_PICTURE).write_bytes(picture)
     (root / INDEX).write_text(index.model_dump_json(indent=2))
     keep = {shard.file for shard in index.shards}
     for place, _ in root.list():
@@ -189,6 +195,8 @@ def describe_outcome(outcome: Outcome) -> str:
     if listing.ignored:
         lines.append(f"  {listing.ignored} other files among images and masks were not read")
     lines += [f"Warning: {line}" for line in index.warnings]
+    if outcome.fresh:
+        lines.append(f"Pairs to look at: {outcome.root / PAIRS_PICTURE}")
     if outcome.set_aside:
         lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", set_aside_table(outcome.set_aside)]
     return "\n".join(lines)
@@ -288,6 +296,39 @@ def _build_index(
         set_aside={},
     )
     return index, set_aside
+
+
+def describe_listing(listing: Listing, settings: Settings) -> str:
+    """Returns a text for the user: what a corpus holds, before any shard is built.
+
+    Args:
+        listing: The listing of the corpus.
+        settings: The settings of the job.
+    """
+    found = _recognition(listing, listing.corpus)
+    lines = [f"{settings.corpus.root}: {len(listing.records)} images with masks, layout {listing.recognised}"]
+    lines += [f"  {line}" for line in found["recognition"]]
+    try:
+        records: Sequence[Record] = assign_splits(listing.records, settings.corpus.split)
+    except UserError as error:
+        records = []
+        found["warnings"].append(str(error))
+    for split in SPLITS:
+        some = [record for record in records if record.split == split]
+        if some:
+            patients = len({record.patient_id for record in some})
+            lines.append(f"  {split:5s}  {counted(len(some), 'image')} of {counted(patients, 'patient')}")
+    names = sorted({name for record in listing.records for name in record.groups})
+    if names:
+        lines.append(f"  groups: {', '.join(names)}")
+    if listing.unlabelled:
+        lines.append(f"  {counted(len(listing.unlabelled), 'image')} without a mask, unlabelled")
+    if listing.ignored:
+        lines.append(f"  {counted(listing.ignored, 'other file')} among images and masks, not read")
+    lines += [f"Warning: {line}" for line in found["warnings"]]
+    if listing.set_aside:
+        lines += ["Set aside:", set_aside_table(listing.set_aside)]
+    return "\n".join(lines)
 
 
 def _recognition(listing: Listing, settings: CorpusSettings) -> dict[str, list[str]]:
