@@ -41,7 +41,13 @@ class Decoded:
 
 
 def decode_image(
-    data: bytes, *, channels: int, longer_side: int | None = None, white: White = None, name: str = ""
+    data: bytes,
+    *,
+    channels: int,
+    longer_side: int | None = None,
+    white: White = None,
+    name: str = "",
+    alone: bool = False,
 ) -> Decoded:
     """Decodes an image file, reduces its size and converts it to 8 bits.
 
@@ -59,6 +65,7 @@ def decode_image(
         white: The pixel value of white in 16-bit and float files; of several, the smallest that the file does not
             exceed. None: the maximum of the format.
         name: The name of the file, by which raw JSRT files are recognised.
+        alone: Whether the image has no mask, and is turned upright if the file asks for it.
 
     Returns:
         The image, with the size, the bits and the pixel spacing that it has in the file.
@@ -66,7 +73,7 @@ def decode_image(
     Raises:
         BadFileError: If the file cannot be used; its `reason` is one of `REASONS`.
     """
-    picture = decode_file(data, name=name)
+    picture = decode_file(data, name=name, use="alone" if alone else "image")
     pixels = picture.pixels
     height, width = pixels.shape[:2]
     if pixels.ndim == 3 and channels == 1:

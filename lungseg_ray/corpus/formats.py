@@ -11,6 +11,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -68,7 +69,8 @@ def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Pictu
         data: The content of the whole file.
         name: The name of the file. Only the raw files of JSRT need it, because nothing in their content identifies
             them.
-        use: What the pixels are used for: "image", "mask", or "alpha" for a mask in the alpha channel of a PNG file.
+        use: What the pixels are used for: "image", "mask", "alpha" for a mask in the alpha channel of a PNG file, or
+            "alone" for an image without a mask, which is turned upright if the file asks for it (EXIF).
 
     Returns:
         The pixels with the bits, the value of white and the pixel spacing of the file.
@@ -87,13 +89,13 @@ def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Pictu
     if data.startswith(_PNG):
         return _decode_png(data, use)
     if data.startswith(_JPEG):
-        return _decode_jpeg(data)
+        return _decode_jpeg(data, use)
     if data.startswith(_TIFF):
         return _guarded(lambda data: _decode_tiff(data, use), data)
     if data.startswith(_GIF):
-        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
+        return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
     if data.startswith((_BMP, *_PNM)) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
+        return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
     if data.startswith(_J2K):
         return _guarded(_decode_jpeg_2000, data)
     if data.startswith(_NUMPY):
@@ -121,7 +123,7 @@ def _guarded(decoder: Callable[[bytes], _Made], data: bytes) -> _Made:
         raise BadFileError("unreadable", f"damaged: it cannot be decoded ({type(error).__name__})") from error
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes, use: Purpose) -> Image.Image:
     """Reads and checks the header of a file, without decoding the pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"))
@@ -135,8 +137,21 @@ def _opened(data: bytes) -> Image.Image:
     # The number of images is not requested, because Pillow reads a whole GIF file to count them.
     if getattr(image, "is_animated", False):
         raise BadFileError("multi_frame", "expected one image, found several in one file")
-    _check_orientation(orientation)
+    if use != "alone":
+        _check_orientation(orientation)
     return image
+
+
+def _upright(picture: Picture, image: Image.Image) -> Picture:
+    """Turns the pixels of an image as its EXIF orientation asks."""
+    rows_first = {5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
+    plain = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False)}
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    transposed, upside_down, mirrored = {**rows_first, **plain}.get(orientation, (False, False, False))
+    pixels = picture.pixels.swapaxes(0, 1) if transposed else picture.pixels
+    pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    spacing = picture.spacing[::-1] if transposed and picture.spacing else picture.spacing
+    return replace(picture, pixels=np.ascontiguousarray(pixels), spacing=spacing)
 
 
 def _check_orientation(orientation: Any) -> None:
@@ -149,14 +164,15 @@ def _check_orientation(orientation: Any) -> None:
 
 
 def _decode_png(data: bytes, use: Purpose) -> Picture:
-    image = _guarded(_opened, data)
+    image = _guarded(lambda data: _opened(data, use), data)
     if data.rfind(_PNG_END) < 0:
         raise BadFileError("unreadable", f"truncated: the end marker is missing after {len(data)} bytes")
     # The first chunk contains the bits (byte 24) and the colour type (byte 25). Pillow's mode specifies neither.
     check_size(image.height, image.width, bits=data[24] * _PNG_SAMPLES.get(data[25], 4))
     if use == "mask" and image.mode == "P":
-        return _guarded(lambda data: _of_pillow(_opened(data), use), data)
-    return _guarded(lambda data: _decode_whole_png(data, use), data)
+        return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
+    picture = _guarded(lambda data: _decode_whole_png(data, use), data)
+    return _upright(picture, image) if use == "alone" and b"eXIf" in data else picture
 
 
 def _decode_whole_png(data: bytes, use: Purpose) -> Picture:
@@ -174,8 +190,8 @@ def _decode_whole_png(data: bytes, use: Purpose) -> Picture:
     return _picture(pixels, bits=1 if data[24] == 1 else 8 * pixels.itemsize)
 
 
-def _decode_jpeg(data: bytes) -> Picture:
-    image = _guarded(_opened, data)
+def _decode_jpeg(data: bytes, use: Purpose) -> Picture:
+    image = _guarded(lambda data: _opened(data, use), data)
     if image.mode not in ("L", "RGB"):
         raise BadFileError("unsupported", f"expected grey or RGB, found {image.mode}; convert it")
     check_scans(data)
@@ -185,7 +201,8 @@ def _decode_jpeg(data: bytes) -> Picture:
         raise BadFileError(
             "unreadable", f"damaged or truncated: it cannot be decoded in full after {len(data)} bytes"
         ) from error
-    return _picture(pixels[:, :, 0] if image.mode == "L" else pixels, bits=8)
+    picture = _picture(pixels[:, :, 0] if image.mode == "L" else pixels, bits=8)
+    return _upright(picture, image) if use == "alone" else picture
 
 
 def _of_pillow(image: Image.Image, use: Purpose) -> Picture:
@@ -336,7 +353,7 @@ def _decode_tiff(data: bytes, use: Purpose) -> Picture:
                 "which side is marked; save it with MinIsBlack",
             )
         pixels = white - pixels
-    if bits < 8 and use == "image":
+    if bits < 8 and use != "mask":
         # As in PNG, values of fewer than 8 bits are scaled to the same white as those of 8 bits.
         pixels, white = (pixels.astype(np.uint16) * 255 // white).astype(np.uint8), 255
     return Picture(np.ascontiguousarray(pixels), bits, float(white))

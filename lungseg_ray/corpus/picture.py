@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from lungseg_ray.errors import BadFileError
 
 Spacing = tuple[float, float] | None
-Purpose = Literal["image", "mask", "alpha"]
+Purpose = Literal["image", "mask", "alpha", "alone"]
+"""What the pixels of a file are used for. An image "alone" has no mask, and is turned as the file asks."""
 
 MOST_BYTES = 1 << 29
 """The maximum size of a file, bytes. Larger files are not read."""

@@ -117,7 +117,7 @@ def _read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) 
 
 
 def read_image(uri: str, *, channels: int, longer_side: int, white: White = None) -> Decoded:
-    """Reads an image without a mask, for prediction.
+    """Reads an image without a mask, for prediction. An image that asks viewers to turn it (EXIF) is turned.
 
     Args:
         uri: A path, an s3:// URI or the URI of a phantom.
@@ -134,7 +134,7 @@ def read_image(uri: str, *, channels: int, longer_side: int, white: White = None
     """
     if phantom.is_phantom(uri):
         return _drawn(phantom.draw_uri(uri)[0], channels=channels, longer_side=longer_side)
-    return _decoded(fetch(uri), uri, channels, longer_side, white)
+    return _decoded(fetch(uri), uri, channels, longer_side, white, alone=True)
 
 
 def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:
@@ -144,8 +144,8 @@ def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:
     return Decoded(np.repeat(pixels[:, :, None], channels, axis=2), height, width, 8, None)
 
 
-def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: White) -> Decoded:
-    image = decode_image(data, channels=channels, longer_side=longer_side, white=white, name=uri)
+def _decoded(data: bytes, uri: str, channels: int, longer_side: int, white: White, *, alone: bool = False) -> Decoded:
+    image = decode_image(data, channels=channels, longer_side=longer_side, white=white, name=uri, alone=alone)
     if min(image.height, image.width) < LEAST_SIDE:
         raise BadFileError(
             "too_small", f"expected at least {LEAST_SIDE} x {LEAST_SIDE} px, found {image.width} x {image.height} px"

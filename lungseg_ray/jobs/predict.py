@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +22,7 @@ from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus import REASONS, read_image
 from lungseg_ray.corpus.decode import Decoded, decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
-from lungseg_ray.corpus.layouts.tree import SUFFIXES
+from lungseg_ray.corpus.layouts.tree import SUFFIXES, is_junk
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import overlay, png
 from lungseg_ray.inference.predictor import Model, Sidecar
@@ -137,10 +137,11 @@ def main(job: PredictJob, console: Console) -> None:
         OSError: As `predict`.
     """
     with cluster(processes=job.workers):
-        console.print(describe_predictions(predict(job), job), highlight=False)
+        found = predict(job, note=lambda text: console.print(text, highlight=False))
+        console.print(describe_predictions(found, job), highlight=False)
 
 
-def predict(job: PredictJob) -> list[Prediction]:
+def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None) -> list[Prediction]:
     """Writes a mask for each image of a folder, at the size of the source file. Needs a running Ray cluster.
 
     The folder `job.out` contains `masks/<image>.png` (0 and 255 for one class, otherwise labels),
@@ -149,6 +150,7 @@ def predict(job: PredictJob) -> list[Prediction]:
 
     Args:
         job: The settings of the job.
+        note: Called with a message about files that are not read.
 
     Returns:
         The outcome for each image, ordered by name.
@@ -160,7 +162,9 @@ def predict(job: PredictJob) -> list[Prediction]:
         OSError: If a file cannot be read or written.
     """
     check_lasting(job.out)
-    names = _images(job)
+    names, others = _images(job)
+    if others:
+        note(f"{job.images}: not read, since images have other suffixes: {_counted(others)}")
     check_shared(job.out)
     model = model_of(job)
     _claim(job, model)
@@ -174,8 +178,10 @@ def predict(job: PredictJob) -> list[Prediction]:
     return found
 
 
-def _images(job: PredictJob) -> list[str]:
+def _images(job: PredictJob) -> tuple[list[str], Counter[str]]:
     """Returns the paths of the images relative to the folder of images, which may contain the output folder.
+
+    The second result counts the other files by suffix.
 
     Files in the output folder are left out. Files without a suffix are included, because many files in DICOM archives
     have none.
@@ -187,16 +193,27 @@ def _images(job: PredictJob) -> list[str]:
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder (--images).")
     own = f"{job.out.uri}/"
-    names = [
-        found.uri[len(place.uri) + 1 :]
-        for found, info in place.list(recursive=True)
-        if (found.name.lower().endswith(SUFFIXES) or may_be_dicom(found.name))
-        and info.type == FileType.File
-        and not found.uri.startswith(own)
-    ]
+    names: list[str] = []
+    others: Counter[str] = Counter()
+    for found, info in place.list(recursive=True):
+        path = found.uri[len(place.uri) + 1 :]
+        if info.type != FileType.File or found.uri.startswith(own) or is_junk(path):
+            continue
+        if found.name.lower().endswith(SUFFIXES) or may_be_dicom(found.name):
+            names.append(path)
+        else:
+            others[f".{found.name.rpartition('.')[2]}"] += 1
     if not names:
-        raise UserError(f"{place}: no images there (--images); expected files ending in {', '.join(SUFFIXES)}.")
-    return names
+        raise UserError(
+            f"{place}: no images there (--images), found {_counted(others) or 'nothing'}; expected files ending in "
+            f"{', '.join(SUFFIXES)}."
+        )
+    return names, others
+
+
+def _counted(others: Counter[str]) -> str:
+    few = [f"{count} {escaped(suffix)}" for suffix, count in others.most_common(5)]
+    return ", ".join(few) + (" and others" if len(others) > len(few) else "")
 
 
 def _claim(job: PredictJob, model: Model) -> None:

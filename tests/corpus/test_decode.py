@@ -94,6 +94,13 @@ class TestDecodeImage:
         with pytest.raises(BadFileError, match=r"rotated: .*orientation 6"):
             decode_image(turned(6), channels=1)
         assert decode_image(turned(1), channels=1).pixels.shape == (20, 30, 1)
+        # Without a mask, there is only one way up.
+        for orientation in range(1, 9):
+            expected = cv2.imdecode(np.frombuffer(turned(orientation), np.uint8), cv2.IMREAD_GRAYSCALE)
+            assert expected is not None
+            found = decode_image(turned(orientation), channels=1, alone=True)
+            assert np.array_equal(found.pixels[:, :, 0], expected)
+            assert (found.height, found.width) == found.pixels.shape[:2]
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg"])
     @pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
