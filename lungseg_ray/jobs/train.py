@@ -67,6 +67,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         in_channels=settings.corpus.channels,
         classes=settings.corpus.classes,
         size=settings.feed.size,
+        images=settings.feed.batch // (settings.train.workers * settings.train.accumulate),
     )
     run.can_resume(settings, fingerprint=index.fingerprint if index else None)
     if finished := run.summary():

@@ -46,7 +46,9 @@ def build(
     return model
 
 
-def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int = 1, size: int = 256) -> None:
+def check(
+    *, architecture: str, encoder: str, in_channels: int = 1, classes: int = 1, size: int = 256, images: int = 2
+) -> None:
     """Checks that a pair of architecture and encoder exists and works; takes a fraction of a second and no memory.
 
     The network is built and run on the meta device, where tensors have shapes but no values. A pair that reads values
@@ -58,10 +60,11 @@ def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int
         in_channels: Number of channels of the images.
         classes: Number of output channels.
         size: Height and width of the images, pixels.
+        images: The number of images of a training pass in a worker.
 
     Raises:
-        UserError: If the pair does not exist or does not work. The message contains the reason, and the nearest names
-            if a name is unknown.
+        UserError: If the pair does not exist, does not work, or cannot be trained with so many images. The message
+            contains the reason, and the nearest names if a name is unknown.
     """  # noqa: DOC501 - `_refused` returns a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
     try:
@@ -70,7 +73,15 @@ def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int
                 model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
             # If the first convolution is adapted to `in_channels`, its weights are created outside the default device.
             output = model.to("meta").eval()(torch.empty(1, in_channels, size, size, device="meta"))
+            if images == 1:
+                model.train()(torch.empty(1, in_channels, size, size, device="meta"))
     except Exception as error:
+        if _ONE_VALUE in str(error):
+            raise UserError(
+                f"{architecture} with encoder {encoder} pools an image of {size} x {size} to a single pixel, whose "
+                "batch normalisation needs several images in a pass, found 1. Raise feed.batch to at least 2 for each worker "
+                "and each pass (train.workers x train.accumulate), or choose another architecture."
+            ) from None
         if "meta tensor" in str(error):
             return _check_on_cpu(architecture, encoder, in_channels=in_channels, classes=classes, size=size)
         raise _refused(architecture, encoder, error) from error
@@ -80,6 +91,10 @@ def check(*, architecture: str, encoder: str, in_channels: int = 1, classes: int
             f"{architecture} with encoder {encoder} makes a mask of {height} x {width} pixels from an image of "
             f"{size} x {size}: expected the same size. Take a size that is divisible by 32."
         )
+
+
+_ONE_VALUE = "Expected more than 1 value per channel"
+"""How PyTorch begins the message of a batch normalisation that cannot be computed."""
 
 
 def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes: int, size: int) -> None:

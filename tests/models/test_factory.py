@@ -117,6 +117,14 @@ def test_check_refuses_with_the_reason(architecture: str, encoder: str, message:
         check(architecture=architecture, encoder=encoder)
 
 
+def test_one_image_in_a_pass() -> None:
+    """DeepLabV3 pools each image to one pixel, of which no batch normalisation can be computed."""
+    with pytest.raises(UserError, match=r"needs several images in a pass, found 1\. Raise feed\.batch to at least 2"):
+        check(architecture="DeepLabV3", encoder="resnet18", size=64, images=1)
+    check(architecture="DeepLabV3", encoder="resnet18", size=64, images=2)
+    check(architecture="Unet", encoder="resnet18", size=64, images=1)
+
+
 def test_check_runs_what_the_meta_device_cannot() -> None:
     check(architecture="DeepLabV3", encoder="mit_b0", size=64)
 
