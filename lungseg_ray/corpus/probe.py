@@ -128,14 +128,14 @@ def _find_white(found: Found, looks: Iterable[_Look]) -> None:
     for picture in pictures:
         highest, is_float = float(picture.pixels.max()), picture.pixels.dtype.kind == "f"
         if float(picture.pixels.min()) < 0:
-            return
+            # Nothing says where black is; the file is set aside.
+            continue
         tops[1.0 if is_float and highest <= 1 else next((white for white in WHITES if highest <= white), 65535.0)] += 1
     if set(tops) <= {1.0, 65535.0}:
         return
-    floats = any(picture.pixels.dtype.kind == "f" for picture in pictures)
     # A file that is brighter than those looked at has the next depth.
     lowest = min(top for top in tops if top > 1)
-    choice = [white for white in WHITES if white >= lowest] if not floats else sorted({*tops, lowest})
+    choice = sorted({*tops, *(white for white in WHITES if white >= lowest)})
     _set(found, white=choice[0] if len(choice) == 1 else choice)
     told = ", ".join(f"{top:g} in {count}" for top, count in sorted(tops.items()))
     found.recognition.append(

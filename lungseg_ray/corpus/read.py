@@ -5,7 +5,6 @@ This is the only way from a record to its pixels, so that the same checks apply 
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import os
@@ -22,7 +21,7 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.annotations.documents import read_annotation
 from lungseg_ray.corpus.annotations.drawing import Drawing
-from lungseg_ray.corpus.annotations.runs import RunLengths
+from lungseg_ray.corpus.annotations.runs import RunLengths, cells_of
 from lungseg_ray.corpus.decode import Decoded, White, decode_image, decode_mask
 from lungseg_ray.corpus.picture import Spacing, check_bytes
 from lungseg_ray.corpus.record import MaskSource, Record
@@ -173,7 +172,7 @@ def _decode_source(source: MaskSource, image: Decoded, settings: CorpusSettings)
     if kind == "runs":
         runs = RunLengths.from_json(text)
         rows = [_fetch_part(source.uri, start, length) for start, length in runs.rows]
-        cells = [next(csv.reader([row.decode(errors="replace")], delimiter=runs.separator), []) for row in rows]
+        cells = [cells_of(row.decode(errors="replace"), runs.separator) for row in rows]
         texts = [(row[cell], label_of(name)) for row in cells for cell, name in runs.cells if cell < len(row)]
         return runs.draw(texts, height=image.height, width=image.width), b"".join(rows)
     data = fetch(source.uri)

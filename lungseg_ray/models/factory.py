@@ -79,8 +79,8 @@ def check(
         if _ONE_VALUE in str(error):
             raise UserError(
                 f"{architecture} with encoder {encoder} pools an image of {size} x {size} to a single pixel, whose "
-                "batch normalisation needs several images in a pass, found 1. Raise feed.batch to at least 2 for each worker "
-                "and each pass (train.workers x train.accumulate), or choose another architecture."
+                "batch normalisation needs several images in a pass, found 1. Raise feed.batch to at least 2 for each "
+                "worker and each pass (train.workers x train.accumulate), or choose another architecture."
             ) from None
         if "meta tensor" in str(error):
             return _check_on_cpu(architecture, encoder, in_channels=in_channels, classes=classes, size=size)

@@ -16,5 +16,5 @@ def test_what_is_set_to_its_default_counts_and_what_is_not_set_is_that_of_the_tr
         "phantom",
         "set_aside",
         ["heart"],
-        1.0,
+        "auto",
     )

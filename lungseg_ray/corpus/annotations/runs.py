@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import threading
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +15,9 @@ from lungseg_ray.corpus.picture import check_size
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels
 
+_LONGEST_CELL = 1 << 27
+# The limit of the csv module holds for all threads.
+_LIMIT = threading.Lock()
 EMPTY = {"", "-1", "nan"}
 """What stands in place of run lengths where nothing is marked."""
 
@@ -76,6 +81,21 @@ class RunLengths(BaseModel):
                 if label:
                     flat[start:end] = label
         return flat.reshape(height, width) if self.order == "rows" else flat.reshape(width, height).T.copy()
+
+
+def cells_of(row: str, separator: str) -> list[str]:
+    """Returns the cells of a row, which may be longer than those that the csv module reads by default.
+
+    Args:
+        row: The row, without line breaks in its cells.
+        separator: The separator of the cells.
+    """
+    with _LIMIT:
+        before = csv.field_size_limit(_LONGEST_CELL)
+        try:
+            return next(csv.reader([row], delimiter=separator), [])
+        finally:
+            csv.field_size_limit(before)
 
 
 def bounds(text: str, *, relative: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

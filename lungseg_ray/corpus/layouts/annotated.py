@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from itertools import islice
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.annotations.documents import is_annotation, read_collection
-from lungseg_ray.corpus.annotations.runs import EMPTY, RunLengths, is_relative
+from lungseg_ray.corpus.annotations.runs import EMPTY, RunLengths, cells_of, is_relative
 from lungseg_ray.corpus.layouts.matching import Item
 from lungseg_ray.corpus.layouts.roles import Parsed, Roles, read_words
 from lungseg_ray.corpus.layouts.table import plain
@@ -149,7 +148,7 @@ def _lines(place: Location, separator: str) -> Iterator[_Line]:
         at = 0
         for data in stream:
             text = data.decode("utf-8-sig" if at == 0 else "utf-8", errors="replace")
-            cells = next(csv.reader([text], delimiter=separator), [])
+            cells = cells_of(text, separator)
             if cells:
                 yield _Line(at, len(data), cells)
             at += len(data)
@@ -157,7 +156,6 @@ def _lines(place: Location, separator: str) -> Iterator[_Line]:
 
 def _add_table(found: Annotations, entry: Entry, settings: CorpusSettings) -> None:
     separator = "\t" if entry.path.lower().endswith(".tsv") else ","
-    csv.field_size_limit(1 << 27)
     rows = _lines(entry.place, separator)
     header = next(rows, None)
     if header is None:
