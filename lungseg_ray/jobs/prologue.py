@@ -14,18 +14,19 @@ from lungseg_ray.config import Settings
 from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.lease import Lease, acquire
 from lungseg_ray.shards.format import ShardIndex
-from lungseg_ray.shards.reuse import build_missing_shards, find_shards, with_shard_settings
+from lungseg_ray.shards.reuse import build_missing_shards, changed_corpus, find_shards, with_shard_settings
 from lungseg_ray.storage import Location
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def known_shards(settings: AnySettings, folder: Location) -> tuple[AnySettings, ShardIndex | None]:
+def known_shards(settings: AnySettings, folder: Location, console: Console) -> tuple[AnySettings, ShardIndex | None]:
     """Looks for the shards of a job before a cluster is started.
 
     Args:
         settings: The settings of the job.
         folder: The folder that the job writes.
+        console: The console that the user reads.
 
     Returns:
         The settings, with those of the corpus and the shards replaced by the settings that the shards were built with;
@@ -37,6 +38,8 @@ def known_shards(settings: AnySettings, folder: Location) -> tuple[AnySettings, 
     """
     check_lasting(folder)
     index = find_shards(settings.shards.root, settings)
+    if index and (changed := changed_corpus(settings, index)):
+        console.print(f"Warning: {changed}", highlight=False)
     return (with_shard_settings(settings, index) if index else settings), index
 
 

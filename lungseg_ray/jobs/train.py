@@ -60,7 +60,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         OSError: If a file cannot be read or written.
     """
     run = Run(settings.runs.root / settings.runs.name)
-    settings, index = known_shards(settings, run.place)
+    settings, index = known_shards(settings, run.place, console)
     models.check(
         architecture=settings.model.architecture,
         encoder=settings.model.encoder,

@@ -74,7 +74,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         raise UserError(f"{sweep.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
     if job.train.precision == "auto" and Sweep.is_one(sweep.place):
         job = _in_precision(job, sweep.started_with().settings.train.precision)
-    job, index = known_shards(job, sweep.place)
+    job, index = known_shards(job, sweep.place, console)
     if sweep.can_resume(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, sweep):
         console.print(f"The sweep {sweep.place} is finished; nothing to do.", highlight=False)
         found = sweep.summary()

@@ -136,7 +136,8 @@ def shard(settings: Settings) -> Outcome:
     current = _current(root, source)
     if current:
         words = settings.corpus.model_dump(include={"about", "licence"})
-        current = current.model_copy(update={"corpus": current.corpus.model_copy(update=words)})
+        corpus = current.corpus.model_copy(update=words)
+        current = current.model_copy(update={"corpus": corpus, "files": list(listing.files)})
         (root / INDEX).write_text(current.model_dump_json(indent=2))
         return Outcome(root, current, read_set_aside(root), listing, fresh=False)
     settings = settings.model_copy(update={"corpus": listing.corpus})
@@ -146,7 +147,9 @@ def shard(settings: Settings) -> Outcome:
     index, set_aside = _build_index(root, [file for file, _ in plan], settings, source, listing.layout)
     set_aside = sorted([*listing.set_aside, *set_aside], key=lambda one: (one.reason, one.image_id))
     counts = dict(Counter(one.reason for one in set_aside))
-    index = index.model_copy(update={"set_aside": counts, **_recognition(listing, settings.corpus)})
+    index = index.model_copy(
+        update={"set_aside": counts, "files": list(listing.files), **_recognition(listing, settings.corpus)}
+    )
     _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
     if not index.count("train"):
         bare = f" {len(listing.unlabelled)} images have no mask." if listing.unlabelled else ""

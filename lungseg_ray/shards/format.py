@@ -120,6 +120,7 @@ class ShardIndex(BaseModel):
         splits: The figures of each split; `sides` in the files of older versions.
         shards: The shards.
         set_aside: The number of files that were set aside, by reason.
+        files: The state of the corpus' files when the shards were built: for each root, their number and a hash.
         recognition: What was found out about the corpus when the shards were built, for the user.
         warnings: What the user should check, as sentences.
     """
@@ -133,6 +134,7 @@ class ShardIndex(BaseModel):
     splits: dict[Split, SplitFigures] = Field(validation_alias=AliasChoices("splits", "sides"))
     shards: list[Shard]
     set_aside: dict[str, int]
+    files: list[tuple[int, str]] = []
     recognition: list[str] = []
     warnings: list[str] = []
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from lungseg_ray.config import Mark, Settings, differences, explicitly_set, marked, merge, select
+from lungseg_ray.corpus.layouts import files_state
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.build import describe_outcome, shard
 from lungseg_ray.shards.format import INDEX, ShardIndex, read_index
@@ -41,6 +42,34 @@ def find_shards(root: Location, settings: Settings) -> ShardIndex | None:
             "Make others with jobs/shard.py and another --shards.root, or leave these settings out."
         )
     return index
+
+
+def changed_corpus(settings: Settings, index: ShardIndex) -> str:
+    """Compares the files of the corpus with those that shards were built from.
+
+    Args:
+        settings: The settings of the job.
+        index: The index of the shards.
+
+    Returns:
+        A sentence for the user; empty if the user does not name the corpus, if nothing has changed, or if the corpus is
+        not there any more, since shards need none.
+    """
+    if "root" not in settings.corpus.model_fields_set or not index.files:
+        return ""
+    try:
+        now = files_state(settings.corpus)
+    except (UserError, OSError):
+        return ""
+    if [tuple(state) for state in now] == index.files:
+        return ""
+    before, after = sum(count for count, _ in index.files), sum(state.files for state in now)
+    what = f"has {after} files, and had {before}" if before != after else "has other files"
+    return (
+        f"The corpus {settings.corpus.root} {what} when the shards in {settings.shards.root} were built, on which this "
+        "job trains. To train on all of it, build shards of it: python jobs/shard.py with these settings and another "
+        "--shards.root, and another --runs.name."
+    )
 
 
 def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:

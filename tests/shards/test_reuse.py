@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from lungseg_ray.config import Settings, load_settings
+from lungseg_ray.corpus import list_corpus
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.format import INDEX, ShardIndex
-from lungseg_ray.shards.reuse import find_shards, with_shard_settings
+from lungseg_ray.shards.reuse import changed_corpus, find_shards, with_shard_settings
 from lungseg_ray.storage import Location, locate
+from tests.corpus.trees import fill
 from tests.helpers import write_shards
 
 
@@ -54,3 +56,25 @@ def test_a_default_that_was_asked_for_is_not_ignored(root: Location, colour: Sha
 def test_what_shapes_no_shard_may_be_asked_for(root: Location, colour: ShardIndex) -> None:
     asked = job("--corpus.channels", "3", "--corpus.about", "x", "--shards.rows", "7", "--shards.max_set_aside", "1")
     assert find_shards(root, asked) == colour
+
+
+def test_a_corpus_that_has_grown_is_noticed(root: Location, tmp_path: Path) -> None:
+    corpus = fill(tmp_path / "corpus", "images/a.png", "masks/a.png")
+    settings = job("--corpus.root", str(corpus), "--shards.root", str(root))
+    index = write_shards(root, rows={"train": [2]}, skip={})
+    index = index.model_copy(update={"files": [tuple(state) for state in list_corpus(settings.corpus).files]})
+    assert changed_corpus(settings, index) == ""
+    # What the user does not name is not looked at.
+    fill(corpus, "images/b.png", "masks/b.png")
+    assert changed_corpus(job("--shards.root", str(root)), index) == ""
+    assert f"The corpus {corpus} has 4 files, and had 2 when the shards" in changed_corpus(settings, index)
+    for name in ("images/b.png", "masks/b.png"):
+        (corpus / name).unlink()
+    (corpus / "masks/a.png").write_bytes(b"drawn again")
+    assert "has other files when the shards" in changed_corpus(settings, index)
+    # Shards need no corpus.
+    (corpus / "masks/a.png").unlink()
+    (corpus / "images/a.png").unlink()
+    for folder in ("images", "masks", ""):
+        (corpus / folder).rmdir()
+    assert changed_corpus(settings, index) == ""

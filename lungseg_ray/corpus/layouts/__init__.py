@@ -29,13 +29,13 @@ from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError
 from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
 from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
-from lungseg_ray.corpus.layouts.tree import FileTree
+from lungseg_ray.corpus.layouts.tree import FilesState, FileTree
 from lungseg_ray.corpus.probe import look
 from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location, locate
 
-__all__ = ["Listing", "list_corpus"]
+__all__ = ["Listing", "files_state", "list_corpus"]
 
 
 def list_corpus(settings: CorpusSettings) -> Listing:
@@ -71,6 +71,22 @@ def list_corpus(settings: CorpusSettings) -> Listing:
     )
 
 
+def files_state(settings: CorpusSettings) -> list[FilesState]:
+    """Returns the present state of the files of a corpus, as `Listing.files`, without reading any of them.
+
+    Args:
+        settings: The settings of the corpus.
+
+    Raises:
+        UserError: If a root does not exist, or cannot be listed.
+        OSError: If a bucket cannot be used.
+    """
+    if settings.root == PHANTOM:
+        return []
+    roots = settings.root if isinstance(settings.root, Roots) else [settings.root]
+    return [FileTree.of(root).state for root in roots if isinstance(root, Location) and not is_table(root)]
+
+
 def _list(settings: CorpusSettings) -> Listing:
     root = settings.root if isinstance(settings.root, Location) else locate(str(settings.root))
     if settings.layout == "manifest" and not is_table(root):
@@ -92,7 +108,7 @@ def _list(settings: CorpusSettings) -> Listing:
                 f"{error}\nThese layouts are read:\n  manifest: {manifest.EXPECTS}\n{expected}\nAll are described in "
                 f"docs/input.md; --corpus.root {PHANTOM} draws chest X-rays to try."
             ) from None
-    return replace(listing, recognition=[*tree.notes, *listing.recognition])
+    return replace(listing, recognition=[*tree.notes, *listing.recognition], files=[tree.state])
 
 
 def _recognise(tree: FileTree) -> list[tuple[Layout, str]]:
@@ -168,6 +184,7 @@ def _united_roots(listings: Sequence[Listing], roots: Roots) -> Listing:
         warnings=[f"{name}: {line}" for each, name in pairs for line in each.warnings],
         mask_values=listings[0].mask_values if len(conflicts) == 1 else {},
         keep_empty=any(listing.keep_empty for listing in listings),
+        files=[state for listing in listings for state in listing.files],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FileTree
+from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FilesState, FileTree
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import named, shown
@@ -32,6 +32,7 @@ class Listing:
         warnings: What the user should check, as sentences.
         mask_values: Labels of values or colours that a file of the corpus defines, as `corpus.mask_values`.
         keep_empty: Whether the corpus says of some images that nothing in them is marked.
+        files: The state of the files of each root, by which a later change is noticed.
         corpus: The settings by which the files are read: those of the user, and what was found out from some files.
     """
 
@@ -45,6 +46,7 @@ class Listing:
     warnings: Sequence[str] = ()
     mask_values: Mapping[str, int | str] = field(default_factory=dict)
     keep_empty: bool = False
+    files: Sequence[FilesState] = ()
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
 
     @property

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyarrow import fs
 
@@ -48,6 +49,18 @@ class Entry:
     place: Location
     size: int
     modified_ns: int
+
+
+class FilesState(NamedTuple):
+    """What tells whether the files of a corpus have changed.
+
+    Attributes:
+        files: The number of files.
+        sha256: A hash of their paths, sizes and times of change, hexadecimal.
+    """
+
+    files: int
+    sha256: str
 
 
 FilesById = Mapping[str, list[Entry]]
@@ -167,6 +180,14 @@ class FileTree:
                     image_id = without_suffix(escaped(entry.path[len(inside) :]))
                     found.append(SetAside(image_id, escaped(entry.place.uri), reason, detail))
         return found
+
+    @property
+    def state(self) -> FilesState:
+        """The number of files, and a hash of their paths, sizes and times of change."""
+        digest = hashlib.sha256()
+        for entry in self.files:
+            digest.update(f"{entry.path}\0{entry.size}\0{entry.modified_ns}\n".encode())
+        return FilesState(len(self.files), digest.hexdigest())
 
     def describe(self) -> str:
         """Describes the files, for a message: how many of each kind there are in which folders."""
