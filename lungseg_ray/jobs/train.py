@@ -70,13 +70,13 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         images=settings.feed.batch // (settings.train.workers * settings.train.accumulate),
     )
     run.can_resume(settings, fingerprint=index.fingerprint if index else None)
-    if finished := run.summary():
+    if finished := _finished(run, settings):
         console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
         _tell(run, finished, console)
         return finished
     with held(run.place, console, processes=settings.train.workers) as lease:
         # Another driver may have held the run until now, and finished it.
-        if finished := run.summary():
+        if finished := _finished(run, settings):
             _tell(run, finished, console)
             return finished
         cpus, gpus = available()
@@ -93,6 +93,13 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         source = Source.of(settings, index)
         if not resuming:
             run.start(settings, fingerprint=index.fingerprint)
+        elif settings.train.epochs > (epochs := run.started_with().settings.train.epochs):
+            run.config.write(settings, fingerprint=index.fingerprint)
+            text = f"Training for {settings.train.epochs} epochs in place of {epochs}."
+            if settings.optim.schedule in ("one_cycle", "cosine"):
+                text += f" The learning rate follows the schedule of {settings.train.epochs} epochs from here on."
+            run.events.append("extended", text)
+            console.print(text, highlight=False)
         console.print(f"{'Resuming' if resuming else 'Starting'} the run {run.place}", highlight=False)
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
@@ -109,6 +116,14 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
+
+
+def _finished(run: Run, settings: Settings) -> RunSummary | None:
+    """Returns the figures of a run that is finished; None while there are epochs to train."""
+    finished = run.summary()
+    if finished and (finished["epochs"] >= settings.train.epochs or run.is_trained(settings)):
+        return finished
+    return None
 
 
 def _tell(run: Run, summary: RunSummary, console: Console) -> None:

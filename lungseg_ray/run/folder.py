@@ -53,6 +53,8 @@ class Run:
     def can_resume(self, settings: Settings, *, fingerprint: str | None) -> bool:
         """Whether the run has a checkpoint that a command may resume; without one, the run starts anew.
 
+        A run may be resumed with more epochs than it was started with, also after it has finished.
+
         Args:
             settings: The settings of the command.
             fingerprint: The fingerprint of the shards; None while they are not built.
@@ -69,7 +71,7 @@ class Run:
             return False
         if not has_checkpoint and not (self.place / HISTORY).exists():
             return False
-        self.config.check(settings, fingerprint=fingerprint)
+        self.config.check(settings, fingerprint=fingerprint, may_grow=["train.epochs"])
         return True
 
     def start(self, settings: Settings, *, fingerprint: str) -> None:

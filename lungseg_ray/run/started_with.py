@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import AliasChoices, Field
@@ -65,24 +66,21 @@ class ConfigFile(Generic[AnySettings]):
         """
         self.place.write_text(dump(StartedWith(settings=settings, shards=fingerprint)))
 
-    def check(self, settings: AnySettings, *, fingerprint: str | None) -> None:
+    def check(self, settings: AnySettings, *, fingerprint: str | None, may_grow: Collection[str] = ()) -> None:
         """Compares what a command asks for with the file; settings with `Mark.MAY_CHANGE` may differ.
 
         Args:
             settings: The settings of the command.
             fingerprint: The fingerprint of the shards; None while they are not built.
+            may_grow: Keys of further settings, such as "train.epochs", whose value may be larger than before.
 
         Raises:
             UserError: If other settings or other shards are asked for, with each difference.
         """
         before = self.read()
-        changed = list(
-            differences(
-                before.settings.model_dump(mode="json"),
-                settings.model_dump(mode="json"),
-                ignore=set(marked(self.tree, Mark.MAY_CHANGE)),
-            )
-        )
+        old, new = before.settings.model_dump(mode="json"), settings.model_dump(mode="json")
+        grown = {key for key in may_grow if _leaf(new, key) > _leaf(old, key)}
+        changed = list(differences(old, new, ignore={*marked(self.tree, Mark.MAY_CHANGE), *grown}))
         if fingerprint and before.shards != fingerprint:
             changed.append(f"shards in {settings.shards.root}: fingerprint {before.shards[:12]} -> {fingerprint[:12]}")
         if changed:
@@ -91,3 +89,9 @@ class ConfigFile(Generic[AnySettings]):
                 + "\n  ".join(changed)
                 + "\nUse another runs.name, or the former settings to go on."
             )
+
+
+def _leaf(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ class TestRun:
         summary, output = go(finished.settings)
         assert summary == finished.summary
         assert "is finished" in output
+
+    def test_it_may_be_trained_longer(self, finished: Finished, tmp_path: Path) -> None:
+        shutil.copytree(finished.folder, tmp_path / "two")
+        tree = finished.settings.model_dump()
+        longer = {**tree["train"], "epochs": 4, "workers": 1}
+        summary, output = go(
+            Settings.model_validate({**tree, "train": longer, "runs": {**tree["runs"], "root": str(tmp_path)}})
+        )
+        assert "Training for 4 epochs in place of 3." in output
+        assert summary["epochs"] == 4
+        before, after = rows(finished.folder / "history.csv"), rows(tmp_path / "two/history.csv")
+        assert after[:3] == before
+        assert len(after) == 4
+        assert "extended" in [event["event"] for event in Run(locate(str(tmp_path / "two"))).events.read()]
 
     @pytest.mark.parametrize(
         ("section", "changed", "said"),

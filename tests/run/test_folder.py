@@ -106,7 +106,7 @@ class TestOpen:
             {"feed": {"window": 9}},
             {"feed": {"preset": "light"}},
             {"train": {"accumulate": 2}},
-            {"train": {"epochs": 5}},
+            {"train": {"epochs": 3}},
             {"train": {"precision": "bf16"}},
             {"loss": {"bce": 0.5}},
             {"model": {"encoder": "resnet18"}},
@@ -117,6 +117,10 @@ class TestOpen:
         ((section, leaf),) = changed.items()
         with pytest.raises(UserError, match=rf"{section}\.{next(iter(leaf))}: .* -> "):
             open_run(run, make_settings(**changed), fingerprint=PRINT)
+
+    def test_epochs_may_grow(self, run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        assert open_run(run, make_settings(train={"epochs": 9}), fingerprint=PRINT) is True
 
     def test_other_shards_are_refused(self, run: Run) -> None:
         open_run(run, make_settings(shards={"root": "here"}), fingerprint=PRINT)
