@@ -245,6 +245,11 @@ class CorpusSettings(Section):
         "loss and figures. By default 0 is background, and 1 and 255 are the structure; with several classes each "
         "value is the label; other masks of two values, or of one colour, are found out from some files.",
     )
+    mirror: Annotated[list[tuple[str, str]] | Literal["auto", "none"], Mark.IN_SHARDS] = Field(
+        "auto",
+        description="Pairs of class names that change places where an image is mirrored, in training and in "
+        "prediction. auto: names that differ by left and right. none: no pairs.",
+    )
     empty_masks: Annotated[Literal["set_aside", "keep"], Mark.IN_SHARDS] = Field(
         "set_aside",
         description="What to do with an image whose mask has no labelled pixel, or one label in all pixels.",
@@ -266,7 +271,27 @@ class CorpusSettings(Section):
         }
         if wrong:
             raise ValueError(f"mask_values must map to labels 0 to {labels} or 'ignore', found {wrong}")
+        if isinstance(self.mirror, list):
+            unknown = [name for pair in self.mirror for name in pair if name not in self.class_names]
+            if unknown:
+                raise ValueError(f"mirror must name pairs of class_names {self.class_names}, found {unknown}")
         return self
+
+    @property
+    def mirrored(self) -> tuple[tuple[int, int], ...]:
+        """The pairs of labels that change places where an image is mirrored."""
+        label = {name: number for number, name in enumerate(self.class_names, start=1)}
+        if isinstance(self.mirror, list):
+            return tuple((label[one], label[other]) for one, other in self.mirror)
+        if self.mirror == "none":
+            return ()
+        by_words = {tuple(re.findall("[a-z0-9]+", name.lower())): number for name, number in label.items()}
+        pairs = (
+            (number, by_words.get(tuple({"left": "right"}.get(word, word) for word in words)))
+            for words, number in by_words.items()
+            if "left" in words
+        )
+        return tuple((number, other) for number, other in pairs if other and other != number)
 
     @property
     def labels(self) -> dict[int, int | Literal["ignore"]]:

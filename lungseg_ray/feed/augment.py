@@ -14,6 +14,8 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import Pixels, resize_labels
 from lungseg_ray.names import PRESETS
 
+_Pairs = Sequence[tuple[int, int]]
+
 
 class Augment:
     """An augmentation preset with a fixed output size; its random choices depend on the seed alone.
@@ -55,6 +57,21 @@ class _Resize(A.Resize):
         return resize_labels(mask, self.height, self.width, mode="bilinear")
 
 
+class _HorizontalFlip(A.HorizontalFlip):
+    """Mirrors an image, and exchanges the labels that name a side."""
+
+    def __init__(self, *, p: float, mirrored: Sequence[tuple[int, int]]) -> None:
+        super().__init__(p=p)
+        self._table = np.arange(256, dtype=np.uint8)
+        for one, other in mirrored:
+            self._table[one], self._table[other] = other, one
+        self._exchanges = bool(mirrored)
+
+    def apply_to_mask(self, mask: Pixels, **params: Any) -> Pixels:
+        flipped = super().apply_to_mask(mask, **params)
+        return self._table[flipped] if self._exchanges else flipped
+
+
 class _RandomResizedCrop(A.RandomResizedCrop):
     def apply_to_mask(self, mask: Pixels, *, crop_coords: tuple[int, int, int, int], **_: Any) -> Pixels:
         left, top, right, bottom = crop_coords
@@ -72,11 +89,11 @@ def _resize(size: int) -> Any:
     )
 
 
-def _valid(size: int) -> list[Any]:
+def _valid(size: int, mirrored: _Pairs) -> list[Any]:
     return [_resize(size)]
 
 
-def _light(size: int) -> list[Any]:
+def _light(size: int, mirrored: _Pairs) -> list[Any]:
     return [
         _RandomResizedCrop(
             size=(size, size),
@@ -91,7 +108,7 @@ def _light(size: int) -> list[Any]:
             [
                 A.Transpose(p=1.0),
                 A.VerticalFlip(p=1.0),
-                A.HorizontalFlip(p=1.0),
+                _HorizontalFlip(p=1.0, mirrored=mirrored),
                 A.RandomRotate90(p=1.0),
                 A.NoOp(p=1.0),
             ],
@@ -138,19 +155,19 @@ def _affine(
     )
 
 
-def _medium(size: int) -> list[Any]:
-    return [*_light(size), _holes()]
+def _medium(size: int, mirrored: _Pairs) -> list[Any]:
+    return [*_light(size, mirrored), _holes()]
 
 
-def _heavy(size: int) -> list[Any]:
+def _heavy(size: int, mirrored: _Pairs) -> list[Any]:
     affine = _affine(scale=(0.9, 1.1), shift=0.0625, degrees=45, shear=0.0, border_mode=cv2.BORDER_REFLECT_101, p=0.75)
-    return [*_light(size), affine, _holes()]
+    return [*_light(size, mirrored), affine, _holes()]
 
 
-def _chest(size: int) -> list[Any]:
+def _chest(size: int, mirrored: _Pairs) -> list[Any]:
     return [
         _resize(size),
-        A.HorizontalFlip(p=0.5),
+        _HorizontalFlip(p=0.5, mirrored=mirrored),
         A.RandomBrightnessContrast(
             brightness_limit=(-0.2, 0.2),
             contrast_limit=(-0.25, 0.25),
@@ -173,7 +190,7 @@ def _chest(size: int) -> list[Any]:
     ]
 
 
-_BUILDERS: dict[str, Callable[[int], list[Any]]] = {
+_BUILDERS: dict[str, Callable[[int, _Pairs], list[Any]]] = {
     "valid": _valid,
     "light": _light,
     "medium": _medium,
@@ -182,7 +199,7 @@ _BUILDERS: dict[str, Callable[[int], list[Any]]] = {
 }
 
 
-def build_augmentation(preset: str, *, size: int) -> Augment:
+def build_augmentation(preset: str, *, size: int, mirrored: Sequence[tuple[int, int]] = ()) -> Augment:
     """Builds an augmentation preset from its name.
 
     - valid, light, medium, heavy: the presets of the published recipe. `valid` only resizes the image.
@@ -193,6 +210,7 @@ def build_augmentation(preset: str, *, size: int) -> Augment:
         preset: The name of the preset, one of `PRESETS`.
         size: Height and width of the output, pixels. An image that is not square is stretched to this size, as in the
             recipe.
+        mirrored: Pairs of labels that change places where an image is mirrored.
 
     Returns:
         The preset, as a function of image, mask and seed.
@@ -202,4 +220,4 @@ def build_augmentation(preset: str, *, size: int) -> Augment:
     """
     if preset not in _BUILDERS:
         raise UserError(f"Unknown augmentation preset {preset!r} (feed.preset): expected one of {', '.join(PRESETS)}.")
-    return Augment(_BUILDERS[preset](size), size=size)
+    return Augment(_BUILDERS[preset](size, mirrored), size=size)

@@ -155,9 +155,9 @@ def _validation_places(source: Source) -> npt.NDArray[np.int64]:
 
 
 @lru_cache(maxsize=4)
-def _cached_augment(preset: str, size: int) -> augment.Augment:
+def _cached_augment(preset: str, size: int, mirrored: tuple[tuple[int, int], ...]) -> augment.Augment:
     cv2.setNumThreads(0)
-    return augment.build_augmentation(preset, size=size)
+    return augment.build_augmentation(preset, size=size, mirrored=mirrored)
 
 
 def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
@@ -179,7 +179,8 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
         OSError: If a shard cannot be read; a `StorageError` for a bucket.
     """
     places = (_train_places(source, epoch) if split == "train" else _validation_places(source))[slots]
-    change = _cached_augment(source.preset if split == "train" else "valid", source.size)
+    preset = source.preset if split == "train" else "valid"
+    change = _cached_augment(preset, source.size, source.index.corpus.mirrored)
     shards = source.index.of(split)
     images = np.empty((len(slots), source.size, source.size, source.index.corpus.channels), np.uint8)
     masks = np.empty((len(slots), source.size, source.size), np.uint8)

@@ -41,7 +41,8 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
         classes=corpus.classes,
         class_names=corpus.class_names,
         threshold=settings.evaluate.first_threshold,
-        white=corpus.white,
+        white=corpus.white if isinstance(corpus.white, float | None) else list(corpus.white),
+        mirrored=list(corpus.mirrored),
     )
     run.prune_checkpoints(progress, keep=settings.checkpoint.keep)
     card = model_card(settings, index, validation_figures(progress), test=None)

@@ -27,7 +27,7 @@ from lungseg_ray.storage import Location
 SIDECAR = "preprocessing.json"
 CARD = "README.md"
 
-ALIKE = {"channels", "longer_side", "classes", "class_names", "white"}
+ALIKE = {"channels", "longer_side", "classes", "class_names", "white", "mirrored"}
 """The attributes of `Sidecar` that must be equal for models that are averaged."""
 
 AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
@@ -55,6 +55,7 @@ class Sidecar(BaseModel):
         threshold: The probability above which a pixel is positive, 0 to 1; only for one output channel.
         white: The pixel value of white in 16-bit and float files, or several of which a file has the smallest that it
             does not exceed; None for the maximum of the format.
+        mirrored: Pairs of labels that change places where an image is mirrored.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +67,7 @@ class Sidecar(BaseModel):
     class_names: list[str]
     threshold: float
     white: float | list[float] | None = None
+    mirrored: list[tuple[int, int]] = []
 
 
 class Predictor:
@@ -123,7 +125,10 @@ class Predictor:
         stack = torch.from_numpy(np.stack([resize_image(image, side.size) for image in images])).permute(0, 3, 1, 2)
         inputs = stack.to(self.device).to(torch.float32).div_(side.scale)
         # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
-        found = [probabilities(model(inputs.flip(axes))).flip(axes) for axes in self._axes]
+        found = [
+            _exchanged(probabilities(model(inputs.flip(axes))).flip(axes), side.mirrored if 3 in axes else [])
+            for axes in self._axes
+        ]
         return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()
 
     def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -165,6 +170,14 @@ class Predictor:
             bound = self.sidecar.threshold if threshold is None else threshold
             return (probability[:, :, 0] > bound).astype(np.uint8)
         return probability.argmax(axis=2).astype(np.uint8)
+
+
+def _exchanged(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Exchanges the channels of labels that name a side, in maps (N, K, H, W) of a mirrored image."""
+    order = list(range(maps.shape[1]))
+    for one, other in pairs:
+        order[one], order[other] = other, one
+    return maps[:, order] if pairs else maps
 
 
 def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:

@@ -337,6 +337,9 @@ def describe_listing(listing: Listing, settings: Settings) -> str:
 def _recognition(listing: Listing, settings: CorpusSettings) -> dict[str, list[str]]:
     """Returns what was found out about the corpus, and what the user should check, for the index."""
     recognition, warnings = list(listing.recognition), list(listing.warnings)
+    for one, other in settings.mirrored:
+        pair = f"{settings.class_names[one - 1]!r} and {settings.class_names[other - 1]!r}"
+        recognition.append(f"labels: {pair} change places where an image is mirrored (corpus.mirror)")
     missing = missing_splits(listing.records, settings.split)
     if missing:
         recognition.append(f"splits: the corpus has no {' and no '.join(missing)}, which is taken from train")

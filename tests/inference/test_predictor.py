@@ -127,6 +127,22 @@ class TestMean:
         # sigmoid(ln 4) = 0.8; each pass sees it in the last quarter of its own image.
         assert quarters(Predictor([(Corner(math.log(4)), sidecar())], flips=flips)) == expected
 
+    def test_labels_of_sides_change_places(self) -> None:
+        """A network that knows the left half of a picture from the right one, whatever it shows."""
+
+        class Halves(nn.Module):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                maps = torch.zeros(len(images), 3, *images.shape[2:])
+                half = images.shape[3] // 2
+                maps[:, 1, :, :half] = maps[:, 2, :, half:] = 9.0
+                return maps
+
+        names = {"classes": 3, "class_names": ["left", "right"]}
+        for pairs, least, most in (([(1, 2)], 0.99, 1.0), ([], 0.4, 0.6)):
+            side = sidecar().model_copy(update={**names, "mirrored": pairs})
+            (found,) = Predictor([(Halves(), side)], flips="horizontal")([np.zeros((8, 8, 1), np.uint8)])
+            assert least <= found[0, 0, 1] <= most
+
     @pytest.mark.parametrize("flips", ["horizontal", "all"])
     def test_each_pass_is_turned_back(self, flips: Flips) -> None:
         # A model that looks at single pixels does not see a flip.

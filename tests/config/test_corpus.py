@@ -1,0 +1,37 @@
+"""What follows from the settings of a corpus."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from lungseg_ray.config import CorpusSettings
+
+
+@pytest.mark.parametrize(
+    ("names", "mirror", "pairs"),
+    [
+        (["left lung", "right lung"], "auto", ((1, 2),)),
+        (["Right_Lung", "heart", "Left_Lung"], "auto", ((3, 1),)),
+        (["left lung", "heart"], "auto", ()),
+        (["lung", "heart"], "auto", ()),
+        (["left lung", "right lung"], "none", ()),
+        (["l", "r", "heart"], [("l", "r")], ((1, 2),)),
+    ],
+)
+def test_mirrored_labels(names: list[str], mirror: object, pairs: tuple[tuple[int, int], ...]) -> None:
+    settings = CorpusSettings.model_validate({"classes": len(names) + 1, "class_names": names, "mirror": mirror})
+    assert settings.mirrored == pairs
+
+
+def test_a_pair_of_unknown_names_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"mirror must name pairs of class_names \['a', 'b'\], found \['c'\]"):
+        CorpusSettings.model_validate({"classes": 3, "class_names": ["a", "b"], "mirror": [("a", "c")]})
+
+
+def test_values_and_colours_of_masks() -> None:
+    settings = CorpusSettings.model_validate({"mask_values": {"0": 0, 77: 1, "#FF0000": 1, "1, 2,3": "ignore"}})
+    assert settings.labels == {0: 0, 77: 1}
+    assert settings.colours == {"#ff0000": 1, "#010203": "ignore"}
+    with pytest.raises(ValidationError, match="expected a number or a colour such as #ff0000"):
+        CorpusSettings.model_validate({"mask_values": {"red": 1}})
