@@ -41,6 +41,25 @@ class Distances(TypedDict, total=False):
     iou_pooled: float
 
 
+class Detection(TypedDict):
+    """Figures of a set in which some images do not have the structure.
+
+    Attributes:
+        positives: Number of images that have it.
+        dice: Dice coefficient of these images, 0 to 1. An image without it has 1 if nothing is predicted, so that a
+            model that predicts nothing would have a high mean over all images.
+        sensitivity: Share of these images in which anything is predicted.
+        negatives: Number of images that do not have it.
+        false_alarms: Share of these images in which something is predicted.
+    """
+
+    positives: int
+    dice: IntervalFigures
+    sensitivity: float
+    negatives: int
+    false_alarms: float
+
+
 class Figures(Distances, total=False):
     """Figures of a set of images; means over the classes where there are several.
 
@@ -48,6 +67,7 @@ class Figures(Distances, total=False):
         n: Number of images.
         n_empty: Number of images in which the truth or the prediction, but not both, is empty.
         patients: Number of patients.
+        detection: Figures of the images with and without the structure; only if there are both.
         iou_pooled_with_background: Mean of `iou_pooled` over all classes and the background.
         classes: The figures of each class, and of the background, by name; only where there are several classes.
     """
@@ -55,6 +75,7 @@ class Figures(Distances, total=False):
     n: int
     n_empty: int
     patients: int
+    detection: Detection
     iou_pooled_with_background: float
     classes: dict[str, Distances]
 

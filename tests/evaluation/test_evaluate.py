@@ -184,6 +184,23 @@ class TestSummarise:
         assert found["groups"] == {}
         assert "clean_up" not in found
 
+    def test_images_without_the_structure_are_reported_apart(self) -> None:
+        """A model that predicts nothing would have a mean Dice of 0.5."""
+        rows = [
+            figures(0.9, patient="a", counts=(10, 1, 1)),
+            figures(0.0, patient="b", counts=(0, 0, 20), empty=1),
+            figures(1.0, patient="c", counts=(0, 0, 0)),
+            figures(0.0, patient="d", counts=(0, 7, 0), empty=1),
+        ]
+        found = summarise_images(rows, ["lung"], SETTINGS)
+        detection = found["detection"]
+        assert detection["dice"]["mean"] == pytest.approx(0.45)
+        assert (detection["positives"], detection["sensitivity"]) == (2, 0.5)
+        assert (detection["negatives"], detection["false_alarms"]) == (2, 0.5)
+        caption = figures_table({**found, "set_aside": []}).caption
+        assert "found in 50.0%. Without it, 2 images: false alarms in 50.0%" in str(caption)
+        assert "detection" not in summarise_images(rows[:2], ["lung"], SETTINGS)
+
     def test_pooled_of_nothing(self) -> None:
         assert summarise_images([figures(1.0, counts=(0, 0, 0))], ["lung"], SETTINGS)["iou_pooled"] == 1
 
