@@ -9,6 +9,8 @@ from typing import Literal
 
 from lungseg_ray.errors import UserError
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -33,12 +35,21 @@ class TrainingPlan:
 def cores() -> int:
     """Returns the number of CPU cores that the affinity and the container quota of this process allow, at least 1."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        allowed, period = quota.read_text().split()
-        if allowed != "max":
-            found = min(found, max(int(allowed) // int(period), 1))
-    return found
+    quota = _quota()
+    return found if quota is None else min(found, max(int(quota), 1))
+
+
+def _quota() -> float | None:
+    """Returns the cores that the control groups of a container allow, of version 2 or 1; None without a limit."""
+    try:
+        allowed, period = (_CGROUP / "cpu.max").read_text().split()
+    except FileNotFoundError:
+        try:
+            allowed = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text().strip()
+        except FileNotFoundError:
+            return None
+    return None if allowed in ("max", "-1") else int(allowed) / int(period)
 
 
 def plan_training(

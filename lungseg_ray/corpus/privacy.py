@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lungseg_ray.config import SALT
 from lungseg_ray.errors import UserError
+from lungseg_ray.home import is_temporary
 
 _LEAST = 16
 _DIGITS = 16
@@ -62,6 +63,11 @@ def find_salt() -> Salt:
         if len(text) < _LEAST:
             raise UserError(f"{SALT}: expected a secret of at least {_LEAST} characters, found {len(text)}.")
         return Salt(SALT, text.encode())
+    if not os.environ.get("XDG_CONFIG_HOME") and is_temporary():
+        raise UserError(
+            "HOME: there is no home folder that can be written, so that the salt of patients' keys would be lost. Set "
+            f"{SALT} to a secret of your own, or HOME to a folder that stays."
+        )
     place = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lungseg-ray/salt"
     try:
         if not place.exists():

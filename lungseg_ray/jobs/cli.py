@@ -29,6 +29,7 @@ from lungseg_ray.config import (
     load_settings,
 )
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
+from lungseg_ray.home import ensure_home
 
 AnyJob = TypeVar("AnyJob", bound=Section)
 
@@ -75,6 +76,7 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
         KeyError: If there is no such command.
         SystemExit: As `run_job`.
     """
+    ensure_home()
     # The module of a job imports Ray and PyTorch, which takes seconds. --help and most mistakes need neither.
     return run_job(
         COMMANDS[name].settings,

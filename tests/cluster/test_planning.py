@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from lungseg_ray.cluster.planning import TrainingPlan, data_tasks, plan_training, plan_trials
+from lungseg_ray.cluster.planning import TrainingPlan, cores, data_tasks, plan_training, plan_trials
 from lungseg_ray.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -138,3 +140,26 @@ class TestPlanTrials:
     def test_no_gpu_where_one_is_asked_for(self) -> None:
         with pytest.raises(UserError, match=r"1 GPU\(s\); the cluster has 4 CPU\(s\) and 0 GPU\(s\)"):
             plan_trials(cpus=4, gpus=0, workers=1, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "300000"}, 8),
+        ({}, 8),
+    ],
+)
+def test_the_quota_of_a_container_limits_the_cores(
+    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr("lungseg_ray.cluster.planning._CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert cores() == expected
