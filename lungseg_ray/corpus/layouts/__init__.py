@@ -15,7 +15,6 @@ The root `phantom` stands for synthetic X-rays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -56,7 +55,10 @@ def list_corpus(settings: CorpusSettings) -> Listing:
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM, corpus=settings)
     if isinstance(settings.root, Roots):
         roots = settings.root
-        listing = _united_roots([_list(settings.model_copy(update={"root": root})) for root in roots], roots)
+        listings = [_list(settings.model_copy(update={"root": root})) for root in roots]
+        if settings.mask_values:
+            listings = [replace(each, mask_values={}) for each in listings]
+        listing = _united([_of_root(each, name) for each, name in zip(listings, _names(roots), strict=True)])
     else:
         listing = _list(settings)
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
@@ -101,7 +103,8 @@ def _list(settings: CorpusSettings) -> Listing:
     else:
         found = _recognise(tree)
         try:
-            listing = _united([replace(layout.read(tree, settings), because=because) for layout, because in found])
+            listings = [replace(layout.read(tree, settings), because=because) for layout, because in found]
+            listing = listings[0] if len(listings) == 1 else _united([_of_set(each) for each in listings])
         except NoLayoutError as error:
             expected = "\n".join(f"  {layout.name}: {layout.expects}" for layout in _LAYOUTS)
             raise UserError(
@@ -131,32 +134,19 @@ def _recognise(tree: FileTree) -> list[tuple[Layout, str]]:
     return found
 
 
-def _united(listings: Sequence[Listing]) -> Listing:
-    """Unites the listings of public sets that lie in one folder; the name of the set becomes a group."""
-    if len(listings) == 1:
-        return listings[0]
+def _of_set(listing: Listing) -> Listing:
+    """Returns the listing of one of several public sets in one folder; the name of the set becomes a group."""
 
-    def of(listing: Listing, records: Iterable[Record]) -> list[Record]:
+    def of(records: Iterable[Record]) -> list[Record]:
         return [replace(record, groups={**record.groups, "set": listing.layout}) for record in records]
 
-    return Listing(
-        records=sorted((one for each in listings for one in of(each, each.records)), key=_by_id),
-        set_aside=sorted((one for each in listings for one in each.set_aside), key=_by_id),
-        layout=" and ".join(listing.layout for listing in listings),
-        unlabelled=sorted(
-            (one for each in listings for one in of(each, each.unlabelled)), key=lambda one: one.image_id
-        ),
-        because="; ".join(listing.because for listing in listings),
-        recognition=[line for listing in listings for line in listing.recognition],
-        warnings=[line for listing in listings for line in listing.warnings],
-    )
+    return replace(listing, records=of(listing.records), unlabelled=of(listing.unlabelled))
 
 
-def _united_roots(listings: Sequence[Listing], roots: Roots) -> Listing:
-    """Unites the listings of several roots. The name of each becomes a group, and a part of the ids of its images."""
-    names = _names(roots)
+def _of_root(listing: Listing, name: str) -> Listing:
+    """Returns the listing of one of several roots; its name becomes a group, and a part of the ids of its images."""
 
-    def of(listing: Listing, name: str, records: Iterable[Record]) -> list[Record]:
+    def of(records: Iterable[Record]) -> list[Record]:
         return [
             replace(
                 record,
@@ -168,21 +158,36 @@ def _united_roots(listings: Sequence[Listing], roots: Roots) -> Listing:
             for record in records
         ]
 
-    pairs = list(zip(listings, names, strict=True))
-    conflicts = {json.dumps(dict(listing.mask_values)) for listing in listings if listing.mask_values}
+    return replace(
+        listing,
+        records=of(listing.records),
+        set_aside=[replace(one, image_id=f"{name}/{one.image_id}") for one in listing.set_aside],
+        unlabelled=of(listing.unlabelled),
+        because=f"{name}: {listing.because}" if listing.because else "",
+        recognition=[f"{name}: {line}" for line in listing.recognition],
+        warnings=[f"{name}: {line}" for line in listing.warnings],
+    )
+
+
+def _united(listings: Sequence[Listing]) -> Listing:
+    """Joins the listings of several corpora."""
+    mask_values: dict[str, int | str] = {}
+    for value, label in (item for listing in listings for item in listing.mask_values.items()):
+        if mask_values.setdefault(value, label) != label:
+            raise UserError(
+                f"The corpora define {value} of their masks as the label {mask_values[value]} and as {label}. Expected "
+                "one label; shard them one by one, or set --corpus.mask_values for all of them."
+            )
     return Listing(
-        records=sorted((one for each, name in pairs for one in of(each, name, each.records)), key=_by_id),
-        set_aside=sorted(
-            (replace(one, image_id=f"{name}/{one.image_id}") for each, name in pairs for one in each.set_aside),
-            key=_by_id,
-        ),
+        records=sorted((one for each in listings for one in each.records), key=_by_id),
+        set_aside=sorted((one for each in listings for one in each.set_aside), key=_by_id),
         layout=" and ".join(dict.fromkeys(listing.layout for listing in listings)),
-        unlabelled=sorted((one for each, name in pairs for one in of(each, name, each.unlabelled)), key=_by_id),
+        unlabelled=sorted((one for each in listings for one in each.unlabelled), key=_by_id),
         ignored=sum(listing.ignored for listing in listings),
-        because="; ".join(f"{name}: {each.because}" for each, name in pairs if each.because),
-        recognition=[f"{name}: {line}" for each, name in pairs for line in each.recognition],
-        warnings=[f"{name}: {line}" for each, name in pairs for line in each.warnings],
-        mask_values=listings[0].mask_values if len(conflicts) == 1 else {},
+        because="; ".join(listing.because for listing in listings if listing.because),
+        recognition=[line for listing in listings for line in listing.recognition],
+        warnings=[line for listing in listings for line in listing.warnings],
+        mask_values=mask_values,
         keep_empty=any(listing.keep_empty for listing in listings),
         files=[state for listing in listings for state in listing.files],
     )
