@@ -12,7 +12,7 @@ import pytest
 
 import lungseg_ray
 from lungseg_ray.errors import UserError
-from lungseg_ray.inference.predictor import Sidecar, save_model
+from lungseg_ray.run.exported import Sidecar, save_model
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import locate
 from lungseg_ray.training.model import build_model

@@ -351,8 +351,21 @@ class ModelSettings(Section):
         DEFAULT_ENCODER, description="Encoder: any that segmentation_models_pytorch accepts for the architecture."
     )
     weights: Annotated[str, AfterValidator(_absolute_file)] = Field(
-        "none", description="Initial weights of the encoder: imagenet, none (random), or the path of a weights file."
+        "none",
+        description="Initial weights of the encoder alone: imagenet, none (random), or the path of a weights file.",
     )
+    start: Annotated[Place | None, Mark.NOT_SEARCHED] = Field(
+        None,
+        alias="from",
+        description="Folder or s3:// prefix of a run, or of an exported model, with whose weights training starts. "
+        "Architecture, encoder and feed.size are those of the model. If its classes are others, its head is replaced.",
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelSettings:
+        if self.start and self.weights != "none":
+            raise ValueError("from holds all weights, so that weights (of the encoder alone) must be none")
+        return self
 
 
 class LossSettings(Section):

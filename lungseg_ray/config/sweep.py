@@ -137,6 +137,10 @@ class SweepJob(Settings):
                 if key in taken:
                     raise ValueError(f"sweep.space: {key} is searched twice")
                 taken.add(key)
+                if self.model.start and key.startswith("model."):
+                    raise ValueError(
+                        f"sweep.space: {key} cannot be searched, because model.from names a model that has one"
+                    )
             if self.sweep.search == "grid" and dimension.values is None:
                 raise ValueError(
                     f"sweep.space: {name} has no end of values; give it a grid, or search at random or tpe"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """A branch of the tree of settings. Unknown keys are refused, and values cannot be changed once they are read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, serialize_by_alias=True)
 
 
 class Mark(Enum):
@@ -40,8 +40,8 @@ def marked(tree: type[BaseModel], mark: Mark, prefix: str = "") -> Iterator[str]
     Yields:
         The keys, in the order of the fields.
     """
-    for name, info in tree.model_fields.items():
-        branch = _section_of(info.annotation)
+    for field, info in tree.model_fields.items():
+        name, branch = info.alias or field, _section_of(info.annotation)
         if mark in info.metadata:
             yield from leaves(branch, f"{prefix}{name}.") if branch else (prefix + name,)
         elif branch:
@@ -58,8 +58,8 @@ def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[str]:
     Yields:
         The keys, in the order of the fields.
     """
-    for name, info in tree.model_fields.items():
-        branch = _section_of(info.annotation)
+    for field, info in tree.model_fields.items():
+        name, branch = info.alias or field, _section_of(info.annotation)
         if branch:
             yield from leaves(branch, f"{prefix}{name}.")
         else:

@@ -10,6 +10,7 @@ from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.inference.export import validation_figures
+from lungseg_ray.run.exported import CARD
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.shards.format import ShardIndex
@@ -39,7 +40,7 @@ def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console
         out = run.place / EVALUATION / "test"
         test = evaluate(predictor.Model((run,)), images, out, settings.evaluate, device=settings.train.device)
         card = model_card(settings, index, validation_figures(progress), test=test)
-        (run.place / BEST / predictor.CARD).write_text(card)
+        (run.place / BEST / CARD).write_text(card)
     rows = progress.history
     seconds = sum(row["train_seconds"] for row in rows)
     return {

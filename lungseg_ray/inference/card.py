@@ -46,6 +46,7 @@ def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigu
     if all(one.patients == one.images for one in splits.values()):
         patients = "Each image counts as a patient of its own; where that is wrong, a patient may be in two splits."
     reading = f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest"
+    start = f" Training started from the weights of {settings.model.start}." if settings.model.start else ""
     origin = "synthetic chest phantoms, drawn by lungseg-ray" if index.layout == "phantom" else f"{corpus.root}"
     return f"""---
 library_name: segmentation-models-pytorch
@@ -76,7 +77,7 @@ Licence of the data: {corpus.licence or "not stated (corpus.licence)"}.
 | val | {splits["val"].images} | {splits["val"].patients} |
 | test | {splits["test"].images} | {splits["test"].patients} |
 
-{patients} Shards: {index.fingerprint[:16]}.
+{patients} Shards: {index.fingerprint[:16]}.{start}
 
 ## Figures
 

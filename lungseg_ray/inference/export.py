@@ -7,6 +7,7 @@ from lungseg_ray.errors import JobFailedError
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.run.curves import curves
+from lungseg_ray.run.exported import Sidecar, save_model
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.run.summary import ValidationFigures
@@ -31,10 +32,10 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     best, progress = run.read_best()
     if not progress.is_complete(epochs=settings.train.epochs, early_stop=settings.train.early_stop):
         raise JobFailedError(f"{run.place}: training ended before its last epoch. The same command resumes.")
-    model = build_model(settings, weights="none")
+    model = build_model(settings, pretrained=False)
     model.load_state_dict(best.average if best.average is not None else best.weights)
     corpus = index.corpus
-    sidecar = predictor.Sidecar(
+    sidecar = Sidecar(
         size=settings.feed.size,
         channels=corpus.channels,
         longer_side=index.longer_side,
@@ -46,7 +47,8 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     )
     run.prune_checkpoints(progress, keep=settings.checkpoint.keep)
     card = model_card(settings, index, validation_figures(progress), test=None)
-    predictor.save_model(run.place / BEST, model, sidecar, card)
+    save_model(run.place / BEST, model, sidecar, card)
+    predictor.load_predictor.cache_clear()
     run.write_history(progress.history)
     (run.place / CURVES).write_bytes(curves(progress.history))
 

@@ -1,31 +1,25 @@
-"""The exported model of a run, the folder `best/`, and its use: from images to probabilities and label maps."""
+"""The use of exported models: from images to probabilities and label maps."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from statistics import fmean
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from lungseg_ray import models
 from lungseg_ray.config import Flips, differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import limited, resize_area, resize_image
 from lungseg_ray.numerics.metrics import probabilities
+from lungseg_ray.run.exported import Sidecar, open_model
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location
-
-SIDECAR = "preprocessing.json"
-CARD = "README.md"
 
 ALIKE = {"channels", "longer_side", "classes", "class_names", "white", "mirrored"}
 """The attributes of `Sidecar` that must be equal for models that are averaged."""
@@ -38,36 +32,6 @@ AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
 """The passes of the network for each value of `flips`, each given by the axes of (N, C, H, W) that it reverses."""
 
 Probability = npt.NDArray[np.float32]
-
-
-class Sidecar(BaseModel):
-    """The content of `preprocessing.json`: what is needed, besides the weights, to use a model.
-
-    Attributes:
-        size: Height and width of the input of the network, pixels. Images are stretched to it bilinearly.
-        scale: The number by which pixel values are divided.
-        channels: The number of channels of the input: 1 (grey: the first channel of a colour file) or 3 (RGB).
-        longer_side: The maximum length of the longer side, pixels. Larger images are first reduced to it by area
-            averaging.
-        classes: The number of output channels. With 1, the probability is the sigmoid of the logit, and `threshold`
-            decides. With more, it is the softmax of the logits, and the largest one decides.
-        class_names: The names of the labels from 1 on.
-        threshold: The probability above which a pixel is positive, 0 to 1; only for one output channel.
-        white: The pixel value of white in 16-bit and float files, or several of which a file has the smallest that it
-            does not exceed; None for the maximum of the format.
-        mirrored: Pairs of labels that change places where an image is mirrored.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    size: int
-    scale: float = 255.0
-    channels: int
-    longer_side: int
-    classes: int
-    class_names: list[str]
-    threshold: float
-    white: float | list[float] | None = None
-    mirrored: list[tuple[int, int]] = []
 
 
 class Predictor:
@@ -180,24 +144,6 @@ def _exchanged(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Te
     return maps[:, order] if pairs else maps
 
 
-def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:
-    """Writes a folder that `segmentation_models_pytorch.from_pretrained` can open, with sidecar and model card.
-
-    Args:
-        place: The folder to write.
-        model: The model, not wrapped, on any device.
-        sidecar: The sidecar of the model.
-        card: The model card, Markdown.
-    """
-    with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
-        models.export(model, Path(folder))
-        (Path(folder) / SIDECAR).write_text(sidecar.model_dump_json(indent=2) + "\n")
-        (Path(folder) / CARD).write_text(card)
-        for file in sorted(Path(folder).iterdir()):
-            (place / file.name).write_bytes(file.read_bytes())
-    load_predictor.cache_clear()
-
-
 @lru_cache(maxsize=1)
 def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu") -> Predictor:
     """Opens folders that `save_model` wrote, as one model. The last result is cached in the process.
@@ -215,7 +161,7 @@ def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu"
             cannot be averaged.
         OSError: If a file cannot be read; a `StorageError` for a bucket.
     """
-    members = [_open(place) for place in places]
+    members = [open_model(place) for place in places]
     first, *others = (side.model_dump(include=ALIKE) for _, side in members)
     for place, other in zip(places[1:], others, strict=True):
         if lines := list(differences(first, other)):
@@ -225,20 +171,6 @@ def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu"
                 + "\nAverage models that were trained on the same shards."
             )
     return Predictor(members, flips=flips, device=device)
-
-
-def _open(place: Location) -> tuple[nn.Module, Sidecar]:
-    try:
-        sidecar = Sidecar.model_validate_json((place / SIDECAR).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{place}: no trained model here ({SIDECAR} is missing). Is the run finished?") from None
-    except ValidationError as error:
-        raise UserError(f"{place / SIDECAR}: cannot be read: {error}") from None
-    if place.is_local:
-        return models.load_export(Path(place.path)), sidecar
-    with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
-        place.download(Path(folder))
-        return models.load_export(Path(folder)), sidecar
 
 
 @dataclass(frozen=True)

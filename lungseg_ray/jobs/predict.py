@@ -25,10 +25,11 @@ from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES, is_junk
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import overlay, png
-from lungseg_ray.inference.predictor import Model, Sidecar
+from lungseg_ray.inference.predictor import Model
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.numerics import metrics
 from lungseg_ray.progress import ticks
+from lungseg_ray.run.exported import Sidecar
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
 from lungseg_ray.text import escaped, is_utf8

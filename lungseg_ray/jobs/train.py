@@ -22,6 +22,7 @@ from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.sweep.ledger import WINNER, Sweep
+from lungseg_ray.training.model import with_start
 from lungseg_ray.workers.fit import fit
 
 
@@ -61,6 +62,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
     """
     run = Run(settings.runs.root / settings.runs.name)
     settings, index = known_shards(settings, run.place, console)
+    settings, start = with_start(settings, run.config)
     models.check(
         architecture=settings.model.architecture,
         encoder=settings.model.encoder,
@@ -101,6 +103,9 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
             run.events.append("extended", text)
             console.print(text, highlight=False)
         console.print(f"{'Resuming' if resuming else 'Starting'} the run {run.place}", highlight=False)
+        if start and not resuming:
+            run.events.append("started_from", start)
+            console.print(start, highlight=False)
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
             with display:

@@ -23,6 +23,7 @@ from lungseg_ray.sweep.ledger import REPORT, Sweep
 from lungseg_ray.sweep.search import Search
 from lungseg_ray.sweep.summary import SweepSummary
 from lungseg_ray.sweep.trial_runner import Stage, TrialRunner
+from lungseg_ray.training.model import with_start
 from lungseg_ray.training.precision import fastest_precision
 
 SHARED_SHARE = 0.4
@@ -75,6 +76,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
     if job.train.precision == "auto" and Sweep.is_one(sweep.place):
         job = _in_precision(job, sweep.started_with().settings.train.precision)
     job, index = known_shards(job, sweep.place, console)
+    job, start = with_start(job, sweep.config)
     if sweep.can_resume(job, fingerprint=index.fingerprint if index else None) and _is_finished(job, sweep):
         console.print(f"The sweep {sweep.place} is finished; nothing to do.", highlight=False)
         found = sweep.summary()
@@ -105,6 +107,8 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
             f"time on {'GPUs' if plan.training.device == 'cuda' else 'CPUs'}",
             highlight=False,
         )
+        if start and not resuming:
+            console.print(start, highlight=False)
         sweep.reopen()
         shared = _share(job.shards.root, index, console)
         for stage in _STAGES:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lungseg_ray.inference import predictor
 from lungseg_ray.page import charts, pictures
 from lungseg_ray.page.elements import Chapter, Chart, Charts, Note, Part
 from lungseg_ray.page.sweep_view import SweepView, value_of
+from lungseg_ray.run.exported import SIDECAR
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep.ledger import Trial, describe_params
@@ -92,7 +92,7 @@ def overlays(view: SweepView, shards: Location, fingerprint: str) -> Chapter:
         The chapter, with a note in place of the pictures if they cannot be drawn.
     """
     # The sidecar is the last file of a model that is written, so that a model with a sidecar is complete.
-    there = [trial for trial in view.order() if (_best(view, trial) / predictor.SIDECAR).exists()]
+    there = [trial for trial in view.order() if (_best(view, trial) / SIDECAR).exists()]
     parts: list[Part] = []
     if there:
         best, smallest = there[0], min(there, key=lambda trial: trial.parameters or float("inf"))

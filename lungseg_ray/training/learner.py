@@ -51,6 +51,7 @@ class Learner:
         total_steps: The number of optimiser steps in the whole run, for schedules by step.
         wrap: Returns the model that averages its gradients over the workers.
         all_reduce_sum: Returns the sum of float64 values over the workers.
+        pretrained: Whether the model starts with the weights that the settings name; otherwise with random ones.
         frozen: Names of the parameters that get no gradient with this pair of architecture and encoder.
     """
 
@@ -60,11 +61,12 @@ class Learner:
     total_steps: int
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
     all_reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
+    pretrained: bool = True
     frozen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings, optimisation = self.settings, self.settings.optim
-        self.model = build_model(settings).to(self.device)
+        self.model = build_model(settings, pretrained=self.pretrained).to(self.device)
         self.memory_format = torch.contiguous_format
         if settings.train.channels_last:
             self.memory_format = models.memory_format(self.model, device=self.device)

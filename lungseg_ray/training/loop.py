@@ -55,12 +55,14 @@ def train_loop(
         progress = checkpoint.progress if checkpoint else _start(settings, runtime)
         runtime.report_activity("the model to be built")
         learner = Learner(
-            settings=settings if not checkpoint else _without_weights(settings),
+            settings=settings,
             device=device,
             precision=progress.precision,  # type: ignore[arg-type]
             total_steps=epochs * steps_per_epoch,
             wrap=runtime.wrap,
             all_reduce_sum=runtime.all_reduce_sum,
+            # The weights of a resumed run come from the checkpoint.
+            pretrained=checkpoint is None,
         )
         if checkpoint:
             learner.load(checkpoint)
@@ -98,11 +100,6 @@ def _start(settings: Settings, runtime: Runtime) -> Progress:
     chosen = torch.tensor(names.index(precision), device=runtime.device)
     runtime.broadcast([chosen])
     return Progress(epoch=0, step=0, precision=names[int(chosen)])
-
-
-def _without_weights(settings: Settings) -> Settings:
-    """The settings of a resumed run: its weights come from the checkpoint, so that the encoder's are not fetched."""
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"weights": "none"})})
 
 
 def _train_epoch(

@@ -2,28 +2,115 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 from torch import nn
 
 from lungseg_ray import models
 from lungseg_ray.config import Settings
+from lungseg_ray.errors import UserError
+from lungseg_ray.run.exported import Sidecar, find_export, open_model
+from lungseg_ray.run.started_with import ConfigFile
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+_HEAD = "segmentation_head."
+"""How the names of the tensors begin that depend on the classes."""
 
 
-def build_model(settings: Settings, *, weights: str | None = None) -> nn.Module:
+def build_model(settings: Settings, *, pretrained: bool = True) -> nn.Module:
     """Builds the network of a run. Its initial weights depend on `train.seed`.
 
     Args:
         settings: The settings of the run.
-        weights: Encoder weights to use instead of `model.weights`.
+        pretrained: Whether to load the weights that `model.weights` or `model.from` names.
 
     Raises:
         UserError: If the network cannot be built, or the weights cannot be loaded.
+        OSError: If a bucket that holds the weights cannot be used.
     """
     torch.manual_seed(settings.train.seed)
-    return models.build(
+    model = models.build(
         architecture=settings.model.architecture,
         encoder=settings.model.encoder,
         in_channels=settings.corpus.channels,
         classes=settings.corpus.classes,
-        encoder_weights=settings.model.weights if weights is None else weights,
+        encoder_weights=settings.model.weights if pretrained else "none",
+    )
+    if pretrained and settings.model.start:
+        start, sidecar = open_model(find_export(settings.model.start))
+        weights = start.state_dict()
+        if not _same_classes(settings, sidecar):
+            weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_HEAD)}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(
+                f"{settings.model.start}: these weights do not fit the network (model.from): {error}"
+            ) from None
+    return model
+
+
+def with_start(settings: AnySettings, begun: ConfigFile[Any]) -> tuple[AnySettings, str]:
+    """Takes architecture, encoder and input size from the model that training starts from (`model.from`).
+
+    Args:
+        settings: The settings of the job, with the classes and channels of its shards.
+        begun: The configuration of the run or the sweep. If it exists, it has these settings, and the model is not
+            needed any more.
+
+    Returns:
+        The settings, and a sentence for the user; empty if training starts from no model or has begun.
+
+    Raises:
+        UserError: If there is no such model, or if it has another architecture, encoder or number of channels than the
+            user asks for.
+        OSError: If a bucket cannot be used.
+    """
+    if settings.model.start is None:
+        return settings, ""
+    if begun.place.exists():
+        before = begun.read().settings
+        return _with(settings, before.model.architecture, before.model.encoder, before.feed.size), ""
+    place = find_export(settings.model.start)
+    model, sidecar = open_model(place)
+    architecture, encoder = type(model).__name__, str(model.config["encoder_name"])
+    found = _with(settings, architecture, encoder, sidecar.size)
+    wrong = [
+        f"{key} is {there}, and {asked} is asked for"
+        for key, there, asked in (
+            ("model.architecture", architecture, found.model.architecture),
+            ("model.encoder", encoder, models.resolve_encoder(found.model.encoder)),
+            ("corpus.channels", sidecar.channels, found.corpus.channels),
+        )
+        if there != asked
+    ]
+    if wrong:
+        raise UserError(f"{place}: the model to start from (model.from) does not fit: {'; '.join(wrong)}.")
+    text = f"Starting from the weights of {place}: {architecture} with {encoder}, trained at {sidecar.size} px."
+    if not _same_classes(found, sidecar):
+        text += (
+            f" It segments {', '.join(sidecar.class_names)}; its head is replaced by a new one for "
+            f"{', '.join(found.corpus.class_names)}."
+        )
+    return found, text
+
+
+def _same_classes(settings: Settings, sidecar: Sidecar) -> bool:
+    corpus = settings.corpus
+    return (sidecar.classes, sidecar.class_names) == (corpus.classes, corpus.class_names)
+
+
+def _with(settings: AnySettings, architecture: str, encoder: str, size: int) -> AnySettings:
+    """Returns settings with the architecture, encoder and size of a model, where the user does not set them."""
+    model = {"architecture": architecture, "encoder": encoder}
+    asked = settings.model.model_fields_set
+    free = {name: value for name, value in model.items() if name not in asked}
+    sized = {} if "size" in settings.feed.model_fields_set else {"size": size}
+    return settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update=free),
+            "feed": settings.feed.model_copy(update=sized),
+        }
     )

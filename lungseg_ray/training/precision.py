@@ -30,7 +30,7 @@ def fastest_precision(settings: Settings, device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     size = min(settings.feed.size, PROBE_SIZE)
-    model = build_model(settings, weights="none")
+    model = build_model(settings, pretrained=False)
     memory_format = models.memory_format(model, device=device)
     model = model.to(memory_format=memory_format)
     images = torch.rand(PROBE_BATCH, settings.corpus.channels, size, size).to(memory_format=memory_format)

@@ -23,7 +23,7 @@ def leaves(tree: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
         else:
             # Relative places become absolute where they are read.
             default = locate(info.default).uri if f"{prefix}{name}" in ("shards.root", "runs.root") else info.default
-            yield f"{prefix}{name}", info.description or "", default
+            yield f"{prefix}{info.alias or name}", info.description or "", default
 
 
 def test_order_of_sources(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

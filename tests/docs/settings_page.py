@@ -79,7 +79,7 @@ def _table(fields: dict[str, Any], prefix: str, marks: frozenset[Mark]) -> list[
         named = ", ".join(_MARKS[mark] for mark in shown)
         kind, default = _type(info.annotation) + _bounds(info.metadata), _default(info)
         meaning = (info.description or "").replace("|", "\\|")
-        lines.append(f"| `{prefix}{name}` | {kind} | {default} | {meaning} | {named} |")
+        lines.append(f"| `{prefix}{info.alias or name}` | {kind} | {default} | {meaning} | {named} |")
     return lines
 
 

@@ -17,10 +17,11 @@ import torch
 from lungseg_ray.config import EvaluateJob, Flips, PredictJob, SweepJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference import predictor
-from lungseg_ray.inference.predictor import Model, Sidecar
+from lungseg_ray.inference.predictor import Model
 from lungseg_ray.jobs.evaluate import evaluate_run
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.jobs.predict import predict
+from lungseg_ray.run.exported import SIDECAR, Sidecar, save_model
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import Sweep, Trial
@@ -37,7 +38,7 @@ def save(place: Location, *, seed: int, size: int) -> Location:
         model.train()(images)
         model.segmentation_head[0].bias -= model.eval()(images).mean()
     side = Sidecar(size=size, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
-    predictor.save_model(place, model, side, "# A card\n")
+    save_model(place, model, side, "# A card\n")
     return place
 
 
@@ -121,8 +122,8 @@ class TestLoad:
     ) -> None:
         other = locate(str(tmp_path / "other"))
         shutil.copytree(places[1].path, other.path)
-        side = json.loads((other / predictor.SIDECAR).read_text())
-        (other / predictor.SIDECAR).write_text(json.dumps(side | changed))
+        side = json.loads((other / SIDECAR).read_text())
+        (other / SIDECAR).write_text(json.dumps(side | changed))
         with pytest.raises(UserError, match=said) as caught:
             predictor.load_predictor(places[0], other)
         assert str(caught.value).startswith(f"{other}: this model cannot be averaged with {places[0]}")

@@ -15,7 +15,8 @@ from torch import nn
 from lungseg_ray.config import Flips
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference import predictor
-from lungseg_ray.inference.predictor import Predictor, Sidecar
+from lungseg_ray.inference.predictor import Predictor
+from lungseg_ray.run.exported import CARD, SIDECAR, Sidecar, save_model
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
@@ -173,7 +174,7 @@ def saved(tmp_path: Path) -> tuple[Location, nn.Module]:
     with torch.no_grad():
         model.train()(torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
     place = locate(str(tmp_path / "best"))
-    predictor.save_model(place, model, sidecar(), "# A card\n")
+    save_model(place, model, sidecar(), "# A card\n")
     return place, model.eval()
 
 
@@ -182,10 +183,10 @@ def test_saved_folder_opens_without_this_project(saved: tuple[Location, nn.Modul
     assert {found.name for found, _ in place.list()} >= {
         "config.json",
         "model.safetensors",
-        predictor.SIDECAR,
-        predictor.CARD,
+        SIDECAR,
+        CARD,
     }
-    assert (place / predictor.CARD).read_text() == "# A card\n"
+    assert (place / CARD).read_text() == "# A card\n"
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = model(images)
@@ -233,7 +234,7 @@ class TestLoadErrors:
     @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"size": "large"}'])
     def test_sidecar_unreadable(self, text: str, saved: tuple[Location, nn.Module]) -> None:
         place, _ = saved
-        (place / predictor.SIDECAR).write_text(text)
+        (place / SIDECAR).write_text(text)
         with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
             predictor.load_predictor(place)
 

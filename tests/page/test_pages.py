@@ -14,12 +14,11 @@ import pytest
 from lungseg_ray.config import ReportJob, SweepJob, load_settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import SHEET
-from lungseg_ray.inference import predictor
-from lungseg_ray.inference.predictor import Sidecar
 from lungseg_ray.jobs.report import report
 from lungseg_ray.page import charts
 from lungseg_ray.page.elements import decimals, interval
 from lungseg_ray.page.render import write_run_page, write_sweep_page
+from lungseg_ray.run import exported
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import State, Sweep, Trial
@@ -139,8 +138,8 @@ def make_run(folder: Path, *, epochs: int = EPOCHS, finished: bool = True) -> Ru
 def save_model(run: Run, *, encoder: str) -> None:
     """A network with random weights as the run's best."""
     model = build_model(make_settings(model={"encoder": encoder}))
-    side = Sidecar(size=32, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
-    predictor.save_model(run.place / BEST, model, side, "# A card\n")
+    side = exported.Sidecar(size=32, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
+    exported.save_model(run.place / BEST, model, side, "# A card\n")
 
 
 def body(page: Location) -> str:

@@ -1,0 +1,109 @@
+"""The exported model of a run, the folder `best/`: its weights, its preprocessing and its model card."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from segmentation_models_pytorch.base import SegmentationModel
+from torch import nn
+
+from lungseg_ray import models
+from lungseg_ray.errors import UserError
+from lungseg_ray.run.folder import BEST
+from lungseg_ray.storage import Location
+
+SIDECAR = "preprocessing.json"
+CARD = "README.md"
+
+
+class Sidecar(BaseModel):
+    """The content of `preprocessing.json`: what is needed, besides the weights, to use a model.
+
+    Attributes:
+        size: Height and width of the input of the network, pixels. Images are stretched to it bilinearly.
+        scale: The number by which pixel values are divided.
+        channels: The number of channels of the input: 1 (grey: the first channel of a colour file) or 3 (RGB).
+        longer_side: The maximum length of the longer side, pixels. Larger images are first reduced to it by area
+            averaging.
+        classes: The number of output channels. With 1, the probability is the sigmoid of the logit, and `threshold`
+            decides. With more, it is the softmax of the logits, and the largest one decides.
+        class_names: The names of the labels from 1 on.
+        threshold: The probability above which a pixel is positive, 0 to 1; only for one output channel.
+        white: The pixel value of white in 16-bit and float files, or several of which a file has the smallest that it
+            does not exceed; None for the maximum of the format.
+        mirrored: Pairs of labels that change places where an image is mirrored.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    size: int
+    scale: float = 255.0
+    channels: int
+    longer_side: int
+    classes: int
+    class_names: list[str]
+    threshold: float
+    white: float | list[float] | None = None
+    mirrored: list[tuple[int, int]] = []
+
+
+def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:
+    """Writes a folder that `segmentation_models_pytorch.from_pretrained` can open, with sidecar and model card.
+
+    Args:
+        place: The folder to write.
+        model: The model, not wrapped, on any device.
+        sidecar: The sidecar of the model.
+        card: The model card, Markdown.
+    """
+    with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
+        models.export(model, Path(folder))
+        (Path(folder) / SIDECAR).write_text(sidecar.model_dump_json(indent=2) + "\n")
+        (Path(folder) / CARD).write_text(card)
+        for file in sorted(Path(folder).iterdir()):
+            (place / file.name).write_bytes(file.read_bytes())
+
+
+def find_export(place: Location) -> Location:
+    """Returns the folder of the exported model of a run.
+
+    Args:
+        place: The folder of the run, or of the exported model itself.
+
+    Raises:
+        UserError: If there is no exported model in either.
+        OSError: If a bucket cannot be used.
+    """
+    for folder in (place / BEST, place):
+        if (folder / SIDECAR).exists():
+            return folder
+    raise UserError(
+        f"{place}: expected a finished run, or the folder of its model ({BEST}/), found no {SIDECAR} in either."
+    )
+
+
+def open_model(place: Location) -> tuple[SegmentationModel, Sidecar]:
+    """Opens a folder that `save_model` wrote.
+
+    Args:
+        place: The folder.
+
+    Returns:
+        The model in evaluation mode on the CPU, and its sidecar.
+
+    Raises:
+        UserError: If the folder does not exist or is not complete, or if its files do not fit together.
+        OSError: If a file cannot be read; a `StorageError` for a bucket.
+    """
+    try:
+        sidecar = Sidecar.model_validate_json((place / SIDECAR).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{place}: no trained model here ({SIDECAR} is missing). Is the run finished?") from None
+    except ValidationError as error:
+        raise UserError(f"{place / SIDECAR}: cannot be read: {error}") from None
+    if place.is_local:
+        return models.load_export(Path(place.path)), sidecar
+    with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
+        place.download(Path(folder))
+        return models.load_export(Path(folder)), sidecar
