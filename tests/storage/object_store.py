@@ -62,11 +62,11 @@ class ObjectStore:
             "AWS_REGION": "us-east-1",
         }
 
-    def client(self) -> Any:
-        """A client that knows nothing of the code under test."""
+    def client(self, url: str = "") -> Any:
+        """A client that knows nothing of the code under test; with the address of a proxy, one that goes through it."""
         return get_session().create_client(
             "s3",
-            endpoint_url=self.url,
+            endpoint_url=url or self.url,
             aws_access_key_id=KEY,
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
@@ -151,6 +151,10 @@ class ObjectStore:
 class FaultyProxy:
     """Stands before a store and fails when it is told to; as a context manager it runs for the block.
 
+    Args:
+        store: the store.
+        delay: seconds that each request waits before it is handed on.
+
     Attributes:
         mode: `pass` hands on; `busy` answers 503 and `denied` answers 403, the store is not asked; `silent` takes a
             request and never answers. May be set at any time, for the requests that come from then on.
@@ -159,7 +163,7 @@ class FaultyProxy:
         seen: method and path of every request that was handed on, in the order in which they were answered.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, delay: float = 0.0) -> None:
         self.mode: Mode = "pass"
         self.lose_answers = 0
         self.faults = 0
@@ -202,6 +206,7 @@ class FaultyProxy:
 
             def _hand_on(self) -> None:
                 assert target.hostname
+                time.sleep(delay)
                 upstream = http.client.HTTPConnection(target.hostname, target.port or 80, timeout=60)
                 try:
                     # The signature covers the header Host: everything goes on as it came.

@@ -15,7 +15,9 @@ The root `phantom` stands for synthetic X-rays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from lungseg_ray.config import PHANTOM, CorpusSettings, Roots
@@ -51,6 +53,23 @@ def list_corpus(settings: CorpusSettings) -> Listing:
             is wrong, or if the layout `dicom` finds no salt.
         OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
+    with _uncollected():
+        return _list_corpus(settings)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Turns the garbage collector off: with a million records, it would look through all of them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _list_corpus(settings: CorpusSettings) -> Listing:
     if settings.root == PHANTOM and settings.layout == "auto":
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM, corpus=settings)
     if isinstance(settings.root, Roots):

@@ -45,9 +45,9 @@ def recognise(tree: FileTree) -> str:
     Returns:
         The evidence as a clause; empty if there is none.
     """
-    roles = Roles(entry.path.rpartition("/")[0] for entry in tree.files)
-    files = (Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files)
-    images = [item.entry for item in files if _is_image(item)]
+    candidates = [entry for entry in tree.files if may_be_dicom(entry.path.rpartition("/")[2])]
+    roles = Roles(entry.path.rpartition("/")[0] for entry in tree.files) if candidates else Roles([])
+    images = [entry for entry in candidates if roles.parse(entry.path.rpartition("/")[0]).role != "mask"]
     if any(entry.path.lower().endswith(DICOM_SUFFIXES) for entry in images):
         return f"found files named {' or '.join(DICOM_SUFFIXES)}"
     return "found DICOM files without a suffix" if any(map(_begins_as_dicom, islice(images, _PROBED))) else ""

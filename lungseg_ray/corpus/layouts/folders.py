@@ -19,7 +19,7 @@ from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, m
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
 from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
-from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown, without_suffix
@@ -53,16 +53,18 @@ def recognise(tree: FileTree) -> str:
 
     Folders whose images are all DICOM belong to the layout `dicom`.
     """
-    items = _items(tree)
+    by_folder: dict[str, bool] = defaultdict(bool)
+    for entry in _readable(tree):
+        by_folder[entry.path.rpartition("/")[0]] |= not entry.path.lower().endswith(DICOM_SUFFIXES)
+    roles = Roles(by_folder)
+    parsed = {folder: roles.parse(folder) for folder in by_folder}
     # "CXR_png" and "segmentation" are also in the names of public sets.
     images, masks = (
-        {item.parsed.folder for item in items if item.parsed.role == role and not _is_weak(item.parsed.folder)}
+        {one.folder for one in parsed.values() if one.role == role and not _is_weak(one.folder)}
         for role in ("image", "mask")
     )
-    shown_images = [item for item in items if item.parsed.role == "image"]
-    if not (images and masks) or all(item.name.endswith(DICOM_SUFFIXES) for item in shown_images):
-        return ""
-    return f"found {_folders(images)} and {_folders(masks)}"
+    plain = any(by_folder[folder] for folder, one in parsed.items() if one.role == "image")
+    return f"found {_folders(images)} and {_folders(masks)}" if images and masks and plain else ""
 
 
 def read(tree: FileTree, settings: CorpusSettings) -> Listing:
@@ -119,8 +121,12 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     )
 
 
+def _readable(tree: FileTree) -> list[Entry]:
+    return [entry for entry in tree.files if entry.path.lower().endswith(SUFFIXES)]
+
+
 def _items(tree: FileTree) -> list[Item]:
-    files = [entry for entry in tree.files if entry.path.lower().endswith(SUFFIXES)]
+    files = _readable(tree)
     roles = Roles(entry.path.rpartition("/")[0] for entry in files)
     return [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in files]
 

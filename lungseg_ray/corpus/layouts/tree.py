@@ -30,6 +30,8 @@ _SHOWN_DEPTH, _SHOWN_KINDS = 3, 6
 _LONGEST_SUFFIX = 8
 _FEWEST_COPIED = 4
 """Folders with fewer files than this are not compared with others."""
+_MOST_COPIES = 4
+"""More folders than this with files of the same names and sizes are those of patients, and not a corpus and copies."""
 _COMPARED = 8
 """The number of files of two equal folders whose content is compared."""
 
@@ -245,18 +247,27 @@ def without_copies(files: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
             same[hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()].append(folder)
     places = {entry.path: entry.place for entry in files}
     left_out: dict[str, str] = {}
-    for folders in same.values():
-        # A folder that holds nothing but another folder has the content of that one, under other names.
-        kept, *others = sorted(folders, key=lambda folder: (folder.count("/"), folder))
+    groups = [sorted(folders, key=_depth_first) for folders in same.values() if 1 < len(folders) <= 1 + _MOST_COPIES]
+    for kept, *others in sorted(groups, key=lambda folders: _depth_first(folders[0])):
         for folder in others:
-            if not folder.startswith(f"{kept}/") and _equal_files(kept, folder, contents[kept], places):
+            # A folder that holds nothing but another folder has the content of that one, under other names.
+            inside = folder.startswith(f"{kept}/") or not left_out.keys().isdisjoint(_above(folder))
+            if not inside and _equal_files(kept, folder, contents[kept], places):
                 left_out[folder] = kept
-    tops = [folder for folder in left_out if not any(folder.startswith(f"{other}/") for other in left_out)]
+    tops = [folder for folder in left_out if left_out.keys().isdisjoint(_above(folder))]
     if not tops:
         return list(files), []
     starts = tuple(f"{folder}/" for folder in tops)
     notes = [f"left out: {shown(folder)}/, whose files are all in {shown(left_out[folder])}/, too" for folder in tops]
     return [entry for entry in files if not entry.path.startswith(starts)], notes
+
+
+def _depth_first(folder: str) -> tuple[int, str]:
+    return folder.count("/"), folder
+
+
+def _above(folder: str) -> list[str]:
+    return [folder[: match.start()] for match in re.finditer("/", folder)]
 
 
 def _equal_files(one: str, other: str, content: Sequence[tuple[str, int]], places: Mapping[str, Location]) -> bool:
