@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 _NAME = "lungseg-ray-home-"
@@ -26,8 +27,9 @@ def ensure_home() -> None:
     if home.is_absolute() and os.access(home, os.W_OK | os.X_OK):
         return
     place = Path(tempfile.gettempdir()) / f"{_NAME}{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
-    if place.is_symlink() or place.stat().st_uid != os.getuid():
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    if place.is_symlink() or not place.is_dir() or place.stat().st_uid != os.getuid():
         # Another user has taken the name.
         place = Path(tempfile.mkdtemp(prefix=_NAME))
     os.environ["HOME"] = str(place)

@@ -37,6 +37,15 @@ def test_a_home_that_can_be_written_takes_its_place(
         find_salt()
 
 
+def test_a_file_that_has_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "/nonexistent")
+    (tmp_path / f"lungseg-ray-home-{os.getuid()}").write_text("of another user")
+    home.ensure_home()
+    assert Path.home().is_dir()
+    assert Path.home().parent == tmp_path
+
+
 def test_a_home_that_is_there_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     home.ensure_home()

@@ -1,30 +1,18 @@
 """The settings of all jobs: their typed tree, the function that reads it, and operations on whole trees."""
 
+from lungseg_ray.config.corpus import CorpusSettings, PhantomSettings, SplitSettings
 from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PredictJob, ReportJob, ShardJob, TrainJob
 from lungseg_ray.config.loading import load_settings
 from lungseg_ray.config.sections import (
-    ENVIRONMENT_PREFIX,
-    PHANTOM,
-    SALT,
-    Channels,
     CheckpointSettings,
-    CorpusSettings,
-    Device,
     EvaluateSettings,
     FeedSettings,
-    Flips,
     LossSettings,
     ModelSettings,
     OptimSettings,
-    PhantomSettings,
-    Place,
-    Roots,
     RunSettings,
-    Seed,
     Settings,
     ShardSettings,
-    Share,
-    SplitSettings,
     StorageSettings,
     TrainSettings,
 )
@@ -41,6 +29,19 @@ from lungseg_ray.config.tree import (
     nested,
     non_default,
     select,
+    value_at,
+)
+from lungseg_ray.config.values import (
+    ENVIRONMENT_PREFIX,
+    PHANTOM,
+    SALT,
+    Channels,
+    Device,
+    Flips,
+    Place,
+    Roots,
+    Seed,
+    Share,
 )
 
 __all__ = [
@@ -90,4 +91,5 @@ __all__ = [
     "nested",
     "non_default",
     "select",
+    "value_at",
 ]

@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic_settings import CliImplicitFlag
 
-from lungseg_ray.config.sections import CorpusSettings, Device, EvaluateSettings, Flips, Place, Settings
+from lungseg_ray.config.corpus import CorpusSettings
+from lungseg_ray.config.sections import EvaluateSettings, Settings
 from lungseg_ray.config.tree import Section
+from lungseg_ray.config.values import Device, Flips, Place
 
 
 class ShardJob(Settings):

@@ -22,8 +22,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from lungseg_ray.config.sections import ENVIRONMENT_PREFIX, SALT
 from lungseg_ray.config.tree import Section, leaves, merge
+from lungseg_ray.config.values import ENVIRONMENT_PREFIX, SALT
 from lungseg_ray.errors import UserError
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -51,7 +51,7 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     arguments = [
         re.sub(r"^--[a-z][\w.-]*", lambda name: "--" + name[0][2:].replace("-", "_"), one) for one in arguments
     ]
-    arguments, roots = _several_roots(arguments)
+    arguments, roots = _roots(arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
     path = early.parse_known_args(arguments)[0].config
@@ -82,7 +82,7 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     try:
         found = CliApp.run(parser, cli_args=list(arguments)).model_dump(exclude={"config"}, exclude_unset=True)
         if roots:
-            found = merge(found, {"corpus": {"root": roots}})
+            found = merge(found, {"corpus": {"root": roots if len(roots) > 1 else roots[0]}})
         return tree.model_validate(found)
     except ValidationError as error:
         raise UserError(_explain(error, tree)) from None
@@ -90,11 +90,13 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
         raise UserError(_explain_arguments(str(error), tree)) from None
 
 
-def _several_roots(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes --corpus.root out of the arguments if it is given several times.
+def _roots(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes --corpus.root, which may be given several times, out of the arguments.
+
+    Its values are paths, which the parser would split at a comma.
 
     Returns:
-        The other arguments, and the roots; all arguments and no roots if the option is given once or never.
+        The other arguments, and the roots.
     """
     option, rest, roots = "--corpus.root", [], []
     words = iter(arguments)
@@ -105,7 +107,7 @@ def _several_roots(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             roots.append(word.partition("=")[2])
         else:
             rest.append(word)
-    return (rest, roots) if len(roots) > 1 else (list(arguments), [])
+    return rest, roots
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

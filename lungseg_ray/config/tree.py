@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, ClassVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A branch of the tree of settings. Unknown keys are refused, and values cannot be changed once they are read."""
+    """A branch of the tree of settings. Unknown keys are refused, and values cannot be changed once they are read.
 
+    Attributes:
+        maps: The names of the settings of all sections whose value is a map of plain values.
+    """
+
+    maps: ClassVar[set[str]] = set()
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, serialize_by_alias=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name, info in cls.model_fields.items():
+            if get_origin(info.annotation) is dict and _section_of(get_args(info.annotation)[1]) is None:
+                Section.maps.add(name)
 
 
 class Mark(Enum):
@@ -26,6 +37,8 @@ class Mark(Enum):
     MAY_CHANGE = "may change when a run or a sweep is resumed"
     NOT_SEARCHED = "is the same for all trials of a sweep"
     IN_SHARDS = "takes effect when shards are built, and is then fixed"
+    OF_FILES = "describes the files of one corpus, and does not hold for another one"
+    FOUND = "is found out from the files where it has its default value"
     DESCRIPTION = "is text for people, and affects no result"
 
 
@@ -108,7 +121,9 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return {
         **base,
         **{
-            key: merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+            key: merge(base[key], value)
+            if isinstance(value, dict) and isinstance(base.get(key), dict) and key not in Section.maps
+            else value
             for key, value in change.items()
         },
     }
@@ -118,6 +133,14 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     """Returns a tree with a single leaf at a key such as `optim.lr`."""
     for part in reversed(key.split(".")):
         value = {part: value}
+    return value
+
+
+def value_at(tree: Mapping[str, Any], key: str) -> Any:
+    """Returns the value at a key such as `optim.lr` of a dumped tree; None if the tree has none."""
+    value: Any = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
@@ -139,7 +162,7 @@ def differences(
         before, after = old.get(key), new.get(key)
         if prefix + key in ignore:
             continue
-        if isinstance(before, dict) and isinstance(after, dict):
+        if isinstance(before, dict) and isinstance(after, dict) and key not in Section.maps:
             yield from differences(before, after, ignore=ignore, prefix=f"{prefix}{key}.")
         elif before != after:
             yield f"{prefix}{key}: {before} -> {after}"
@@ -148,7 +171,7 @@ def differences(
 def _changed(default: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     result = {}
     for key, value in found.items():
-        if isinstance(value, dict) and isinstance(default.get(key), dict) and default[key]:
+        if isinstance(value, dict) and isinstance(default.get(key), dict) and key not in Section.maps:
             inner = _changed(default[key], value)
             if inner:
                 result[key] = inner

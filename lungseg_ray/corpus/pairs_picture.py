@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.read import read_sample
+from lungseg_ray.corpus.read import Sample, read_sample
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import figure_png, fit_labels_to, fit_to, overlay
+from lungseg_ray.storage import PATIENCE_SECONDS, retry
 from lungseg_ray.text import shown
 
 PAIRS_PICTURE = "pairs.png"
@@ -34,10 +36,10 @@ def draw_pairs(records: Sequence[Record], corpus: CorpusSettings, *, most: int) 
     Raises:
         OSError: If a disk, or a bucket (`StorageError`), does not answer.
     """
-    samples = []
-    for record in records[:: max(len(records) // most, 1)]:
+    samples: list[tuple[Record, Sample]] = []
+    for record in records[:: max(-(-len(records) // most), 1)]:
         try:
-            samples.append((record, read_sample(record, corpus, longer_side=2 * _SIDE)))
+            samples.append((record, retry(partial(_read, record, corpus), seconds=PATIENCE_SECONDS)))
         except BadFileError:
             continue
         if len(samples) == most:
@@ -55,3 +57,7 @@ def draw_pairs(records: Sequence[Record], corpus: CorpusSettings, *, most: int) 
         # A name is never read as a formula.
         axis.set_title(shown(record.image_id, _LONGEST_TITLE), fontsize=8, parse_math=False)
     return figure_png(figure)
+
+
+def _read(record: Record, corpus: CorpusSettings) -> Sample:
+    return read_sample(record, corpus, longer_side=2 * _SIDE)

@@ -13,7 +13,7 @@ from lungseg_ray.corpus import STUDY_KEY
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.measure import ImageFigures
 from lungseg_ray.numerics import metrics
-from lungseg_ray.run.summary import Detection, Distances, Evaluation, Figures, IntervalFigures
+from lungseg_ray.run.summary import Detection, Distances, Evaluation, Figures, IntervalFigures, describe_detection
 
 FIGURES = ("dice", "iou", "hd95", "assd")
 """The figures that every image has."""
@@ -70,34 +70,34 @@ def _figures(
         return cast(Distances, {key: interval(f"{key}{suffix}") for key in known})
 
     result = cast(Figures, {"n": len(rows), "n_empty": 0, "patients": len(set(patients)), **intervals("")})
-    if detection := _detection(rows, class_names, settings, prefix):
-        result["detection"] = detection
     result["n_empty"] = sum(row.values[f"{prefix}empty"] > 0 for row in rows)
     if len(class_names) == 1:
         result["iou_pooled"] = pooled("")
+        if detection := _detection(rows, settings, prefix, ""):
+            result["detection"] = detection
         return result
     shares = {name: pooled(f"_{name}") for name in ("background", *class_names)}
     result["iou_pooled"] = float(np.mean([shares[name] for name in class_names]))
     result["iou_pooled_with_background"] = float(np.mean(list(shares.values())))
     result["classes"] = {name: {**intervals(f"_{name}"), "iou_pooled": shares[name]} for name in class_names}
+    for name in class_names:
+        if detection := _detection(rows, settings, prefix, f"_{name}"):
+            result["classes"][name]["detection"] = detection
     result["classes"]["background"] = {"iou_pooled": shares["background"]}
     return result
 
 
-def _detection(
-    rows: Sequence[ImageFigures], class_names: Sequence[str], settings: EvaluateSettings, prefix: str
-) -> Detection | None:
-    """Returns the figures of images with and without the structure; None if all, or none, have it."""
-    suffixes = [""] if len(class_names) == 1 else [f"_{name}" for name in class_names]
+def _detection(rows: Sequence[ImageFigures], settings: EvaluateSettings, prefix: str, suffix: str) -> Detection | None:
+    """Returns the figures of images with and without a class; None if all, or none, have it."""
 
     def pixels(row: ImageFigures, *keys: str) -> float:
-        return sum(row.values[f"{prefix}{key}{suffix}"] for key in keys for suffix in suffixes)
+        return sum(row.values[f"{prefix}{key}{suffix}"] for key in keys)
 
     with_it = [row for row in rows if pixels(row, "tp", "fn")]
     without = [row for row in rows if not pixels(row, "tp", "fn")]
     if not (with_it and without):
         return None
-    values, patients = [row.values[f"{prefix}dice"] for row in with_it], [row.patient_id for row in with_it]
+    values, patients = [row.values[f"{prefix}dice{suffix}"] for row in with_it], [row.patient_id for row in with_it]
     dice = metrics.bootstrap_interval(values, patients, resamples=settings.resamples)
     return {
         "positives": len(with_it),
@@ -138,13 +138,7 @@ def figures_table(result: Evaluation) -> Table:
         notes.append(f"{result['unlabelled']} images unlabelled")
     if result["set_aside"]:
         notes.append(f"{len(result['set_aside'])} files set aside, listed in {RESULT}")
-    if detection := result.get("detection"):
-        dice = detection["dice"]
-        notes.append(
-            f"With the structure, {detection['positives']} images: Dice {dice['mean']:.4g} ({dice['low']:.4g} to "
-            f"{dice['high']:.4g}), found in {detection['sensitivity']:.1%}. Without it, {detection['negatives']} "
-            f"images: false alarms in {detection['false_alarms']:.1%}"
-        )
+    notes += describe_detection(result)
     table.caption = "; ".join(notes) or None
     if "clean_up" in result:
         add("all, cleaned up", result["clean_up"]["n"], result["clean_up"])

@@ -57,10 +57,13 @@ class _Resize(A.Resize):
         return resize_labels(mask, self.height, self.width, mode="bilinear")
 
 
-class _HorizontalFlip(A.HorizontalFlip):
-    """Mirrors an image, and exchanges the labels that name a side."""
+class _Reflection(A.DualTransform):
+    """Exchanges the labels that name a side, beside the reflection of the class that it is mixed with.
 
-    def __init__(self, *, p: float, mirrored: Sequence[tuple[int, int]]) -> None:
+    A rotation exchanges none: a patient who lies on the head has the left lung where the right one was.
+    """
+
+    def __init__(self, *, p: float, mirrored: _Pairs) -> None:
         super().__init__(p=p)
         self._table = np.arange(256, dtype=np.uint8)
         for one, other in mirrored:
@@ -68,8 +71,20 @@ class _HorizontalFlip(A.HorizontalFlip):
         self._exchanges = bool(mirrored)
 
     def apply_to_mask(self, mask: Pixels, **params: Any) -> Pixels:
-        flipped = super().apply_to_mask(mask, **params)
-        return self._table[flipped] if self._exchanges else flipped
+        reflected = super().apply_to_mask(mask, **params)
+        return self._table[reflected] if self._exchanges else reflected
+
+
+class _HorizontalFlip(_Reflection, A.HorizontalFlip):
+    pass
+
+
+class _VerticalFlip(_Reflection, A.VerticalFlip):
+    pass
+
+
+class _Transpose(_Reflection, A.Transpose):
+    pass
 
 
 class _RandomResizedCrop(A.RandomResizedCrop):
@@ -106,8 +121,8 @@ def _light(size: int, mirrored: _Pairs) -> list[Any]:
         ),
         A.OneOf(
             [
-                A.Transpose(p=1.0),
-                A.VerticalFlip(p=1.0),
+                _Transpose(p=1.0, mirrored=mirrored),
+                _VerticalFlip(p=1.0, mirrored=mirrored),
                 _HorizontalFlip(p=1.0, mirrored=mirrored),
                 A.RandomRotate90(p=1.0),
                 A.NoOp(p=1.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lungseg_ray.config import Settings
-from lungseg_ray.run.summary import Evaluation, ValidationFigures
+from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection
 from lungseg_ray.shards.format import ShardIndex
 
 
@@ -39,7 +39,12 @@ def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigu
         lowest = [f"- Lowest subgroup: {name}, Dice {mean:.4f}, {n} images." for mean, name, n in sorted(groups)[:1]]
         empty = f"- On {test['n_empty']} of {test['n']} test images either truth or prediction was empty."
         weak = "\n".join(
-            [*lowest, empty, "- The worst test images are in the run's `evaluation/test/contact_sheet.png`."]
+            [
+                *lowest,
+                empty,
+                *(f"- {text}" for text in describe_detection(test)),
+                "- The worst test images are in the run's `evaluation/test/contact_sheet.png`.",
+            ]
         )
     size, threshold = settings.feed.size, settings.evaluate.first_threshold
     patients = "No patient is in two splits."

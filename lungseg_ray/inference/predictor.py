@@ -90,7 +90,7 @@ class Predictor:
         inputs = stack.to(self.device).to(torch.float32).div_(side.scale)
         # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
         found = [
-            _exchanged(probabilities(model(inputs.flip(axes))).flip(axes), side.mirrored if 3 in axes else [])
+            _exchanged(probabilities(model(inputs.flip(axes))).flip(axes), side.mirrored if len(axes) % 2 else [])
             for axes in self._axes
         ]
         return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()

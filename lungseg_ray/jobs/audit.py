@@ -84,7 +84,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     """
     root = settings.shards.root
     check_lasting(root)
-    listing = list_corpus(settings.corpus)
+    listing = list_corpus(settings.corpus, settings.outputs)
     settings = settings.model_copy(update={"corpus": listing.corpus})
     records, split_conflicts, unsplit_reason = assign_possible_splits(listing.records, settings.corpus.split)
     records = sorted([*records, *listing.unlabelled], key=lambda record: record.image_id)

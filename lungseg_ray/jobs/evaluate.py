@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
-from lungseg_ray.config import CorpusSettings, EvaluateJob, Roots, Settings, explicitly_set, merge
+from lungseg_ray.config import CorpusSettings, EvaluateJob, Mark, Roots, Settings, explicitly_set, marked, merge
 from lungseg_ray.corpus import Listing, assign_splits, list_corpus
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import evaluate
@@ -69,7 +69,8 @@ def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
     else:
         images, listing = corpus_images(kept.settings, job.corpus, job.split)
         corpus = images.corpus.root
-        stem = corpus.stem if isinstance(corpus, Location) else "several" if isinstance(corpus, Roots) else corpus
+        roots = corpus if isinstance(corpus, Roots) else [corpus]
+        stem = "+".join(root.stem if isinstance(root, Location) else root for root in roots)
         name = "-".join(["corpus", stem, *([job.split] if job.split else [])])
     out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
     result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
@@ -79,8 +80,8 @@ def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
 def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:
     """Lists the images of another corpus.
 
-    Settings of the corpus that the user has not set are those of the training. The layout, `outside` and `mask_scale`
-    are exceptions, because they describe the files of this corpus: they have their default values if they are not set.
+    Settings of the corpus that the user has not set are those of the training, but for those with `Mark.OF_FILES`,
+    which describe the files of a corpus: they have their default values if they are not set.
 
     Args:
         trained: The settings of the run.
@@ -93,9 +94,9 @@ def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -
     Raises:
         UserError: If the corpus does not fit the model, or if it cannot be listed.
     """
-    own = {"layout": asked.layout, "outside": asked.outside, "mask_scale": asked.mask_scale}
+    of_model = trained.corpus.model_dump(exclude=set(marked(CorpusSettings, Mark.OF_FILES)))
     try:
-        corpus = CorpusSettings.model_validate(merge(trained.corpus.model_dump(), explicitly_set(asked) | own))
+        corpus = CorpusSettings.model_validate(merge(of_model, explicitly_set(asked)))
     except ValidationError as error:
         raise UserError(f"The corpus does not fit the model: {error.errors()[0]['msg']}.") from None
     if (corpus.channels, corpus.classes) != (trained.corpus.channels, trained.corpus.classes):
@@ -103,7 +104,7 @@ def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -
             f"The model was trained with {trained.corpus.channels} channel(s) and {trained.corpus.classes} class(es); "
             f"corpus.channels = {corpus.channels} and corpus.classes = {corpus.classes} do not fit it."
         )
-    listing = list_corpus(corpus)
+    listing = list_corpus(corpus, trained.outputs)
     records = listing.records
     if split not in (None, "all"):
         records = [record for record in assign_splits(records, corpus.split) if record.split == split]

@@ -165,7 +165,7 @@ def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None)
     check_lasting(job.out)
     names, others = _images(job)
     if others:
-        note(f"{job.images}: not read, since images have other suffixes: {_counted(others)}")
+        note(f"{job.images}: not read: {_counted(others)}")
     check_shared(job.out)
     model = model_of(job)
     _claim(job, model)
@@ -198,9 +198,11 @@ def _images(job: PredictJob) -> tuple[list[str], Counter[str]]:
     others: Counter[str] = Counter()
     for found, info in place.list(recursive=True):
         path = found.uri[len(place.uri) + 1 :]
-        if info.type != FileType.File or found.uri.startswith(own) or is_junk(path):
+        if info.type != FileType.File or found.uri.startswith(own):
             continue
-        if found.name.lower().endswith(SUFFIXES) or may_be_dicom(found.name):
+        if is_junk(path):
+            others["hidden or a thumbnail"] += 1
+        elif found.name.lower().endswith(SUFFIXES) or may_be_dicom(found.name):
             names.append(path)
         else:
             others[f".{found.name.rpartition('.')[2]}"] += 1

@@ -38,8 +38,6 @@ def known_shards(settings: AnySettings, folder: Location, console: Console) -> t
     """
     check_lasting(folder)
     index = find_shards(settings.shards.root, settings)
-    if index and (changed := changed_corpus(settings, index)):
-        console.print(f"Warning: {changed}", highlight=False)
     return (with_shard_settings(settings, index) if index else settings), index
 
 
@@ -90,4 +88,6 @@ def usable_shards(
     check_shared(folder)
     if index is None:
         index = build_missing_shards(settings, console)
+    elif changed := changed_corpus(settings, index):
+        console.print(f"Warning: {changed}", highlight=False)
     return with_shard_settings(settings, index), index

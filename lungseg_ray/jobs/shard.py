@@ -8,12 +8,14 @@ from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import ShardJob
 from lungseg_ray.corpus import list_corpus
 from lungseg_ray.corpus.layouts.dicom import find_path
-from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
+from lungseg_ray.corpus.pairs_picture import draw_pairs
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs import audit
-from lungseg_ray.shards.build import describe_listing, describe_outcome, shard
+from lungseg_ray.shards.build import shard
+from lungseg_ray.shards.describe import describe_listing, describe_outcome
 from lungseg_ray.storage import Location
 
+DRY_RUN_PICTURE = "dry_run.png"
 _DRAWN = 3
 """The number of pairs that --dry-run draws."""
 
@@ -36,10 +38,10 @@ def main(job: ShardJob, console: Console) -> None:
             raise UserError("--find looks for a file of a corpus: set corpus.root to its folder, one at a time.")
         console.print(find_path(job.corpus.root, job.find), highlight=False)
     elif job.dry_run:
-        listing = list_corpus(job.corpus)
+        listing = list_corpus(job.corpus, job.outputs)
         console.print(describe_listing(listing, job), highlight=False)
         if picture := draw_pairs(listing.records, listing.corpus, most=_DRAWN):
-            place = job.shards.root / PAIRS_PICTURE
+            place = job.shards.root / DRY_RUN_PICTURE
             job.shards.root.make_dir()
             place.write_bytes(picture)
             console.print(f"Pairs to look at: {place}", highlight=False)

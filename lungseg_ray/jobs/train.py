@@ -20,7 +20,7 @@ from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
-from lungseg_ray.run.summary import RunSummary
+from lungseg_ray.run.summary import RunSummary, describe_detection
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.training.model import with_start
 from lungseg_ray.workers.fit import fit
@@ -69,11 +69,13 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         in_channels=settings.corpus.channels,
         classes=settings.corpus.classes,
         size=settings.feed.size,
-        images=settings.feed.batch // (settings.train.workers * settings.train.accumulate),
+        images=settings.images_per_pass,
     )
     run.can_resume(settings, fingerprint=index.fingerprint if index else None)
     if finished := _finished(run, settings):
-        console.print(f"The run {run.place} is finished; nothing to do.", highlight=False)
+        early = finished["epochs"] < settings.train.epochs
+        why = f", by early stopping after {finished['epochs']} epochs (train.early_stop)" if early else ""
+        console.print(f"The run {run.place} is finished{why}; nothing to do.", highlight=False)
         _tell(run, finished, console)
         return finished
     with held(run.place, console, processes=settings.train.workers) as lease:
@@ -96,7 +98,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         if not resuming:
             run.start(settings, fingerprint=index.fingerprint)
         elif settings.train.epochs > (epochs := run.started_with().settings.train.epochs):
-            run.config.write(settings, fingerprint=index.fingerprint)
+            run.extend(settings, fingerprint=index.fingerprint)
             text = f"Training for {settings.train.epochs} epochs in place of {epochs}."
             if settings.optim.schedule in ("one_cycle", "cosine"):
                 text += f" The learning rate follows the schedule of {settings.train.epochs} epochs from here on."
@@ -140,6 +142,7 @@ def _tell(run: Run, summary: RunSummary, console: Console) -> None:
             f"Test, {test['n']} images: IoU {test['iou']['mean']:.4f}, Dice {test['dice']['mean']:.4f} "
             f"(95 % {test['dice']['low']:.4f} to {test['dice']['high']:.4f}), HD95 {test['hd95']['mean']:.1f} px"
         )
+        lines += describe_detection(test)
         lines.append(f"Pictures: {run.place / CURVES}\n          {run.place / EVALUATION / 'test' / SHEET}")
     lines.append(f"Model:    {run.place / BEST}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

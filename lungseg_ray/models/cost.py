@@ -25,7 +25,7 @@ class Cost:
     gflops: float
 
 
-def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, size: int) -> Cost:
+def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, size: int, images: int = 2) -> Cost:
     """Computes the cost of a pair of architecture and encoder.
 
     Like `check`, this builds the network on the meta device where possible: it takes about a second and no memory.
@@ -36,6 +36,7 @@ def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, siz
         in_channels: Number of channels of the images.
         classes: Number of output channels.
         size: Height and width of the image, pixels.
+        images: The number of images of a training pass in a worker, as for `check`.
 
     Returns:
         The cost of the network for one image of this size.
@@ -43,7 +44,14 @@ def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, siz
     Raises:
         UserError: If the pair does not exist or does not work, as in `check`.
     """
-    check(architecture=architecture, encoder=encoder, in_channels=in_channels, classes=classes, size=size)
+    check(
+        architecture=architecture,
+        encoder=encoder,
+        in_channels=in_channels,
+        classes=classes,
+        size=size,
+        images=images,
+    )
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):

@@ -36,7 +36,7 @@ def build(
 
     Raises:
         UserError: If the architecture, the encoder or the weights do not exist, or if they do not fit together.
-    """  # noqa: DOC501 - `_refused` returns a UserError
+    """  # noqa: DOC501 - `_refused` and `_one_value` return a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
     try:
         model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
@@ -65,7 +65,7 @@ def check(
     Raises:
         UserError: If the pair does not exist, does not work, or cannot be trained with so many images. The message
             contains the reason, and the nearest names if a name is unknown.
-    """  # noqa: DOC501 - `_refused` returns a UserError
+    """  # noqa: DOC501 - `_refused` and `_one_value` return a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -77,13 +77,11 @@ def check(
                 model.train()(torch.empty(1, in_channels, size, size, device="meta"))
     except Exception as error:
         if _ONE_VALUE in str(error):
-            raise UserError(
-                f"{architecture} with encoder {encoder} pools an image of {size} x {size} to a single pixel, whose "
-                "batch normalisation needs several images in a pass, found 1. Raise feed.batch to at least 2 for each "
-                "worker and each pass (train.workers x train.accumulate), or choose another architecture."
-            ) from None
+            raise _one_value(architecture, encoder, size) from None
         if "meta tensor" in str(error):
-            return _check_on_cpu(architecture, encoder, in_channels=in_channels, classes=classes, size=size)
+            return _check_on_cpu(
+                architecture, encoder, in_channels=in_channels, classes=classes, size=size, images=images
+            )
         raise _refused(architecture, encoder, error) from error
     if output.shape[2:] != (size, size):
         height, width = output.shape[2:]
@@ -97,13 +95,17 @@ _ONE_VALUE = "Expected more than 1 value per channel"
 """How PyTorch begins the message of a batch normalisation that cannot be computed."""
 
 
-def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes: int, size: int) -> None:
+def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes: int, size: int, images: int) -> None:
     """Checks a pair that reads values while it is built, such as one with a Mix Transformer encoder."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
             model.eval()(torch.zeros(1, in_channels, size, size))
+            if images == 1:
+                model.train()(torch.zeros(1, in_channels, size, size))
     except Exception as error:
+        if _ONE_VALUE in str(error):
+            raise _one_value(architecture, encoder, size) from None
         raise _refused(architecture, encoder, error) from error
 
 
@@ -170,6 +172,14 @@ def _create(architecture: str, encoder: str, *, in_channels: int, classes: int) 
         architecture, encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes
     )
     return model
+
+
+def _one_value(architecture: str, encoder: str, size: int) -> UserError:
+    return UserError(
+        f"{architecture} with encoder {encoder} pools an image of {size} x {size} to a single pixel, whose batch "
+        "normalisation needs several images in a pass, found 1. Raise feed.batch to at least 2 for each worker and "
+        "each pass (train.workers x train.accumulate), or choose another architecture."
+    )
 
 
 def _refused(architecture: str, encoder: str, error: Exception) -> UserError:

@@ -113,6 +113,12 @@ class Run:
             return []
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
+    def extend(self, settings: Settings, *, fingerprint: str) -> None:
+        """Takes up a run for more epochs than it was started with; it is not finished any more."""
+        self.config.write(settings, fingerprint=fingerprint)
+        if (self.place / SUMMARY).exists():
+            (self.place / SUMMARY).delete()
+
     def write_environment(self) -> None:
         """Writes the versions, the machine and the command with which the run was started."""
         found = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import yaml
 from pydantic import AliasChoices, Field
 
-from lungseg_ray.config import Mark, Section, Settings, differences, dump, marked
+from lungseg_ray.config import Mark, Section, Settings, differences, dump, marked, value_at
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 
@@ -79,7 +79,7 @@ class ConfigFile(Generic[AnySettings]):
         """
         before = self.read()
         old, new = before.settings.model_dump(mode="json"), settings.model_dump(mode="json")
-        grown = {key for key in may_grow if _leaf(new, key) > _leaf(old, key)}
+        grown = {key for key in may_grow if value_at(new, key) > value_at(old, key)}
         changed = list(differences(old, new, ignore={*marked(self.tree, Mark.MAY_CHANGE), *grown}))
         if fingerprint and before.shards != fingerprint:
             changed.append(f"shards in {settings.shards.root}: fingerprint {before.shards[:12]} -> {fingerprint[:12]}")
@@ -89,9 +89,3 @@ class ConfigFile(Generic[AnySettings]):
                 + "\n  ".join(changed)
                 + "\nUse another runs.name, or the former settings to go on."
             )
-
-
-def _leaf(tree: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree

@@ -19,30 +19,8 @@ class IntervalFigures(TypedDict):
     high: float
 
 
-class Distances(TypedDict, total=False):
-    """Figures of one class. Distances in mm are missing where the pixel spacing of an image is unknown.
-
-    Attributes:
-        dice: Dice coefficient, 0 to 1.
-        iou: Intersection over union, 0 to 1.
-        hd95: 95th percentile of the Hausdorff distance, source pixels.
-        assd: Average symmetric surface distance, source pixels.
-        hd95_mm: The same as `hd95`, in mm.
-        assd_mm: The same as `assd`, in mm.
-        iou_pooled: Intersection over union of the pixels of all images together.
-    """
-
-    dice: IntervalFigures
-    iou: IntervalFigures
-    hd95: IntervalFigures
-    assd: IntervalFigures
-    hd95_mm: IntervalFigures
-    assd_mm: IntervalFigures
-    iou_pooled: float
-
-
 class Detection(TypedDict):
-    """Figures of a set in which some images do not have the structure.
+    """Figures of a set in which some images do not have a structure.
 
     Attributes:
         positives: Number of images that have it.
@@ -58,6 +36,30 @@ class Detection(TypedDict):
     sensitivity: float
     negatives: int
     false_alarms: float
+
+
+class Distances(TypedDict, total=False):
+    """Figures of one class. Distances in mm are missing where the pixel spacing of an image is unknown.
+
+    Attributes:
+        dice: Dice coefficient, 0 to 1.
+        iou: Intersection over union, 0 to 1.
+        hd95: 95th percentile of the Hausdorff distance, source pixels.
+        assd: Average symmetric surface distance, source pixels.
+        hd95_mm: The same as `hd95`, in mm.
+        assd_mm: The same as `assd`, in mm.
+        iou_pooled: Intersection over union of the pixels of all images together.
+        detection: Figures of images with and without the class; missing if all images, or none, have it.
+    """
+
+    dice: IntervalFigures
+    iou: IntervalFigures
+    hd95: IntervalFigures
+    assd: IntervalFigures
+    hd95_mm: IntervalFigures
+    assd_mm: IntervalFigures
+    iou_pooled: float
+    detection: Detection
 
 
 class Figures(Distances, total=False):
@@ -168,3 +170,22 @@ class RunSummary(TypedDict, total=False):
     checkpoint_wait_share: float
     skipped: int
     seconds: Seconds
+
+
+def describe_detection(result: Evaluation) -> list[str]:
+    """Returns a sentence for each class that some images do not have, for tables and pages.
+
+    Args:
+        result: The figures of an evaluation.
+    """
+    found = {
+        name: figures["detection"] for name, figures in result.get("classes", {}).items() if "detection" in figures
+    }
+    if "detection" in result:
+        found = {"the structure": result["detection"]}
+    return [
+        f"With {name}, {one['positives']} images: Dice {one['dice']['mean']:.4g} ({one['dice']['low']:.4g} to "
+        f"{one['dice']['high']:.4g}), found in {one['sensitivity']:.1%}. Without it, {one['negatives']} images: false "
+        f"alarms in {one['false_alarms']:.1%}."
+        for name, one in found.items()
+    ]

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, TypedDict
@@ -22,13 +22,14 @@ import ray
 
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
-from lungseg_ray.corpus.layouts import Listing, list_corpus
+from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
 from lungseg_ray.corpus.read import Sample, read_sample
-from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside, Split
-from lungseg_ray.corpus.split import assign_splits, missing_splits
+from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
+from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
+from lungseg_ray.shards.describe import SET_ASIDE, Outcome, set_aside_table, what_was_found
 from lungseg_ray.shards.format import (
     INDEX,
     SCHEMA_VERSION,
@@ -41,34 +42,13 @@ from lungseg_ray.shards.format import (
     write_file,
 )
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
-from lungseg_ray.text import counted
 
-SET_ASIDE = "set_aside.csv"
 _DRAWN = 6
 """The number of pairs in the picture beside the shards."""
 
 _SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
 """The names of the files that the job may delete: shards of another corpus or of other settings, and the partial files
 of a writer that was killed."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of the job.
-
-    Attributes:
-        root: The folder of the shards.
-        index: The index of the shards.
-        set_aside: The files of the corpus that are not used, with the reasons.
-        listing: The listing of the corpus.
-        fresh: Whether the shards were built by this call; False if they were up to date.
-    """
-
-    root: Location
-    index: ShardIndex
-    set_aside: list[SetAside]
-    listing: Listing
-    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -124,7 +104,7 @@ def shard(settings: Settings) -> Outcome:
     root = settings.shards.root
     check_lasting(root)
     check_shared(root)
-    listing = list_corpus(settings.corpus)
+    listing = list_corpus(settings.corpus, settings.outputs)
     content = select(settings.model_dump(mode="json"), set(marked(Settings, Mark.IN_SHARDS)))
     source = _fingerprint(
         [asdict(record) for record in listing.records],
@@ -148,7 +128,7 @@ def shard(settings: Settings) -> Outcome:
     set_aside = sorted([*listing.set_aside, *set_aside], key=lambda one: (one.reason, one.image_id))
     counts = dict(Counter(one.reason for one in set_aside))
     index = index.model_copy(
-        update={"set_aside": counts, "files": list(listing.files), **_recognition(listing, settings.corpus)}
+        update={"set_aside": counts, "files": list(listing.files), **what_was_found(listing, settings.corpus)}
     )
     _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
     if not index.count("train"):
@@ -157,9 +137,9 @@ def shard(settings: Settings) -> Outcome:
             f"{settings.corpus.root}: no usable image is left for training.{bare}\n{set_aside_table(set_aside)}"
         )
     (root / SET_ASIDE).write_csv(map(asdict, set_aside), [field.name for field in fields(SetAside)])
+    (root / INDEX).write_text(index.model_dump_json(indent=2))
     if picture := draw_pairs(listing.records, settings.corpus, most=_DRAWN):
         (root / PAIRS_PICTURE).write_bytes(picture)
-    (root / INDEX).write_text(index.model_dump_json(indent=2))
     keep = {shard.file for shard in index.shards}
     for place, _ in root.list():
         if _SHARD_NAME.fullmatch(place.name) and place.name not in keep:
@@ -180,44 +160,6 @@ def read_set_aside(root: Location) -> list[SetAside]:
         OSError: If `set_aside.csv` does not exist or cannot be read.
     """
     return [SetAside(**row) for row in csv.DictReader(io.StringIO((root / SET_ASIDE).read_text()))]
-
-
-def describe_outcome(outcome: Outcome) -> str:
-    """Returns a text for the user: the content of the shards, and the files that are not used."""
-    index, listing = outcome.index, outcome.listing
-    lines = [f"{outcome.root}: {'written' if outcome.fresh else 'up to date'}, layout {listing.recognised}"]
-    lines += [f"  {line}" for line in index.recognition]
-    for split, figures in index.splits.items():
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in figures.label_shares.items())
-        lines.append(
-            f"  {split:5s}  {figures.images:6d} images of {figures.patients} patients; "
-            f"pixels by label {shares or '-'}; intensity {figures.intensity_mean:.3f} +- {figures.intensity_std:.3f}"
-        )
-    if listing.unlabelled:
-        lines.append(f"  {len(listing.unlabelled)} images are unlabelled: the layout knows of no mask for them")
-    if listing.ignored:
-        lines.append(f"  {listing.ignored} other files among images and masks were not read")
-    lines += [f"Warning: {line}" for line in index.warnings]
-    if outcome.fresh:
-        lines.append(f"Pairs to look at: {outcome.root / PAIRS_PICTURE}")
-    if outcome.set_aside:
-        lines += [f"Set aside, in {outcome.root / SET_ASIDE}:", set_aside_table(outcome.set_aside)]
-    return "\n".join(lines)
-
-
-def set_aside_table(set_aside: list[SetAside], most: int = 10) -> str:
-    """Returns a text that lists files set aside: the number of files for each reason, then the first files.
-
-    Args:
-        set_aside: The files.
-        most: The largest number of files that are listed individually.
-    """
-    counts = Counter(one.reason for one in set_aside)
-    lines = [f"  {count:6d}  {reason}: {REASONS.get(reason, '')}" for reason, count in counts.most_common()]
-    lines += [f"  {one.uri}: {one.reason}: {one.detail}" for one in set_aside[:most]]
-    if len(set_aside) > most:
-        lines.append(f"  ... and {len(set_aside) - most} more")
-    return "\n".join(lines)
 
 
 def _current(root: Location, source: str) -> ShardIndex | None:
@@ -287,6 +229,8 @@ def _build_index(
             content,
             [shard.model_dump(exclude={"file"}) for shard in shards],
             corpus.model_dump(mode="json", include={"channels", "classes", "mask_values"}),
+            # Names and mirrored pairs of several classes change what is learned; shards of one class have neither.
+            *([corpus.class_names, corpus.mirrored] if corpus.classes > 1 else []),
             settings.shards.longer_side,
             SCHEMA_VERSION,
         ),
@@ -299,58 +243,6 @@ def _build_index(
         set_aside={},
     )
     return index, set_aside
-
-
-def describe_listing(listing: Listing, settings: Settings) -> str:
-    """Returns a text for the user: what a corpus holds, before any shard is built.
-
-    Args:
-        listing: The listing of the corpus.
-        settings: The settings of the job.
-    """
-    found = _recognition(listing, listing.corpus)
-    lines = [f"{settings.corpus.root}: {len(listing.records)} images with masks, layout {listing.recognised}"]
-    lines += [f"  {line}" for line in found["recognition"]]
-    try:
-        records: Sequence[Record] = assign_splits(listing.records, settings.corpus.split)
-    except UserError as error:
-        records = []
-        found["warnings"].append(str(error))
-    for split in SPLITS:
-        some = [record for record in records if record.split == split]
-        if some:
-            patients = len({record.patient_id for record in some})
-            lines.append(f"  {split:5s}  {counted(len(some), 'image')} of {counted(patients, 'patient')}")
-    names = sorted({name for record in listing.records for name in record.groups})
-    if names:
-        lines.append(f"  groups: {', '.join(names)}")
-    if listing.unlabelled:
-        lines.append(f"  {counted(len(listing.unlabelled), 'image')} without a mask, unlabelled")
-    if listing.ignored:
-        lines.append(f"  {counted(listing.ignored, 'other file')} among images and masks, not read")
-    lines += [f"Warning: {line}" for line in found["warnings"]]
-    if listing.set_aside:
-        lines += ["Set aside:", set_aside_table(listing.set_aside)]
-    return "\n".join(lines)
-
-
-def _recognition(listing: Listing, settings: CorpusSettings) -> dict[str, list[str]]:
-    """Returns what was found out about the corpus, and what the user should check, for the index."""
-    recognition, warnings = list(listing.recognition), list(listing.warnings)
-    for one, other in settings.mirrored:
-        pair = f"{settings.class_names[one - 1]!r} and {settings.class_names[other - 1]!r}"
-        recognition.append(f"labels: {pair} change places where an image is mirrored (corpus.mirror)")
-    missing = missing_splits(listing.records, settings.split)
-    if missing:
-        recognition.append(f"splits: the corpus has no {' and no '.join(missing)}, which is taken from train")
-    if len(listing.records) > 1 and listing.layout == "pairs" and settings.patients == "auto":
-        patients = {record.patient_id for record in listing.records}
-        if len(patients) == len(listing.records):
-            warnings.append(
-                "Nothing says which images are of one patient, so that each image counts as a patient of its own. If "
-                "patients have several images, the figures are too good: name them with --corpus.patients, or a table."
-            )
-    return {"recognition": recognition, "warnings": warnings}
 
 
 class _RowFacts(TypedDict):

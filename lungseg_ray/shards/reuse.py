@@ -6,13 +6,15 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from lungseg_ray.config import Mark, Settings, differences, explicitly_set, marked, merge, select
+from lungseg_ray.config import Mark, Settings, differences, explicitly_set, marked, merge, select, value_at
 from lungseg_ray.corpus.layouts import files_state
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.build import describe_outcome, shard
+from lungseg_ray.shards.build import shard
+from lungseg_ray.shards.describe import describe_outcome
 from lungseg_ray.shards.format import INDEX, ShardIndex, read_index
 from lungseg_ray.storage import Location
 
+_DEFAULTS = Settings().model_dump()
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -35,7 +37,10 @@ def find_shards(root: Location, settings: Settings) -> ShardIndex | None:
     index = read_index(root)
     built = {"corpus": index.corpus.model_dump(), "shards": {"longer_side": index.longer_side}}
     asked = select(explicitly_set(settings), {"corpus", "shards.longer_side"})
-    changed = list(differences(built, merge(built, asked), ignore=set(marked(Settings, Mark.DESCRIPTION))))
+    # Where a setting has the default that stands for "found out", the shards have what was found.
+    found = {key for key in marked(Settings, Mark.FOUND) if value_at(asked, key) == value_at(_DEFAULTS, key)}
+    ignore = {*marked(Settings, Mark.DESCRIPTION), *found}
+    changed = list(differences(built, merge(built, asked), ignore=ignore))
     if changed:
         raise UserError(
             f"{root}: these shards were made otherwise than asked for:\n  " + "\n  ".join(changed) + "\n"
@@ -58,7 +63,7 @@ def changed_corpus(settings: Settings, index: ShardIndex) -> str:
     if "root" not in settings.corpus.model_fields_set or not index.files:
         return ""
     try:
-        now = files_state(settings.corpus)
+        now = files_state(settings.corpus, settings.outputs)
     except (UserError, OSError):
         return ""
     if [tuple(state) for state in now] == index.files:

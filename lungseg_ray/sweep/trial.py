@@ -255,6 +255,7 @@ def _cost(settings: Settings, job: SweepJob) -> TrialUpdate:
         in_channels=settings.corpus.channels,
         classes=settings.corpus.classes,
         size=settings.feed.size,
+        images=settings.images_per_pass,
     )
     update = TrialUpdate(parameters=found.parameters, gflops=round(found.gflops, 3))
     budget = job.sweep.budget

@@ -29,6 +29,13 @@ def test_a_pair_of_unknown_names_is_refused() -> None:
         CorpusSettings.model_validate({"classes": 3, "class_names": ["a", "b"], "mirror": [("a", "c")]})
 
 
+def test_a_class_that_two_pairs_name_is_refused() -> None:
+    names = {"classes": 4, "class_names": ["a", "b", "c"]}
+    for mirror in ([("a", "b"), ("b", "c")], [("a", "a")]):
+        with pytest.raises(ValidationError, match="mirror must name each class once"):
+            CorpusSettings.model_validate({**names, "mirror": mirror})
+
+
 def test_values_and_colours_of_masks() -> None:
     settings = CorpusSettings.model_validate({"mask_values": {"0": 0, 77: 1, "#FF0000": 1, "1, 2,3": "ignore"}})
     assert settings.labels == {0: 0, 77: 1}

@@ -198,3 +198,20 @@ def test_places_are_absolute_wherever_a_worker_runs(monkeypatch: pytest.MonkeyPa
     )
     assert found.corpus.root == Location(f"{tmp_path}/a")
     assert (found.runs.root, found.model.weights) == (Location("s3://bucket/b"), f"{tmp_path}/encoder.pth")
+
+
+def test_one_value_where_several_may_be_given() -> None:
+    found = load_settings(Settings, ["--corpus.mirror", "none", "--corpus.white", "4095"]).corpus
+    assert (found.mirror, found.white) == ("none", 4095.0)
+    found = load_settings(Settings, ["--corpus.white", "4095", "--corpus.white", "65535"]).corpus
+    assert found.white == [4095.0, 65535.0]
+
+
+def test_paths_with_commas(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Location("/data/a, b"), Location("/data/[c]")
+    assert load_settings(Settings, ["--corpus.root", one.uri]).corpus.root == one
+    assert load_settings(Settings, [f"--corpus.root={one}"]).corpus.root == one
+    assert load_settings(Settings, ["--corpus.root", one.uri, "--corpus.root", other.uri]).corpus.root == (one, other)
+    assert load_settings(Settings, config("corpus:\n  root: ['/data/a, b', '/data/[c]']\n")).corpus.root == (one, other)
+    monkeypatch.setenv("LUNGSEG_CORPUS__ROOT", one.uri)
+    assert load_settings(Settings, []).corpus.root == one

@@ -144,6 +144,24 @@ class TestMean:
             (found,) = Predictor([(Halves(), side)], flips="horizontal")([np.zeros((8, 8, 1), np.uint8)])
             assert least <= found[0, 0, 1] <= most
 
+    def test_labels_of_sides_change_places_in_reflections_alone(self) -> None:
+        """A network that names a side by the handedness of the picture, of which a rotation changes nothing."""
+
+        class Handed(nn.Module):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                ends = images[:, 0]
+                down, right = ends[:, -1].mean(1) - ends[:, 0].mean(1), ends[:, :, -1].mean(1) - ends[:, :, 0].mean(1)
+                maps = torch.zeros(len(images), 3, *images.shape[2:])
+                for one, (kept, there) in zip(maps, zip(down * right > 0, images, strict=True), strict=True):
+                    one[1 if kept else 2] = 9.0 * torch.ones_like(there[0])
+                return maps
+
+        rows, columns = np.indices((32, 32))
+        picture = (20 + 3 * rows + 2 * columns).astype(np.uint8)[:, :, None]
+        side = sidecar().model_copy(update={"classes": 3, "class_names": ["left", "right"], "mirrored": [(1, 2)]})
+        (found,) = Predictor([(Handed(), side)], flips="all")([picture])
+        assert found[:, :, 1].min() > 0.99
+
     @pytest.mark.parametrize("flips", ["horizontal", "all"])
     def test_each_pass_is_turned_back(self, flips: Flips) -> None:
         # A model that looks at single pixels does not see a flip.

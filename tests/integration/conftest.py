@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from lungseg_ray.config import Settings
-from lungseg_ray.shards.build import Outcome, shard
+from lungseg_ray.shards.build import shard
+from lungseg_ray.shards.describe import Outcome
 from tests.conftest import write_pairs
 
 

@@ -13,7 +13,7 @@ import pytest
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.stream import Feed, Source
-from lungseg_ray.shards.build import Outcome
+from lungseg_ray.shards.describe import Outcome
 from lungseg_ray.storage import locate
 
 BATCH, EPOCHS, SEED = 4, 2, 3

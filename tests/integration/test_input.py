@@ -14,7 +14,8 @@ from lungseg_ray.config import EvaluateJob, PredictJob
 from lungseg_ray.jobs.evaluate import evaluate_run
 from lungseg_ray.jobs.predict import predict
 from lungseg_ray.run.folder import Run
-from lungseg_ray.shards.build import describe_outcome, shard
+from lungseg_ray.shards.build import shard
+from lungseg_ray.shards.describe import describe_outcome
 from lungseg_ray.shards.format import read_rows
 from lungseg_ray.storage import locate
 from tests.conftest import write_pairs

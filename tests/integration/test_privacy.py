@@ -20,7 +20,8 @@ from lungseg_ray.jobs.audit import audit, audit_summary
 from lungseg_ray.jobs.evaluate import evaluate_run
 from lungseg_ray.jobs.predict import describe_predictions, predict
 from lungseg_ray.jobs.train import train
-from lungseg_ray.shards.build import Outcome, describe_outcome, shard
+from lungseg_ray.shards.build import shard
+from lungseg_ray.shards.describe import Outcome, describe_outcome
 from lungseg_ray.shards.format import read_facts
 from lungseg_ray.storage import locate
 from tests.corpus.dicoms import IDENTITY, chest, write_tree

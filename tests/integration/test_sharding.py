@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.build import Outcome, read_set_aside, shard
+from lungseg_ray.shards.build import read_set_aside, shard
+from lungseg_ray.shards.describe import Outcome
 from lungseg_ray.shards.format import read_facts, read_rows
 from tests.conftest import write_pairs
 from tests.integration.conftest import settings_for

@@ -23,7 +23,7 @@ from lungseg_ray.jobs.predict import predict
 from lungseg_ray.jobs.train import train
 from lungseg_ray.run.checkpoint import list_checkpoints
 from lungseg_ray.run.folder import Run
-from lungseg_ray.shards.build import Outcome
+from lungseg_ray.shards.describe import Outcome
 from lungseg_ray.storage import locate
 from tests.helpers import find_damage
 from tests.integration.conftest import settings_for

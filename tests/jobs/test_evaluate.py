@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.jobs.evaluate import corpus_images
+from tests.corpus.trees import fill
 from tests.helpers import make_settings
 
 
@@ -18,3 +21,14 @@ def test_what_is_set_to_its_default_counts_and_what_is_not_set_is_that_of_the_tr
         ["heart"],
         "auto",
     )
+
+
+def test_how_files_are_read_is_not_taken_from_the_training(tmp_path: Path) -> None:
+    """Training masks were inverted, and their images in a folder of another name; this corpus is an ordinary one."""
+    inverted = {"root": "/data/real", "images": ["scans"], "mask_values": {"0": 1, "255": 0}, "mask_threshold": 0.25}
+    corpus = fill(tmp_path, *(f"{folder}/{number}.png" for folder in ("images", "masks") for number in range(3)))
+    images, _ = corpus_images(
+        make_settings(corpus=inverted), CorpusSettings.model_validate({"root": str(corpus)}), None
+    )
+    assert len(images) == 3
+    assert (images.corpus.images, images.corpus.mask_values, images.corpus.mask_threshold) == ([], {}, None)

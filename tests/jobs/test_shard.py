@@ -37,9 +37,9 @@ def test_dry_run(tmp_path: Path) -> None:
     assert "splits: the corpus has no val, which is taken from train" in text
     assert "test   4 images of 2 patients" in text
     assert "no_mask: expected a mask of test/images/person9_99.png" in text
-    picture = cv2.imread(str(tmp_path / "out/pairs.png"))
+    picture = cv2.imread(str(tmp_path / "out/dry_run.png"))
     assert picture is not None
     # Three pictures side by side, with red outlines.
     assert picture.shape[1] > 2 * picture.shape[0]
     assert ((picture[:, :, 2] > 200) & (picture[:, :, 1] < 140)).sum() > 300
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pairs.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dry_run.png"]

@@ -122,6 +122,9 @@ def test_one_image_in_a_pass() -> None:
     with pytest.raises(UserError, match=r"needs several images in a pass, found 1\. Raise feed\.batch to at least 2"):
         check(architecture="DeepLabV3", encoder="resnet18", size=64, images=1)
     check(architecture="DeepLabV3", encoder="resnet18", size=64, images=2)
+    # A pair that reads values while it is built is checked without the meta device.
+    with pytest.raises(UserError, match="to a single pixel"):
+        check(architecture="DeepLabV3Plus", encoder="mit_b0", size=64, images=1)
     check(architecture="Unet", encoder="resnet18", size=64, images=1)
 
 

@@ -247,3 +247,11 @@ class TestPrune:
             with pytest.raises(UserError, match="none of its 1 checkpoints can be used"):
                 look()
         assert len(checkpoint.list_checkpoints(run.place)) == 1
+
+
+def test_a_run_that_is_extended_is_not_finished_any_more(run: Run) -> None:
+    run.write_summary({"best_epoch": 3, "test": None})
+    for _ in range(2):
+        run.extend(make_settings(train={"epochs": 9}), fingerprint="f")
+        assert run.summary() is None
+        assert run.started_with().settings.train.epochs == 9

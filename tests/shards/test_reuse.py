@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from lungseg_ray.config import Settings, load_settings
+from lungseg_ray.config import Settings, dump, load_settings
 from lungseg_ray.corpus import list_corpus
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.format import INDEX, ShardIndex
@@ -53,6 +54,41 @@ def test_a_default_that_was_asked_for_is_not_ignored(root: Location, colour: Sha
         find_shards(root, job("--shards.longer_side", "1024"))
 
 
+@pytest.fixture
+def found_out(root: Location) -> ShardIndex:
+    """Shards of a corpus whose white, threshold and values of masks were found out."""
+    index = write_shards(root, rows={"train": [2]}, skip={})
+    found = {"white": [4095.0, 65535.0], "mask_threshold": 0.25, "mask_values": {0: 0, 38: 1}, "mask_channel": "alpha"}
+    index = index.model_copy(update={"corpus": index.corpus.model_copy(update=found)})
+    (root / INDEX).write_text(index.model_dump_json())
+    return index
+
+
+def test_what_was_found_out_is_taken_from_the_shards(root: Location, found_out: ShardIndex, tmp_path: Path) -> None:
+    assert find_shards(root, job()) == found_out
+    assert with_shard_settings(job(), found_out).corpus.mask_values == {0: 0, 38: 1}
+    # A file with all settings names the defaults, too.
+    (tmp_path / "all.yaml").write_text(dump(Settings()))
+    corpus = ["--corpus.root", str(found_out.corpus.root)]
+    settings = job("--config", str(tmp_path / "all.yaml"), "--shards.root", str(root), *corpus)
+    assert find_shards(root, settings) == found_out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--corpus.mask_values", '{"0": 0}'], r"corpus\.mask_values: \{0: 0, 38: 1\} -> \{0: 0\}"),
+        (["--corpus.mask_values", '{"0": 0, "38": 1, "40": 1}'], r"-> \{0: 0, 38: 1, 40: 1\}"),
+        (["--corpus.white", "4095"], r"corpus\.white: \[4095\.0, 65535\.0\] -> 4095\.0"),
+    ],
+)
+def test_what_was_found_out_cannot_be_asked_for_otherwise(
+    root: Location, found_out: ShardIndex, arguments: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        find_shards(root, job(*arguments))
+
+
 def test_what_shapes_no_shard_may_be_asked_for(root: Location, colour: ShardIndex) -> None:
     asked = job("--corpus.channels", "3", "--corpus.about", "x", "--shards.rows", "7", "--shards.max_set_aside", "1")
     assert find_shards(root, asked) == colour
@@ -64,6 +100,13 @@ def test_a_corpus_that_has_grown_is_noticed(root: Location, tmp_path: Path) -> N
     index = write_shards(root, rows={"train": [2]}, skip={})
     index = index.model_copy(update={"files": [tuple(state) for state in list_corpus(settings.corpus).files]})
     assert changed_corpus(settings, index) == ""
+    # What jobs write in the folder of the corpus is no part of it.
+    within = job("--corpus.root", str(corpus), "--shards.root", f"{corpus}/out/shards", "--runs.root", f"{corpus}/runs")
+    fill(corpus, "out/shards/pairs.png", "runs/a/curves.png")
+    assert changed_corpus(within, index) == ""
+    assert list_corpus(within.corpus, within.outputs).ignored == 0
+    shutil.rmtree(corpus / "out")
+    shutil.rmtree(corpus / "runs")
     # What the user does not name is not looked at.
     fill(corpus, "images/b.png", "masks/b.png")
     assert changed_corpus(job("--shards.root", str(root)), index) == ""

@@ -39,11 +39,12 @@ from lungseg_ray.storage import Location, locate
 __all__ = ["Listing", "files_state", "list_corpus"]
 
 
-def list_corpus(settings: CorpusSettings) -> Listing:
+def list_corpus(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> Listing:
     """Lists a corpus in a folder or a bucket, and looks at a few images to find out how all are to be read.
 
     Args:
         settings: The settings of the corpus, such as its root and its layout.
+        outputs: Folders that jobs write. What lies in them is no part of a corpus in whose folder they are.
 
     Returns:
         The listing, with `because` set if the layout was recognised.
@@ -54,7 +55,7 @@ def list_corpus(settings: CorpusSettings) -> Listing:
         OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
     with _uncollected():
-        return _list_corpus(settings)
+        return _list_corpus(settings, outputs)
 
 
 @contextmanager
@@ -69,17 +70,17 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _list_corpus(settings: CorpusSettings) -> Listing:
+def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
     if settings.root == PHANTOM and settings.layout == "auto":
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM, corpus=settings)
     if isinstance(settings.root, Roots):
         roots = settings.root
-        listings = [_list(settings.model_copy(update={"root": root})) for root in roots]
+        listings = [_list(settings.model_copy(update={"root": root}), outputs) for root in roots]
         if settings.mask_values:
             listings = [replace(each, mask_values={}) for each in listings]
         listing = _united([_of_root(each, name) for each, name in zip(listings, _names(roots), strict=True)])
     else:
-        listing = _list(settings)
+        listing = _list(settings, outputs)
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
         settings = settings.model_copy(update={"empty_masks": "keep"})
     found = look(listing.records, settings, listing.mask_values)
@@ -92,11 +93,12 @@ def _list_corpus(settings: CorpusSettings) -> Listing:
     )
 
 
-def files_state(settings: CorpusSettings) -> list[FilesState]:
+def files_state(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> list[FilesState]:
     """Returns the present state of the files of a corpus, as `Listing.files`, without reading any of them.
 
     Args:
         settings: The settings of the corpus.
+        outputs: Folders that jobs write, as for `list_corpus`.
 
     Raises:
         UserError: If a root does not exist, or cannot be listed.
@@ -105,10 +107,11 @@ def files_state(settings: CorpusSettings) -> list[FilesState]:
     if settings.root == PHANTOM:
         return []
     roots = settings.root if isinstance(settings.root, Roots) else [settings.root]
-    return [FileTree.of(root).state for root in roots if isinstance(root, Location) and not is_table(root)]
+    folders = [root for root in roots if isinstance(root, Location) and not is_table(root)]
+    return [FileTree.whole(root, outputs).state for root in folders]
 
 
-def _list(settings: CorpusSettings) -> Listing:
+def _list(settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
     root = settings.root if isinstance(settings.root, Location) else locate(str(settings.root))
     if settings.layout == "manifest" and not is_table(root):
         raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")
@@ -116,7 +119,7 @@ def _list(settings: CorpusSettings) -> Listing:
         listing = manifest.list_manifest(root, settings)
         because = f"corpus.root is a {' or '.join(one for one in TABLES if root.name.lower().endswith(one))} file"
         return listing if settings.layout == "manifest" else replace(listing, because=because)
-    tree = FileTree.of(root)
+    tree = FileTree.of(root, outputs)
     if settings.layout != "auto":
         listing = next(layout for layout in _LAYOUTS if layout.name == settings.layout).read(tree, settings)
     else:

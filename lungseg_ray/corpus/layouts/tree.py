@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pyarrow import fs
@@ -64,6 +64,14 @@ class FilesState(NamedTuple):
     files: int
     sha256: str
 
+    @classmethod
+    def of(cls, files: Sequence[Entry]) -> FilesState:
+        """Returns the state of files, ordered by path."""
+        digest = hashlib.sha256()
+        for entry in files:
+            digest.update(f"{entry.path}\0{entry.size}\0{entry.modified_ns}\n".encode())
+        return cls(len(files), digest.hexdigest())
+
 
 FilesById = Mapping[str, list[Entry]]
 """The files by image id. More than one file for an id is an error of the corpus."""
@@ -79,6 +87,7 @@ class FileTree:
         folders: The paths of the folders below the root.
         misnamed: The files whose paths are not UTF-8. Such a path may appear only in messages.
         special: Pipes, devices and the like. To open one may block forever.
+        state: What tells whether the files have changed, copies included.
         notes: What was left out of the tree, for the user.
     """
 
@@ -87,14 +96,16 @@ class FileTree:
     folders: frozenset[str]
     misnamed: list[Entry]
     special: list[Entry]
+    state: FilesState
     notes: Sequence[str] = ()
 
     @classmethod
-    def of(cls, root: Location) -> FileTree:
-        """Lists a folder.
+    def of(cls, root: Location, outputs: Sequence[Location] = ()) -> FileTree:
+        """Lists a folder, without the files that systems and programs leave, and without copies of folders.
 
         Args:
             root: The root of the corpus.
+            outputs: Folders that jobs write; those below the root are left out.
 
         Returns:
             The files and folders below the root.
@@ -103,6 +114,13 @@ class FileTree:
             UserError: If the root is a file or does not exist, or if a folder in it cannot be listed.
             OSError: If a bucket cannot be used.
         """
+        tree = cls.whole(root, outputs)
+        files, notes = without_copies(tree.files)
+        return replace(tree, files=files, notes=[*notes, *tree.notes])
+
+    @classmethod
+    def whole(cls, root: Location, outputs: Sequence[Location] = ()) -> FileTree:
+        """Lists a folder as `of` does, with copies of folders. Opens no file."""
         try:
             listed = root.list(recursive=True)
         except NotADirectoryError as error:
@@ -123,8 +141,11 @@ class FileTree:
         special: list[Entry] = []
         folders: set[str] = set()
         junk = 0
+        own = tuple(f"{output.uri.rstrip('/')}/" for output in outputs if output.uri.startswith(f"{root.uri}/"))
         for place, info in listed:
             path = place.uri[start:]
+            if f"{place.uri}/".startswith(own):
+                continue
             if is_junk(path):
                 junk += info.type == fs.FileType.File
                 continue
@@ -136,10 +157,16 @@ class FileTree:
                 entry = Entry(path, place, info.size or 0, info.mtime_ns or 0)
                 kind = files if info.type == fs.FileType.File else special
                 (kind if is_utf8(path) else misnamed).append(entry)
-        files, notes = without_copies(files)
-        if junk:
-            notes = [*notes, f"left out: {counted(junk, 'file')} that systems and programs leave (hidden, thumbnails)"]
-        return cls(root, files, frozenset(filter(is_utf8, folders)), misnamed, special, notes)
+        notes = [f"left out: {counted(junk, 'file')} that systems and programs leave (hidden, thumbnails)"]
+        return cls(
+            root,
+            files,
+            frozenset(filter(is_utf8, folders)),
+            misnamed,
+            special,
+            FilesState.of(files),
+            notes if junk else [],
+        )
 
     def match(self, pattern: re.Pattern[str]) -> dict[str, list[Entry]]:
         """Finds the files whose whole path matches a pattern.
@@ -182,14 +209,6 @@ class FileTree:
                     image_id = without_suffix(escaped(entry.path[len(inside) :]))
                     found.append(SetAside(image_id, escaped(entry.place.uri), reason, detail))
         return found
-
-    @property
-    def state(self) -> FilesState:
-        """The number of files, and a hash of their paths, sizes and times of change."""
-        digest = hashlib.sha256()
-        for entry in self.files:
-            digest.update(f"{entry.path}\0{entry.size}\0{entry.modified_ns}\n".encode())
-        return FilesState(len(self.files), digest.hexdigest())
 
     def describe(self) -> str:
         """Describes the files, for a message: how many of each kind there are in which folders."""
