@@ -92,10 +92,8 @@ def decode_file(data: bytes, *, name: str = "", use: Purpose = "image") -> Pictu
         return _decode_jpeg(data, use)
     if data.startswith(_TIFF):
         return _guarded(lambda data: _decode_tiff(data, use), data)
-    if data.startswith(_GIF):
-        return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
-    if data.startswith((_BMP, *_PNM)) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
+    if data.startswith((*_GIF, _BMP, *_PNM)) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return _guarded(lambda data: _decode_by_pillow(data, use), data)
     if data.startswith(_J2K):
         return _guarded(_decode_jpeg_2000, data)
     if data.startswith(_NUMPY):
@@ -205,6 +203,12 @@ def _decode_jpeg(data: bytes, use: Purpose) -> Picture:
     return _upright(picture, image) if use == "alone" else picture
 
 
+def _decode_by_pillow(data: bytes, use: Purpose) -> Picture:
+    image = _opened(data, use)
+    picture = _of_pillow(image, use)
+    return _upright(picture, image) if use == "alone" else picture
+
+
 def _of_pillow(image: Image.Image, use: Purpose) -> Picture:
     """Decodes GIF, BMP, WebP and PGM files, and PNG masks with a palette."""
     if image.mode == "P":
@@ -297,9 +301,7 @@ def _of_array(pixels: NDArray[Any], use: Purpose) -> Picture:
         if not np.isfinite(pixels).all():
             raise BadFileError("not_finite", f"expected numbers, found {(~np.isfinite(pixels)).sum()} NaN or infinite")
         whole = np.round(pixels)
-        if not (use == "mask" or (np.array_equal(whole, pixels) and pixels.max(initial=0) > 1)):
-            return Picture(np.ascontiguousarray(pixels, np.float32), 32, 1.0)
-        if not np.array_equal(whole, pixels):
+        if not np.array_equal(whole, pixels) or (use != "mask" and pixels.max(initial=0) <= 1):
             return Picture(np.ascontiguousarray(pixels, np.float32), 32, 1.0)
         pixels = whole
     return _whole_numbers(pixels)

@@ -9,7 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -20,12 +22,12 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.decode import colour_name, has_colours, packed_colours
 from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.corpus.phantom import is_phantom
-from lungseg_ray.corpus.picture import Picture
-from lungseg_ray.corpus.read import fetch, fits, read_sample, redact_paths
+from lungseg_ray.corpus.picture import Picture, Purpose
+from lungseg_ray.corpus.read import Sample, fetch, fits, read_sample, redact_paths
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels
-from lungseg_ray.storage import REQUESTS
+from lungseg_ray.storage import PATIENCE_SECONDS, REQUESTS, retry
 from lungseg_ray.text import counted
 
 MOST_LOOKED_AT = 16
@@ -38,6 +40,8 @@ _DARK = 0.2
 _FEW_VALUES = 16
 _MOST_LABELS = 6
 """Masks with more values than this, nearly all of them beside black and white, have lossy borders and no labels."""
+_MOST_STRUCTURES = 64
+"""Whole numbers up to this one stand for structures, however many there are."""
 _NEARLY_ALL = 0.95
 _SMALL = 256
 
@@ -67,7 +71,6 @@ class _Look:
     image: Picture | None
     masks: list[Picture]
     alphas: list[Picture]
-    names: list[str]
 
 
 def look(records: Sequence[Record], settings: CorpusSettings, known: Mapping[str, int | str] | None = None) -> Found:
@@ -100,18 +103,27 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: Mapping[str
 
 def _look(record: Record) -> _Look:
     with redact_paths(record.image_id if record.private else ""):
-        image = _picture(record.image_uri, "image")
-        files = [source.uri for source in record.masks if not source.entry]
-        masks = [(uri, picture) for uri in files if (picture := _picture(uri, "mask"))]
-        alphas = [picture for uri in files if (picture := _picture(uri, "alpha"))]
-    return _Look(record, image, [picture for _, picture in masks], alphas, [uri for uri, _ in masks])
+        images = _pictures(record.image_uri, "image")
+        masks = [_pictures(source.uri, "mask", "alpha") for source in record.masks if not source.entry]
+    return _Look(
+        record,
+        images.get("image"),
+        [found["mask"] for found in masks if "mask" in found],
+        [found["alpha"] for found in masks if "alpha" in found],
+    )
 
 
-def _picture(uri: str, use: Any) -> Picture | None:
+def _pictures(uri: str, *uses: Purpose) -> dict[Purpose, Picture]:
+    """Reads a file once, and decodes it for each use for which it can be."""
+    found: dict[Purpose, Picture] = {}
     try:
-        return decode_file(fetch(uri), name=uri, use=use)
-    except (BadFileError, OSError):
-        return None
+        data = retry(partial(fetch, uri), seconds=PATIENCE_SECONDS)
+    except BadFileError:
+        return found
+    for use in uses:
+        with suppress(BadFileError):
+            found[use] = decode_file(data, name=uri, use=use)
+    return found
 
 
 def _set(found: Found, **settings: Any) -> None:
@@ -127,11 +139,12 @@ def _find_white(found: Found, looks: Iterable[_Look]) -> None:
     tops: Counter[float] = Counter()
     for picture in pictures:
         highest, is_float = float(picture.pixels.max()), picture.pixels.dtype.kind == "f"
-        if float(picture.pixels.min()) < 0:
-            # Nothing says where black is; the file is set aside.
+        if float(picture.pixels.min()) < 0 or highest <= 0:
+            # Nothing says where black is, and the file is set aside; or nothing says where white is.
             continue
         tops[1.0 if is_float and highest <= 1 else next((white for white in WHITES if highest <= white), 65535.0)] += 1
-    if set(tops) <= {1.0, 65535.0}:
+    if tops[1.0] + tops[65535.0] > tops.total() / 2 or not tops:
+        # A few dark pictures among those that use the whole range say nothing of white.
         return
     # A file that is brighter than those looked at has the next depth.
     lowest = min(top for top in tops if top > 1)
@@ -234,7 +247,10 @@ def _find_values(found: Found, masks: Sequence[Picture]) -> None:
     share = near / counts.total()
     # JPEG leaves a few values beside black and white, and smoothing or a network leaves many between them.
     beside = len(values) > _MOST_LABELS and share > _NEARLY_ALL
-    many = beside or len(values) > _FEW_VALUES or any(not float(value).is_integer() for value in values)
+    many = beside or len(values) > _FEW_VALUES
+    # Values of many structures are small whole numbers.
+    many = many and not (top <= _MOST_STRUCTURES and all(float(value).is_integer() for value in values))
+    many = many or any(not float(value).is_integer() for value in values)
     if single and many and values[0] <= _NEAR * top:
         white = max(masks, key=lambda mask: mask.white).white
         threshold = 0.5 if top > 0.5 * white else round(0.5 * top / white, 4)
@@ -300,17 +316,25 @@ def _mean(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def _check_pictures(found: Found, records: Sequence[Record]) -> None:
     """Warns of pictures and masks that are most probably not what is meant."""
-    scales = {record.image_id: record for record in found.records}
+    scaled = {record.image_id: record for record in found.records}
     settings = found.settings.model_copy(update={"empty_masks": "keep"})
     dark: list[str] = []
     inverted: list[str] = []
     outlines: list[str] = []
     empty: list[str] = []
     number = 0
-    for record in records:
+
+    def small(record: Record) -> Sample | None:
         try:
-            sample = read_sample(scales[record.image_id], settings, longer_side=_SMALL)
-        except (BadFileError, OSError):
+            read = partial(read_sample, scaled[record.image_id], settings, longer_side=_SMALL)
+            return retry(read, seconds=PATIENCE_SECONDS)
+        except BadFileError:
+            return None
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        samples = list(pool.map(small, records))
+    for record, sample in zip(records, samples, strict=True):
+        if sample is None:
             continue
         number += 1
         name, mask = record.image_id, (sample.mask == 1).astype(np.uint8)

@@ -30,8 +30,10 @@ from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
-_OTHERS = {"heart", "clavicle", "clavicles", "spine", "trachea", "infection", "opacity", "nodule", "pneumothorax"}
-_OTHERS |= {"background", "ribs", "rib", "diaphragm", "abdomen", "mediastinum"}
+# Without the "s" of a plural.
+_OTHERS = {"heart", "clavicle", "spine", "trachea", "infection", "opacity", "opacitie", "nodule", "pneumothorax"}
+_OTHERS |= {"background", "rib", "diaphragm", "abdomen", "mediastinum", "aorta", "pneumonia", "mass", "lesion", "tumor"}
+_OTHERS |= {"tumour", "consolidation", "effusion", "edema", "covid", "tube", "catheter", "stomach", "liver", "cardiac"}
 LEAST_SIDE = 32
 """The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
@@ -199,7 +201,8 @@ def structure_label(name: str, settings: CorpusSettings) -> int:
     if len(settings.class_names) == 1:
         wanted = {word.rstrip("s") for word in settings.class_names[0].lower().split()}
         # A heart is no lung: where names say what is marked, only the structure that is asked for counts.
-        return 0 if words and _OTHERS & {*words} and not wanted & {word.rstrip("s") for word in words} else 1
+        singular = {word if word.endswith("ss") else word.rstrip("s") for word in words}
+        return 0 if _OTHERS & singular and not wanted & singular else 1
     raise BadFileError(
         "unknown_label",
         f"expected the structures {', '.join(settings.class_names)} of corpus.class_names, found {name!r}",

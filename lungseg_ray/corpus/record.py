@@ -12,6 +12,12 @@ from typing import Literal
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SPLIT_NAMES: Mapping[str, Split] = {
+    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "ts", "holdout"), "test"),
+}
+"""The words for a split, in the names of folders and in tables."""
 
 STUDY_KEY = "study_key"
 """The name of the group that contains the key of the DICOM study of an image. It is not reported as a subgroup."""

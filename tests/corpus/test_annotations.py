@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.annotations.documents import read_annotation, read_collection
+from lungseg_ray.corpus.annotations.drawing import Drawing, Shape
 from lungseg_ray.corpus.annotations.runs import bounds, is_relative
 from lungseg_ray.corpus.layouts import Listing
+from lungseg_ray.corpus.read import structure_label
 from lungseg_ray.errors import BadFileError
 from tests.corpus.kinds import png
 from tests.corpus.trees import listing
@@ -266,3 +270,34 @@ class TestRunLengths:
         assert not is_relative(["5 5 11 1", "-1"])
         with pytest.raises(BadFileError, match="pairs of start and length"):
             bounds("1 2 3", relative=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        *(("lung", 1), ("Left_Lung", 1), ("lungs", 1), ("", 1), ("object", 1), ("lung nodules", 1)),
+        *(("heart", 0), ("Hearts", 0), ("nodules", 0), ("opacities", 0), ("mass", 0), ("pneumonia", 0), ("aorta", 0)),
+    ],
+)
+def test_structures_of_one_class(name: str, label: int) -> None:
+    assert structure_label(name, CorpusSettings()) == label
+
+
+def test_run_lengths_of_another_size_are_refused() -> None:
+    small = np.zeros((32, 32), np.uint8)
+    small[4:20, 4:20] = 1
+    for size, reason in (((64, 64), "size_mismatch"), ((45000, 45000), "too_large")):
+        drawing = Drawing(size=size, shapes=[Shape(box=(*small.shape, 0, 0), whole=True, runs=[0, 32 * 32])])
+        with pytest.raises(BadFileError) as caught:
+            drawing.rasterise(lambda name: 1, height=64, width=64)
+        assert caught.value.reason == reason
+
+
+def test_collections_of_the_same_names_in_folders_of_splits(tmp_path: Path) -> None:
+    """As Roboflow exports them: each split has a folder with a file of annotations."""
+    for split in ("train", "valid", "test"):
+        images(tmp_path, split)
+        (tmp_path / split / "_annotations.coco.json").write_text(coco_file(("lung", compressed(BOTH))))
+    found = listing(tmp_path)
+    assert len(found.records) == 9
+    assert Counter(record.split for record in found.records) == {"train": 3, "val": 3, "test": 3}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lungseg_ray.config import CorpusSettings, ShardJob, dump, load_settings
-from lungseg_ray.corpus.layouts import Listing, list_corpus
+from lungseg_ray.corpus.layouts import Listing, _united, list_corpus
 from lungseg_ray.errors import UserError
 from tests.corpus.trees import fill, listing, reasons
 
@@ -186,6 +187,55 @@ def test_a_corpus_twice(tmp_path: Path) -> None:
     assert len(listing(tmp_path).records) == 8
 
 
+@pytest.mark.parametrize("copy", ["data copy", "data-old", "data (1)", "data2"])
+def test_a_copy_beside_a_corpus(copy: str, tmp_path: Path) -> None:
+    files = [
+        f"{split}/{kind}/{split}{n}.png" for split in ("train", "test") for kind in ("images", "masks") for n in "abcd"
+    ]
+    for file in files:
+        for folder in ("data", copy):
+            (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / file).write_text(file)
+    found = listing(tmp_path)
+    assert len(found.records) == 8
+    assert not found.set_aside
+    assert any(line.startswith(f"left out: {copy}/, whose files are all in data/") for line in found.recognition)
+
+
+def test_folders_of_patients_are_no_copies(tmp_path: Path) -> None:
+    """Files of patients may have the same names and sizes, and even the same content in masks."""
+    fill(tmp_path, *(f"p{p}/s{k}/{kind}.png" for p in range(8) for k in range(2) for kind in ("view", "view_mask")))
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"same")
+    assert len(listing(tmp_path).records) == 16
+
+
+def test_a_mask_of_an_absent_image(tmp_path: Path) -> None:
+    """It is not united with the mask of another image whose name its own begins with."""
+    names = [f"p{p}{end}" for p in range(1, 6) for end in ("", "_2")]
+    fill(tmp_path, *(f"images/{name}.png" for name in names if name != "p1_2"))
+    fill(tmp_path, *(f"masks/{name}_mask.png" for name in names))
+    found = listing(tmp_path)
+    assert paired(found, tmp_path)["images/p1.png"] == ["masks/p1_mask.png"]
+    assert reasons(found) == {"p1_2_mask": "no_image"}
+
+
+def test_names_that_repeat_in_folders_of_other_depths(tmp_path: Path) -> None:
+    patients = [(p, k) for p in range(300) for k in range(1, 3)]
+    fill(tmp_path, *(f"CheXpert/train/patient{p}/study{k}/view1.jpg" for p, k in patients))
+    fill(tmp_path, *(f"masks/patient{p}/study{k}/view1.png" for p, k in patients))
+    assert paired(listing(tmp_path), tmp_path) == {
+        f"CheXpert/train/patient{p}/study{k}/view1.jpg": [f"masks/patient{p}/study{k}/view1.png"] for p, k in patients
+    }
+
+
+def test_roots_that_define_labels_otherwise(tmp_path: Path) -> None:
+    one, other = (replace(Listing([], [], "pairs"), mask_values={"#ff0000": label, "#00ff00": 1}) for label in (1, 0))
+    assert _united([one, one]).mask_values == {"#ff0000": 1, "#00ff00": 1}
+    with pytest.raises(UserError, match="define #ff0000 of their masks as the label 1 and as 0"):
+        _united([one, other])
+
+
 def test_junk(tmp_path: Path) -> None:
     fill(tmp_path, *(f"images/{n}.png" for n in range(3)), *(f"masks/{n}.png" for n in range(3)))
     fill(tmp_path, "images/._0.png", "__MACOSX/images/._0.png", "images/.ipynb_checkpoints/0-checkpoint.png")
@@ -207,7 +257,7 @@ class TestPatients:
             ("Patient {p}/x{k}", 5),
             ("P{p}_{k}", 5),
             ("scan{p}-{k}", 5),
-            ("K{p}17_lat{k}_frontal", 10),
+            ("K{p}17_lat{k}_frontal", 15),
             ("x{p}{k}", 15),
             ("lung_{p}{k}", 15),
         ],
@@ -220,12 +270,66 @@ class TestPatients:
         by_patient: dict[str, set[str]] = {}
         for record, one in zip(sorted(found.records, key=lambda record: record.image_uri), sorted(names), strict=True):
             by_patient.setdefault(record.patient_id, set()).add(one)
-        if patients == 5:
-            assert sorted(map(len, by_patient.values())) == [3] * 5
-        elif patients == 15:
-            assert len(by_patient) == 15
+        assert len(by_patient) == patients
+        assert {*map(len, by_patient.values())} == {15 // patients}
         # With `none`, each image is a patient of its own, aloud.
         assert len({record.patient_id for record in listing(tmp_path, patients="none").records}) == 15
+
+    def test_names_with_and_without_an_ending(self, tmp_path: Path) -> None:
+        names = [f"a/p{p}{end}" for p in range(10, 20) for end in ("", "_2")]
+        fill(tmp_path, *(f"images/{one}.png" for one in names), *(f"masks/{one}.png" for one in names))
+        assert len({record.patient_id for record in listing(tmp_path).records}) == 10
+
+    def test_several_tables(self, tmp_path: Path) -> None:
+        """Each says something; of what two say, the first counts."""
+        fill(tmp_path, *(f"{folder}/{n}.png" for folder in ("images", "masks") for n in range(6)))
+        (tmp_path / "ages.csv").write_text("image,age\n" + "".join(f"{n}.png,{40 + n}\n" for n in range(6)))
+        (tmp_path / "patients.csv").write_text(
+            "image,patient_id,split,age\n" + "".join(f"{n}.png,p{n // 2},{'test' * (n < 2)},1\n" for n in range(6))
+        )
+        found = listing(tmp_path)
+        assert [record.patient_id for record in found.records] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+        assert [record.groups["age"] for record in found.records] == [f"{40 + n}" for n in range(6)]
+        assert [record.split for record in found.records] == ["test"] * 2 + [None] * 4
+
+    def test_a_table_of_some_images(self, tmp_path: Path) -> None:
+        """As in NIH ChestX-ray14, where the table has the number of the patient, and the names have it with zeros."""
+        names = [f"{p:08d}_{k:03d}" for p in range(1, 5) for k in range(3)]
+        fill(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))
+        rows = "".join(f"{name}.png,{int(name[:8])}\n" for name in names[:-4])
+        (tmp_path / "Data_Entry_2017.csv").write_text(f"Image Index,Patient ID\n{rows}")
+        found = listing(tmp_path)
+        assert [record.patient_id for record in found.records] == [*"111222333", *["00000004"] * 3]
+        assert "A table names the patients of 8 of 12 images." in found.warnings[0]
+
+    def test_the_column_of_images(self, tmp_path: Path) -> None:
+        """Numbers of patients may be names of images, too."""
+        fill(tmp_path, *(f"{folder}/{n}.png" for folder in ("images", "masks") for n in range(1, 41)))
+        rows = "".join(f"{(n + 3) // 4},{n},{'fm'[n % 2]}\n" for n in range(1, 41))
+        (tmp_path / "meta.csv").write_text(f"patient,image,sex\n{rows}")
+        found = {record.image_id: record for record in listing(tmp_path).records}
+        assert {name: record.patient_id for name, record in found.items()} == {
+            str(n): str((n + 3) // 4) for n in range(1, 41)
+        }
+        assert found["11"].groups["sex"] == "m"
+
+    def test_a_setting_wins_over_a_table(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{folder}/a{n}.png" for folder in ("images", "masks") for n in range(20)))
+        rows = "".join(f"a{n}.png,P{n},{n // 5}\n" for n in range(20))
+        (tmp_path / "meta.csv").write_text(f"image,patient,Study-ID\n{rows}")
+        for setting, patients in (("auto", 20), (r"(\d)\.?\d?$", 10), ("study_id", 4), ("none", 20)):
+            found = listing(tmp_path, patients=setting)
+            assert len({record.patient_id for record in found.records}) == patients, setting
+
+    def test_tables_of_other_things(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{folder}/{n}.png" for folder in ("images", "masks") for n in range(6)))
+        (tmp_path / "notes.csv").write_text("topic,text\na,b\n")
+        (tmp_path / "meta.csv").write_text("scan,split\n" + "".join(f"{n},fold{n}\n" for n in range(6)))
+        found = listing(tmp_path, columns={"image": "scan"})
+        assert len(found.records) == 6
+        assert any(line.startswith("Splits are not taken from a table") for line in found.warnings)
+        with pytest.raises(UserError, match=r"corpus\.columns names file for image, and none of the tables has that"):
+            listing(tmp_path, columns={"image": "file"})
 
     def test_a_guess_is_said(self, tmp_path: Path) -> None:
         names = [f"scan{p}-{k}" for p in range(5) for k in range(3)]

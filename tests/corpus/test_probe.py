@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lungseg_ray.corpus import read_sample
+from lungseg_ray.corpus import probe, read_sample
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.storage import StorageError
 from tests.corpus.kinds import png, tiff
 from tests.corpus.trees import listing
 
@@ -178,3 +180,49 @@ class TestMasks:
         found = corpus(tmp_path, mask=lambda labels, number: labels * 0)
         assert "5 of 5 masks mark nothing" in found.warnings[0]
         assert corpus(tmp_path, mask=lambda labels, number: labels * 0, empty_masks="keep").warnings == []
+
+
+def test_many_structures_are_no_smooth_borders(tmp_path: Path) -> None:
+    """Labels 0 to 20, or 0 to 6 in few pixels, are not cut by a threshold."""
+    for most in (20, 6):
+        folder = tmp_path / str(most)
+        folder.mkdir()
+
+        def bands(labels: NDArray[np.uint8], number: int, most: int = most) -> NDArray[np.uint8]:
+            drawn = np.zeros_like(labels)
+            drawn[:4] = np.arange(labels.shape[1]) * (most + 1) // labels.shape[1]
+            return drawn
+
+        found = corpus(folder, mask=bands)
+        assert found.corpus.mask_threshold is None
+        assert any(line.startswith("The masks have the values 0, 1") for line in found.warnings) == (most == 6)
+
+
+def test_a_dark_picture_among_others_says_nothing_of_white(tmp_path: Path) -> None:
+    found = corpus(tmp_path, image=lambda pixels, number: (pixels.astype(np.uint16) * 257) * (number > 0))
+    assert found.corpus.white is None
+    (tmp_path / "dim").mkdir()
+    dim = corpus(tmp_path / "dim", image=lambda pixels, number: pixels.astype(np.uint16) * (257 if number else 3))
+    assert dim.corpus.white is None
+
+
+def test_each_file_is_read_once_for_its_shape_and_its_alpha(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+
+    def counting(uri: str) -> bytes:
+        read[Path(uri).parent.name] += 1
+        return Path(uri).read_bytes()
+
+    monkeypatch.setattr(probe, "fetch", counting)
+    corpus(tmp_path)
+    assert read == {"images": 5, "masks": 5}
+
+
+def test_a_store_that_does_not_answer_is_no_bright_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(uri: str) -> bytes:
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(probe, "fetch", silent)
+    monkeypatch.setattr(probe, "PATIENCE_SECONDS", 0)
+    with pytest.raises(StorageError, match="no answer"):
+        corpus(tmp_path)

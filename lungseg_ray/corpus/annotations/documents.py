@@ -95,7 +95,7 @@ def _coco(content: Mapping[str, Any]) -> dict[str, Drawing]:
         elif isinstance(area, dict):
             counts, box = area["counts"], (*map(int, area["size"]), 0, 0)
             runs = {"counts": counts} if isinstance(counts, str) else {"runs": counts}
-            shapes[one["image_id"]].append(Shape(name=name, box=box, **runs))
+            shapes[one["image_id"]].append(Shape(name=name, box=box, whole=True, **runs))
     return {
         str(image["file_name"]): Drawing(
             size=_size(image.get("height"), image.get("width")), shapes=shapes[image["id"]]

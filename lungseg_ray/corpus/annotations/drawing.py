@@ -28,6 +28,7 @@ class Shape(BaseModel):
         counts: The same, in the compressed form of COCO.
         box: For run lengths, rows and columns of the area that they describe, and its first row and column; empty for
             the whole image.
+        whole: Whether the box must be the whole image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,7 @@ class Shape(BaseModel):
     runs: list[int] = []
     counts: str = ""
     box: tuple[int, int, int, int] | tuple[()] = ()
+    whole: bool = False
 
 
 class Drawing(BaseModel):
@@ -102,6 +104,11 @@ def _filled(shape: Shape, height: int, width: int) -> NDArray[np.bool_]:
             raise BadFileError("too_large", f"expected at most {_MOST_POINTS} points in a polygon, found more")
         return _polygons(shape.rings, holes=shape.holes, height=height, width=width)
     rows, columns, first_row, first_column = shape.box or (height, width, 0, 0)
+    check_size(rows, columns)
+    if shape.whole and (rows, columns) != (height, width):
+        raise BadFileError(
+            "size_mismatch", f"its run lengths are of {columns} x {rows} px, and the image has {width} x {height} px"
+        )
     if shape.counts:
         inner = coco.decode({"size": [rows, columns], "counts": shape.counts.encode()})
     else:

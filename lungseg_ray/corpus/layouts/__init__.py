@@ -202,7 +202,8 @@ def _united(listings: Sequence[Listing]) -> Listing:
             )
     return Listing(
         records=sorted((one for each in listings for one in each.records), key=_by_id),
-        set_aside=sorted((one for each in listings for one in each.set_aside), key=_by_id),
+        # Each of several sets in a folder sets aside what is no file.
+        set_aside=sorted(dict.fromkeys(one for each in listings for one in each.set_aside), key=_by_id),
         layout=" and ".join(dict.fromkeys(listing.layout for listing in listings)),
         unlabelled=sorted((one for each in listings for one in each.unlabelled), key=_by_id),
         ignored=sum(listing.ignored for listing in listings),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.annotations.documents import is_annotation, read_collection
@@ -17,7 +17,7 @@ from lungseg_ray.corpus.layouts.table import plain
 from lungseg_ray.corpus.layouts.tree import Entry, FileTree
 from lungseg_ray.corpus.record import MaskSource, Split
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.storage import Location
+from lungseg_ray.storage import Location, translate_errors
 from lungseg_ray.text import counted, shown
 
 _MOST_BYTES = 1 << 30
@@ -42,7 +42,7 @@ class Annotations:
         said: What was found, for the user.
         doubts: What the user should check, as sentences.
         marks_nothing: Whether the annotations say of some images that nothing is marked.
-        left_out: The images whose annotation does not reach the quality that is asked for.
+        left_out: The number of annotations that do not reach the quality that is asked for.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Annotations:
     said: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     marks_nothing: bool = False
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
 
 
 def find_annotations(tree: FileTree, settings: CorpusSettings) -> Annotations:
@@ -115,7 +115,10 @@ def _add_collection(found: Annotations, entry: Entry) -> None:
 
 def _items(entry: Entry, entries: Mapping[str, str], kind: str) -> list[Item]:
     """Returns a mask for each image that a file annotates, in the folder that the file names."""
+    beside = f"{entry.path.rpartition('/')[0]}/".lstrip("/")
     paths = {name: name.replace("\\", "/").strip("/") for name in entries}
+    # A file that names images without a folder speaks of those beside it.
+    paths = {name: path if "/" in path else f"{beside}{path}" for name, path in paths.items()}
     roles = Roles(path.rpartition("/")[0] for path in paths.values())
     split = read_words(entry.place.stem).split
     items = []
@@ -144,7 +147,11 @@ class _Line:
 
 def _lines(place: Location, separator: str) -> Iterator[_Line]:
     """Yields the rows of a table one after the other, since tables of run lengths may be larger than the memory."""
-    with place.filesystem.open_input_stream(place.path) as raw, io.BufferedReader(raw, 1 << 20) as stream:
+    with (
+        translate_errors(place),
+        place.filesystem.open_input_stream(place.path) as raw,
+        io.BufferedReader(raw, 1 << 20) as stream,
+    ):
         at = 0
         for data in stream:
             text = data.decode("utf-8-sig" if at == 0 else "utf-8", errors="replace")
@@ -175,12 +182,12 @@ def _add_table(found: Annotations, entry: Entry, settings: CorpusSettings) -> No
     size_of: dict[str, tuple[int, int] | None] = {}
     empty = 0
     needed = max(image, *(number for number, _ in cells), *sizes, quality or 0)
-    for line in _chain(first, rows):
+    for line in chain(first, rows):
         if len(line.cells) <= needed:
             continue
         name = line.cells[image].strip()
-        if quality is not None and settings.min_quality and float(line.cells[quality] or 0) < settings.min_quality:
-            found.left_out[name] += 1
+        if quality is not None and settings.min_quality and _number(line.cells[quality]) < settings.min_quality:
+            found.left_out += 1
             continue
         by_image[name].append((line.start, line.length))
         size_of[name] = _int_size([line.cells[number] for number in sizes]) if len(sizes) == 2 else None
@@ -207,13 +214,8 @@ def _add_table(found: Annotations, entry: Entry, settings: CorpusSettings) -> No
         text += f"; {empty} of them mark nothing, and are kept (corpus.empty_masks)"
         found.marks_nothing = True
     if found.left_out:
-        text += f"; {sum(found.left_out.values())} below corpus.min_quality = {settings.min_quality:g} are left out"
+        text += f"; {found.left_out} below corpus.min_quality = {settings.min_quality:g} are left out"
     found.said.append(text)
-
-
-def _chain(first: Iterable[_Line], rows: Iterator[_Line]) -> Iterator[_Line]:
-    yield from first
-    yield from rows
 
 
 def _is_relative(rows: Sequence[_Line], cell: int, entry: Entry) -> bool:
@@ -221,6 +223,14 @@ def _is_relative(rows: Sequence[_Line], cell: int, entry: Entry) -> bool:
         return is_relative([row.cells[cell] for row in rows if len(row.cells) > cell])
     except BadFileError as error:
         raise UserError(f"{entry.place}: {error.detail}.") from None
+
+
+def _number(cell: str) -> float:
+    """Returns the number in a cell; 0 if it holds none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return 0.0
 
 
 def _int_size(cells: Sequence[str]) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, m
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
 from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
-from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown, without_suffix
@@ -218,8 +218,8 @@ def _choose_kind(tree: FileTree, matches: Matches, settings: CorpusSettings) -> 
     several = any(len({part.kind for part in parts}) > 1 for parts in matches.parts.values())
     if len(kinds) < 2 or not several or settings.classes > 2:
         return None
-    wanted = {word for name in settings.class_names for word in words_of(name)}
-    fitting = [kind for kind in kinds if wanted & {*kind, *(f"{word}s" for word in kind)}]
+    wanted = {word.rstrip("s") for name in settings.class_names for word in words_of(name)}
+    fitting = [kind for kind in kinds if wanted & {word.rstrip("s") for word in kind}]
     fitting = fitting or [kind for kind in kinds if not kind]
     if len(fitting) == 1:
         return fitting[0]
@@ -379,9 +379,9 @@ def _roots(found: _Sorted) -> list[str]:
 
 def _count_unread(tree: FileTree, found: _Sorted) -> int:
     """Counts the files in folders of images and masks that are neither."""
-    roots = tuple(f"{root}/" for root in _roots(found))
+    roots = set(_roots(found))
     read = {item.entry.path for item in [*found.images, *found.masks]}
-    return sum(entry.path.startswith(roots) and entry.path not in read for entry in tree.files) if roots else 0
+    return sum(entry.path not in read and not roots.isdisjoint(above(entry.path)) for entry in tree.files)
 
 
 def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) -> str:

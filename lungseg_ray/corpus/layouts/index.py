@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.matching import bare
+from lungseg_ray.corpus.layouts.patients import AUTO
 from lungseg_ray.corpus.layouts.roles import normal
 from lungseg_ray.corpus.layouts.table import (
     TABLES,
@@ -15,7 +16,7 @@ from lungseg_ray.corpus.layouts.table import (
     UserTable,
     check_once,
     groups_of,
-    plain,
+    patient_column,
     read_table,
     split_of,
 )
@@ -34,15 +35,13 @@ _DEEPEST = 2
 _MOST_TABLES = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
-    """What a table says of an image."""
+    """What tables say of an image; of several tables, the first that says something counts."""
 
-    number: int
-    table: UserTable
-    patient: str
-    split: Split | None
-    groups: Mapping[str, str]
+    patient: str = ""
+    split: Split | None = None
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Indexes:
         column: Whether corpus.patients names a column of one of the tables.
         said: Which tables are used, and how, for the user.
         doubts: Tables that are not used, as sentences for the user.
+        named: The columns that corpus.columns names and that a table has.
     """
 
     entries: dict[str, _Entry] = field(default_factory=dict)
@@ -62,6 +62,7 @@ class Indexes:
     column: bool = False
     said: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    named: set[Column] = field(default_factory=set)
 
 
 def read_indexes(
@@ -79,7 +80,7 @@ def read_indexes(
         What the tables say.
 
     Raises:
-        UserError: If a table named `index` is wrong.
+        UserError: If a table named `index` is wrong, or if no table has a column that corpus.columns names.
         OSError: If a table cannot be read.
     """
     found = Indexes()
@@ -99,6 +100,12 @@ def read_indexes(
             found.doubts.append(f"The table {shown(entry.path)} is not used: {str(error).partition(': ')[2]}")
             continue
         _add(found, entry, table, settings, names)
+    missing = sorted(settings.columns.keys() - found.named)
+    if tables and missing:
+        raise UserError(
+            f"{tree.root}: corpus.columns names {shown(settings.columns[missing[0]])} for {missing[0]}, and none of "
+            f"the tables has that column: {named([entry.path for entry in tables])}."
+        )
     return found
 
 
@@ -170,10 +177,16 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
         if "" in ids:
             raise UserError(f"{entry.place}: row {ids.index('') + 1} after the header has no {column}.")
         check_once(entry.place, ids, range(1, len(ids) + 1))
-    patient, split = _patient_column(table, settings), table.find("split", settings.columns)
-    found.column = found.column or (patient is not None and patient == settings.patients)
-    if settings.patients == "none":
-        patient = None
+    patient, split = _patient_column(table, settings), _find(table, "split", settings)
+    found.named |= {name for name, text in settings.columns.items() if text in table.columns}
+    found.column = found.column or (patient is not None and settings.patients != AUTO)
+    try:
+        splits = [split_of(row, split, entry.place, number) for number, row in enumerate(table.rows, start=1)]
+    except UserError as error:
+        if _is_index(entry):
+            raise
+        found.doubts.append(f"Splits are not taken from a table: {error}")
+        splits = [None] * len(table.rows)
     fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
     used = 0
     for number, row in enumerate(table.rows, start=1):
@@ -185,14 +198,10 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
                 found.lonely.append(SetAside(name, str(entry.place), "no_image", detail))
             continue
         used += 1
-        if image_id not in found.entries:
-            found.entries[image_id] = _Entry(
-                number,
-                table,
-                row[patient] if patient else "",
-                split_of(row, split, entry.place, number),
-                groups_of(row, fixed),
-            )
+        told = found.entries.setdefault(image_id, _Entry())
+        told.patient = told.patient or (row[patient] if patient else "")
+        told.split = told.split or splits[number - 1]
+        told.groups = {**groups_of(row, fixed), **told.groups}
     meanings = [
         f"{what} from its column {shown(name)}" for what, name in (("patients", patient), ("splits", split)) if name
     ]
@@ -207,19 +216,20 @@ def _usual(table: UserTable, column: Column) -> str | None:
     return table.find(column, {})
 
 
+def _find(table: UserTable, column: Column, settings: CorpusSettings) -> str | None:
+    """Finds a column as `UserTable.find`, and none if the user names one that another table has."""
+    given = settings.columns.get(column)
+    return table.find(column, settings.columns) if given is None or given in table.columns else None
+
+
 def _patient_column(table: UserTable, settings: CorpusSettings) -> str | None:
-    if settings.patients in table.columns:
-        return settings.patients
-    by_name = {plain(name): name for name in table.columns}
-    if plain(settings.patients) in by_name and settings.patients not in ("auto", "none"):
-        return by_name[plain(settings.patients)]
-    return table.find("patient", settings.columns)
+    return _find(table, "patient", settings) if settings.patients == AUTO else patient_column(table, settings.patients)
 
 
 def _image_column(table: UserTable, names: _Names, settings: CorpusSettings, *, must: bool) -> str | None:
     """Returns the column that names images: that of the usual name, or the one whose values are names of images."""
     if "image" in settings.columns:
-        return table.find("image", settings.columns)
+        return _find(table, "image", settings)
     hits = {
         column: sum(names.find(row[column]) is not None for row in table.rows if row[column])
         for column in table.columns
@@ -228,8 +238,10 @@ def _image_column(table: UserTable, names: _Names, settings: CorpusSettings, *, 
     usual = next((name for name in _STEMS if name in table.columns), None)
     if must and usual:
         return usual
-    if best is not None and hits[best] >= _ENOUGH * min(len(names.ids), max(len(table.rows), 1)):
-        return best
+    enough = _ENOUGH * min(len(names.ids), max(len(table.rows), 1))
+    for candidate in (table.find("image", {}), best):
+        if candidate is not None and hits[candidate] >= enough:
+            return candidate
     if must:
         raise UserError(f"{table.place}: expected a column stem (or image_id), found {named(table.columns)}.")
     return None

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.dicom import tag_patients
 from lungseg_ray.corpus.layouts.listing import Listing
-from lungseg_ray.corpus.layouts.patients import name_patients
+from lungseg_ray.corpus.layouts.patients import AUTO, NONE, name_patients
 from lungseg_ray.corpus.layouts.table import (
     Column,
     TableRow,
     UserTable,
     check_once,
     groups_of,
+    patient_column,
     plain,
     read_table,
     split_of,
@@ -95,8 +96,8 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
     said = [f"{what} from the column {shown(name)}" for what, name in columns.items() if name]
     recognition = [f"table: {', '.join(said)}" + (f"; read {table.note}" if table.note else "")]
     warnings: list[str] = []
-    if not columns["patient"] and settings.patients != "none":
-        records, tagged = tag_patients(records) if settings.patients == "auto" else (records, 0)
+    if not columns["patient"] and settings.patients != NONE:
+        records, tagged = tag_patients(records) if settings.patients == AUTO else (records, 0)
         if tagged:
             recognition.append(f"patients: {counted(tagged, 'patient')} from the tags of the DICOM files")
         records, patients = name_patients(
@@ -117,13 +118,11 @@ def _columns(table: UserTable, settings: CorpusSettings) -> dict[Column, str | N
     found: dict[Column, str | None] = {
         "image": table.find("image", settings.columns),
         "mask": table.find("mask", settings.columns),
-        "patient": table.find("patient", settings.columns),
+        "patient": table.find("patient", settings.columns) if settings.patients == AUTO else None,
         "split": table.find("split", settings.columns),
     }
-    if settings.patients in table.columns:
-        found["patient"] = settings.patients
-    elif settings.patients == "none":
-        found["patient"] = None
+    if settings.patients != AUTO:
+        found["patient"] = patient_column(table, settings.patients)
     if "mask" not in settings.columns and not _names_files(table, found["mask"]):
         # A column "label" may hold diagnoses.
         others = [name for name in table.columns if name != found["image"] and _names_files(table, name)]

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 
 from lungseg_ray.corpus.layouts.roles import Parsed, Side, normal, read_words, words_of
 from lungseg_ray.corpus.layouts.tree import ANNOTATION_SUFFIXES, SUFFIXES, Entry
@@ -134,16 +135,30 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
     found = Matches({item.entry.path: [] for item in images})
     by_name: dict[tuple[object, str], list[Item]] = defaultdict(list)
     by_stem: dict[tuple[object, str], list[Item]] = defaultdict(list)
+    by_folder: dict[tuple[str, str], list[Item]] = defaultdict(list)
     anywhere: dict[str, list[Item]] = defaultdict(list)
     for item in images:
         by_name[item.rest, item.name].append(item)
         by_stem[item.rest, item.stem].append(item)
         anywhere[item.stem].append(item)
+        for folder in set(item.rest):
+            by_folder[folder, item.stem].append(item)
 
     def candidates(mask: Item, stem: str) -> list[Item]:
         if there := by_stem.get((mask.rest, stem)):
             return there
-        near = [item for item in anywhere.get(stem, ()) if _compatible(item.rest, mask.rest)]
+        # Names such as view1_frontal.png repeat in each folder, so that not all images of a name are compared: those in
+        # fewer folders are looked up, and those in more folders are in the rarest folder of the mask.
+        fewer = [
+            item
+            for size in range(len(mask.rest))
+            for rest in set(combinations(mask.rest, size))
+            for item in by_stem.get((rest, stem), ())
+        ]
+        rarest = min(
+            (by_folder.get((folder, stem), []) for folder in mask.rest), key=len, default=anywhere.get(stem, [])
+        )
+        near = fewer + [item for item in rarest if len(item.rest) > len(mask.rest) and _within(mask.rest, item.rest)]
         most = max((_shared(item.rest, mask.rest) for item in near), default=0)
         return [item for item in near if _shared(item.rest, mask.rest) == most]
 
@@ -190,9 +205,8 @@ def _side(word: str) -> Side:
     return "left" if _PARTS[word] == "left" else "right"
 
 
-def _compatible(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether all folders of one path are among those of the other, in the same order."""
-    short, long = sorted((one, other), key=len)
+def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
+    """Whether all folders of one path are among those of a longer one, in the same order."""
     rest = iter(long)
     return all(part in rest for part in short)
 
@@ -210,7 +224,8 @@ def _rules(masks: Sequence[str], stems: Sequence[str], found: Matches, images: S
     rules = [
         _affix_rule(place, affix)
         for (place, affix), count in affixes.most_common()
-        if _says_mask(affix) or (count > 1 and count >= _NEARLY_ALL * len(some) and _is_word(affix))
+        if (_says_mask(affix) or (count > 1 and count >= _NEARLY_ALL * len(some) and _is_word(affix)))
+        and not _numbers_images(place, affix, known)
     ]
     # Images that have a mask already are left out, so that what differs shows.
     free = [item.stem for item in images if not found.parts[item.entry.path]]
@@ -241,6 +256,16 @@ def _splits(stem: str, cut: int) -> bool:
     """Whether a name may be cut at a place: not within a number, and not within a word."""
     before, after = stem[cut - 1], stem[cut]
     return not (before.isdigit() and after.isdigit()) and not (before.isalpha() and after.isalpha())
+
+
+def _numbers_images(place: str, affix: str, known: set[str]) -> bool:
+    """Whether the number in a difference is one by which images are told apart, so that it belongs to their names."""
+    number = re.match(r"[-_ .]*\d+", affix) if place == "suffix" else re.search(r"\d+[-_ .]*$", affix)
+    if number is None or len(number[0]) == len(affix):
+        return False
+    if place == "suffix":
+        return any(stem.endswith(number[0]) and stem[: -len(number[0])] in known for stem in known)
+    return any(stem.startswith(number[0]) and stem[len(number[0]) :] in known for stem in known)
 
 
 def _is_word(affix: str) -> bool:

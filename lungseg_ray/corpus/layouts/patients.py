@@ -46,13 +46,13 @@ def _names(who: str, pattern: str) -> _Names:
 _KNOWN = (
     _names("CheXpert", r"(?:.*/)?(?P<patient>patient\d{5,})/study\d+/[^/]*"),
     _names("MIMIC-CXR", r"(?:.*/)?p\d\d/(?P<patient>p\d{8})(?:/.*|_.*)"),
-    _names("BIDS", r"(?:.*/)?(?P<patient>sub-[a-z0-9]+)(?:/.*|_[^/]*)"),
+    _names("BIDS", r"(?:.*/)?(?P<patient>sub-[a-z0-9]+)(?:/.*|_[^/]*)?"),
     _names("NIH ChestX-ray14", r"(?:.*/)?(?P<patient>\d{8})_\d{3}(?:_[^/]*)?"),
     _names("PadChest, by study", r"(?:.*/)?(?P<patient>\d{20,})_[^/]*"),
     _names("Kermany et al.", r"(?:.*/)?(?P<patient>person\d+)_(?:virus|bacteria)_[^/]*"),
     _names("Kermany et al.", r"(?:.*/)?(?P<patient>(?:normal2-)?im-\d{4})-\d{4}(?:-\d{4})?"),
     _names("TCGA", r"(?:.*/)?(?P<patient>TCGA-[a-z0-9]{2}-[a-z0-9]{4})[^/]*(?:/.*)?"),
-    _names("the word before a number", rf"(?:.*/)?(?P<patient>{_WORD}[-_ ]?\d+)(?:/.*|[-_ .][^/]*)"),
+    _names("the word before a number", rf"(?:.*/)?(?P<patient>{_WORD}[-_ ]?\d+)(?:/.*|[-_ .][^/]*)?"),
 )
 
 
@@ -85,22 +85,39 @@ def name_patients(records: Sequence[Record], paths: Mapping[str, str], setting: 
     Raises:
         UserError: If the setting is a pattern that does not fit the names.
     """
-    free = {
-        record.image_id: without_suffix(paths[record.image_id])
-        for record in records
-        if record.patient_id == record.image_id and record.image_id in paths
-    }
-    if setting == NONE or not free:
-        found = Patients()
-    elif setting == AUTO:
-        found = _by_names(free)
+    stems = {record.image_id: without_suffix(paths[record.image_id]) for record in records if record.image_id in paths}
+    told = {record.image_id: record.patient_id for record in records if record.patient_id != record.image_id}
+    if setting == NONE or not stems.keys() - told.keys():
+        return list(records), Patients()
+    if setting != AUTO:
+        found = _by_pattern({image_id: path for image_id, path in stems.items() if image_id not in told}, setting)
+    elif told:
+        found = _beside_table(_by_names(stems), told, len(stems))
     else:
-        found = _by_pattern(free, setting)
+        found = _by_names(stems)
     named = [
         replace(record, patient_id=found.patient[record.image_id]) if record.image_id in found.patient else record
         for record in records
     ]
     return named, found
+
+
+def _beside_table(found: Patients, told: Mapping[str, str], images: int) -> Patients:
+    """Gives the images that a table leaves out the patients that it names for others of the same name."""
+    names: dict[str, Counter[str]] = defaultdict(Counter)
+    for image_id, patient in told.items():
+        if image_id in found.patient:
+            names[found.patient[image_id]][patient] += 1
+    rest = {
+        image_id: names[name].most_common(1)[0][0] if name in names else name
+        for image_id, name in found.patient.items()
+        if image_id not in told
+    }
+    doubt = (
+        f"A table names the patients of {len(told)} of {images} images. Those of the others are taken from names, or "
+        "else each is a patient of its own. Complete the table if that is wrong."
+    )
+    return Patients(rest, found.said if rest else [], [doubt])
 
 
 def _by_pattern(paths: Mapping[str, str], text: str) -> Patients:
@@ -194,8 +211,3 @@ def _example(found: Mapping[str, str], paths: Mapping[str, str]) -> str:
     patient, images = max(groups.items(), key=lambda group: min(len(group[1]), 2))
     few = " and ".join(shown(path) for path in images[:2])
     return f"{few} {'is' if len(images) == 1 else 'are'} of {shown(patient)}"
-
-
-def lonely(records: Sequence[Record]) -> bool:
-    """Whether each image is of a patient of its own, so that nothing is known of patients."""
-    return len({record.patient_id for record in records}) == len(records) > 1

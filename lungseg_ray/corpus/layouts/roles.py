@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from lungseg_ray.corpus.record import Split
+from lungseg_ray.corpus.record import SPLIT_NAMES, Split
 
 Role = Literal["image", "mask"]
 Side = Literal["left", "right"]
@@ -41,11 +41,6 @@ _WEAK_IMAGE = {"cxr", "cxrs", "xray", "xrays", "radiograph", "radiographs", "rad
 _WEAK_IMAGE |= {"dicoms", "dcm", "input", "inputs", "raw", "original", "originals", "orig"}
 _WEAK_MASK = {"segmentation", "segmentations", "segmentationclass", "seg", "segs", "gt", "gts", "groundtruth", "truth"}
 _WEAK_MASK |= {"target", "targets", "roi", "rois", "contour", "contours", "outline", "outlines", "manual"}
-_SPLIT: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "development"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "ts", "holdout"), "test"),
-}
 _SIDE: dict[str, Side] = {"left": "left", "right": "right"}
 # Words that say neither what a file is nor whose it is.
 _FILLERS = {"dir", "folder", "folders", "file", "files", "png", "jpg", "jpeg", "tif", "tiff", "dataset", "data", "set"}
@@ -100,9 +95,9 @@ def read_words(name: str) -> Words:
     role, weak = _role(words, _IMAGE, _MASK), False
     if role is None and not {*words} & (_IMAGE | _MASK):
         role, weak = _role(words, _WEAK_IMAGE, _WEAK_MASK), True
-    split = next((_SPLIT[word] for word in words if word in _SPLIT), None)
+    split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
     side = next((_SIDE[word] for word in words if word in _SIDE), None)
-    known = _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK | _SPLIT.keys() | _SIDE.keys() | _FILLERS
+    known = _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK | SPLIT_NAMES.keys() | _SIDE.keys() | _FILLERS
     return Words(role, weak and role is not None, split, side, tuple(word for word in words if word not in known))
 
 

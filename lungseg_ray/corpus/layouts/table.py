@@ -15,7 +15,8 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lungseg_ray.corpus.record import SPLITS, Split
+from lungseg_ray.corpus.layouts.patients import AUTO, NONE
+from lungseg_ray.corpus.record import SPLIT_NAMES, SPLITS, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 from lungseg_ray.text import named, shown
@@ -50,12 +51,6 @@ USUAL: Mapping[Column, Sequence[str]] = {
     "split": ("split", "dataset_split", "subset", "partition", "set", "phase", "usage"),
 }
 """The usual names of the columns, the most telling first. Capitals, blanks and other signs do not matter."""
-SPLIT_NAMES: Mapping[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "ts", "holdout"), "test"),
-}
-
 TableRow = Mapping[str, str]
 
 
@@ -75,12 +70,12 @@ class UserTable:
     rows: list[TableRow]
     note: str = ""
 
-    def find(self, column: Column, named: Mapping[Column, str]) -> str | None:
+    def find(self, column: Column, given: Mapping[Column, str]) -> str | None:
         """Finds the column of a meaning, by the name that the user gives it, or else by its usual names.
 
         Args:
             column: The meaning.
-            named: The names that the user gives to columns, by meaning (`corpus.columns`).
+            given: The names that the user gives to columns, by meaning (`corpus.columns`).
 
         Returns:
             The name of the column; None if there is none.
@@ -88,13 +83,13 @@ class UserTable:
         Raises:
             UserError: If the user names a column that the table does not have.
         """
-        if column in named:
-            if named[column] not in self.columns:
+        if column in given:
+            if given[column] not in self.columns:
                 raise UserError(
-                    f"{self.place}: corpus.columns names {shown(named[column])} for {column}, found the columns "
-                    f"{_listed(self.columns)}."
+                    f"{self.place}: corpus.columns names {shown(given[column])} for {column}, found the columns "
+                    f"{named(self.columns)}."
                 )
-            return named[column]
+            return given[column]
         by_name = {plain(name): name for name in reversed(self.columns)}
         found = [by_name[plain(usual)] for usual in USUAL[column] if plain(usual) in by_name]
         if column == "split":
@@ -107,13 +102,22 @@ class UserTable:
         return bool(values) and values <= SPLIT_NAMES.keys()
 
 
+def patient_column(table: UserTable, setting: str) -> str | None:
+    """Returns the column that the setting `corpus.patients` names; None if it names none, as a pattern does.
+
+    Args:
+        table: The table.
+        setting: The setting. Capitals and signs do not matter.
+    """
+    by_name = {plain(name): name for name in reversed(table.columns)}
+    if setting in (AUTO, NONE):
+        return None
+    return setting if setting in table.columns else by_name.get(plain(setting)) if plain(setting) else None
+
+
 def plain(name: str) -> str:
     """Returns the name of a column as it is compared: letters and digits in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _listed(columns: Sequence[str]) -> str:
-    return named(columns)
 
 
 def is_table(place: Location) -> bool:

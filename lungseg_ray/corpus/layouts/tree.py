@@ -267,13 +267,13 @@ def without_copies(files: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     places = {entry.path: entry.place for entry in files}
     left_out: dict[str, str] = {}
     groups = [sorted(folders, key=_depth_first) for folders in same.values() if 1 < len(folders) <= 1 + _MOST_COPIES]
-    for kept, *others in sorted(groups, key=lambda folders: _depth_first(folders[0])):
+    for group in sorted(groups, key=lambda folders: _depth_first(folders[0])):
+        kept, *others = [folder for folder in group if left_out.keys().isdisjoint(above(folder))] or [""]
         for folder in others:
             # A folder that holds nothing but another folder has the content of that one, under other names.
-            inside = folder.startswith(f"{kept}/") or not left_out.keys().isdisjoint(_above(folder))
-            if not inside and _equal_files(kept, folder, contents[kept], places):
+            if not folder.startswith(f"{kept}/") and _equal_files(kept, folder, contents[kept], places):
                 left_out[folder] = kept
-    tops = [folder for folder in left_out if left_out.keys().isdisjoint(_above(folder))]
+    tops = [folder for folder in left_out if left_out.keys().isdisjoint(above(folder))]
     if not tops:
         return list(files), []
     starts = tuple(f"{folder}/" for folder in tops)
@@ -281,12 +281,13 @@ def without_copies(files: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     return [entry for entry in files if not entry.path.startswith(starts)], notes
 
 
-def _depth_first(folder: str) -> tuple[int, str]:
-    return folder.count("/"), folder
+def _depth_first(folder: str) -> tuple[int, list[str]]:
+    return folder.count("/"), folder.split("/")
 
 
-def _above(folder: str) -> list[str]:
-    return [folder[: match.start()] for match in re.finditer("/", folder)]
+def above(path: str) -> list[str]:
+    """Returns all folders above a file or a folder, the outermost first."""
+    return [path[: match.start()] for match in re.finditer("/", path)]
 
 
 def _equal_files(one: str, other: str, content: Sequence[tuple[str, int]], places: Mapping[str, Location]) -> bool:
