@@ -41,7 +41,7 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt tests/lowest.py
 faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
 
-fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an hour, prints the table of docs/input.md
+fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --minutes 15
 

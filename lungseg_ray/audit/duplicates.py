@@ -36,11 +36,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.progress import ticks
 
 NEAR = 30
@@ -55,8 +55,31 @@ Pairs = list[tuple[int, int, int]]
 """Each entry holds the number of the first image, the number of the second image, and the number of differing bits."""
 
 
+class Hashed(Protocol):
+    """What is known of an image that is compared with others; see `ImageFacts`."""
+
+    @property
+    def image_id(self) -> str:
+        """The id of the image."""
+
+    @property
+    def image_sha256(self) -> str:
+        """The SHA-256 of its file."""
+
+    @property
+    def phash(self) -> str:
+        """Its perceptual hash."""
+
+    @property
+    def split(self) -> str | None:
+        """Its split."""
+
+
+AnyImage = TypeVar("AnyImage", bound=Hashed)
+
+
 @dataclass(frozen=True)
-class DuplicatePair:
+class DuplicatePair(Generic[AnyImage]):
     """A pair of images that have the same bytes or look the same.
 
     Attributes:
@@ -65,8 +88,8 @@ class DuplicatePair:
         bits: Number of bits in which their hashes differ, 0 to `NEAR`; None if the two files have the same bytes.
     """
 
-    first: ImageFacts
-    second: ImageFacts
+    first: AnyImage
+    second: AnyImage
     bits: int | None
 
     @property
@@ -80,7 +103,7 @@ class DuplicatePair:
         return len(self.splits) == 2
 
 
-def find_duplicates(images: Sequence[ImageFacts]) -> list[DuplicatePair]:
+def find_duplicates(images: Sequence[AnyImage]) -> list[DuplicatePair[AnyImage]]:
     """Finds the images that have the same bytes, and the images that look the same.
 
     Where several images have the same bytes or the same hash, each of the others is paired with the first one only.

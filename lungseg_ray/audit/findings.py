@@ -107,7 +107,7 @@ def _patients(audit: Audit) -> Iterator[Finding]:
         yield Finding("mend", audit.unsplit_reason)
 
 
-def _duplicates(pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
+def _duplicates(pairs: Sequence[DuplicatePair[ImageFacts]]) -> Iterator[Finding]:
     same = [one for one in pairs if one.bits is None]
     near = [one for one in pairs if one.bits is not None]
     apart, within = ([one for one in same if one.crosses_split is crosses] for crosses in (True, False))
@@ -254,7 +254,7 @@ def _names(found: Sequence[ImageFacts]) -> str:
     return _listed([one.image_id for one in found])
 
 
-def _named_pairs(found: Sequence[DuplicatePair]) -> str:
+def _named_pairs(found: Sequence[DuplicatePair[ImageFacts]]) -> str:
     return _listed([f"{one.first.image_id} {'=' if one.bits is None else '~'} {one.second.image_id}" for one in found])
 
 

@@ -50,7 +50,7 @@ class Audit:
     ignored: int
     split_conflicts: Mapping[str, Sequence[str]]
     unsplit_reason: str
-    duplicates: Sequence[DuplicatePair]
+    duplicates: Sequence[DuplicatePair[ImageFacts]]
     outliers: Sequence[Outlier]
 
     @cached_property

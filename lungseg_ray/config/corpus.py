@@ -46,9 +46,9 @@ class CorpusSettings(Section):
         Literal["auto", "pairs", "manifest", "montgomery", "shenzhen", "jsrt", "dicom"], Mark.IN_SHARDS, Mark.OF_FILES
     ] = Field(
         "auto",
-        description="Layout of the files. auto: recognised from the files. pairs: images/ and masks/ with the same "
-        "file names but for the suffix, and an optional index.csv. manifest: a CSV or Parquet file. montgomery, "
-        "shenzhen, jsrt: as published. dicom: a tree of DICOM files, with masks in masks/.",
+        description="Layout of the files. auto: recognised from the files. pairs: images and masks "
+        "in folders of usual names, named alike, or annotations. manifest: a table (CSV, TSV, Excel or Parquet). "
+        "montgomery, shenzhen, jsrt: as published. dicom: a tree of DICOM files, with masks in masks/.",
     )
     images: Annotated[list[str], Mark.IN_SHARDS, Mark.OF_FILES] = Field(
         [],

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +22,10 @@ from lungseg_ray.corpus.decode import colour_name, has_colours, packed_colours
 from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.picture import Picture, Purpose
-from lungseg_ray.corpus.read import Sample, fetch, fits, read_sample, redact_paths
+from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings
+from lungseg_ray.corpus.read import fetch, fits, read_sample, redact_paths
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
-from lungseg_ray.imaging import Pixels
 from lungseg_ray.storage import PATIENCE_SECONDS, REQUESTS, retry
 from lungseg_ray.text import counted
 
@@ -35,15 +34,13 @@ MOST_LOOKED_AT = 16
 WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 """Values of white for 8, 10, 12, 14 and 16 bits."""
 _NEAR = 0.15
-_DARK = 0.2
-"""A picture whose 99th percentile is below this (0 to 1) is called almost black."""
 _FEW_VALUES = 16
 _MOST_LABELS = 6
 """Masks with more values than this, nearly all of them beside black and white, have lossy borders and no labels."""
 _MOST_STRUCTURES = 64
 """Whole numbers up to this one stand for structures, however many there are."""
 _NEARLY_ALL = 0.95
-_SMALL = 256
+_SMALL = 1024
 
 
 @dataclass
@@ -55,12 +52,14 @@ class Found:
         records: The records, with the scale of their masks.
         recognition: What was found, for the user.
         warnings: What the user should check, as sentences.
+        glances: The same of the few images that were looked at, which whoever reads all of them knows better.
     """
 
     settings: CorpusSettings
     records: list[Record]
     recognition: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    glances: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -318,62 +317,20 @@ def _check_pictures(found: Found, records: Sequence[Record]) -> None:
     """Warns of pictures and masks that are most probably not what is meant."""
     scaled = {record.image_id: record for record in found.records}
     settings = found.settings.model_copy(update={"empty_masks": "keep"})
-    dark: list[str] = []
-    inverted: list[str] = []
-    outlines: list[str] = []
-    empty: list[str] = []
-    number = 0
 
-    def small(record: Record) -> Sample | None:
+    def look_at(record: Record) -> Appearance | None:
         try:
             read = partial(read_sample, scaled[record.image_id], settings, longer_side=_SMALL)
-            return retry(read, seconds=PATIENCE_SECONDS)
+            return appearance(record.image_id, retry(read, seconds=PATIENCE_SECONDS))
         except BadFileError:
             return None
 
     with ThreadPoolExecutor(REQUESTS) as pool:
-        samples = list(pool.map(small, records))
-    for record, sample in zip(records, samples, strict=True):
-        if sample is None:
-            continue
-        number += 1
-        name, mask = record.image_id, (sample.mask == 1).astype(np.uint8)
-        if np.percentile(sample.image, 99) < _DARK * 255:
-            dark.append(name)
-        share = float(mask.mean())
-        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-        if not (sample.mask != 0).any():
-            empty.append(name)
-        elif border.mean() > 0.8 and share > 0.5:
-            inverted.append(name)
-        elif _is_outline(mask):
-            outlines.append(name)
-    for what, names, text in (
-        (
-            "images are",
-            dark,
-            "almost black. If white is less than the largest value of a file, set --corpus.white to it.",
-        ),
-        (
-            "masks mark",
-            inverted,
-            "most of their image and its whole border, so that they seem to be inverted. If they are, say "
-            '--corpus.mask_values \'{"0": 1, "255": 0}\'.',
-        ),
-        ("masks are", outlines, "lines around areas that are not marked. Expected areas: fill them first."),
-    ):
-        if names:
-            few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            found.warnings.append(f"Of {number} looked at, {len(names)} {what} ({few}) {text}")
-    if len(empty) > number / 2 and found.settings.empty_masks != "keep":
+        looks = [one for one in pool.map(look_at, records) if one]
+    found.glances += appearance_warnings(looks)
+    empty = sum(one.empty for one in looks)
+    if empty > len(looks) / 2 and found.settings.empty_masks != "keep":
         found.warnings.append(
-            f"{len(empty)} of {number} masks mark nothing. They are set aside; say --corpus.empty_masks keep if images "
+            f"{empty} of {len(looks)} masks mark nothing. They are set aside; say --corpus.empty_masks keep if images "
             "without the structure belong to the corpus."
         )
-
-
-def _is_outline(mask: Pixels) -> bool:
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros_like(mask)
-    cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
-    return bool(mask.any()) and int(filled.sum()) > 2.5 * int(mask.sum())

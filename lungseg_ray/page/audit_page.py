@@ -250,7 +250,7 @@ def _touches(touched: Mapping[str, Counter[str]], edge: str) -> Callable[[str], 
 def _duplicates(audit: Audit) -> Chapter:
     parts: list[Part] = []
     if audit.duplicates:
-        columns: dict[Column, Callable[[DuplicatePair], Cell | float | str | None]] = {
+        columns: dict[Column, Callable[[DuplicatePair[ImageFacts]], Cell | float | str | None]] = {
             Column("first"): lambda pair: pair.first.image_id,
             Column("second"): lambda pair: pair.second.image_id,
             Column("what is the same", filtered=True): _sameness,
@@ -283,11 +283,11 @@ def _whose(one: ImageFacts) -> str:
     return f"{one.image_id} ({_split(one)}{patient})"
 
 
-def _sameness(pair: DuplicatePair) -> str:
+def _sameness(pair: DuplicatePair[ImageFacts]) -> str:
     return "bytes" if pair.bits is None else "looks"
 
 
-def _masks_of(pair: DuplicatePair) -> str:
+def _masks_of(pair: DuplicatePair[ImageFacts]) -> str:
     if not (pair.first.mask_sha256 and pair.second.mask_sha256):
         return "not both have one"
     return "the same" if pair.first.mask_sha256 == pair.second.mask_sha256 else "different"

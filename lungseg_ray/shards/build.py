@@ -29,6 +29,7 @@ from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
+from lungseg_ray.shards.checks import Check, check, check_warnings
 from lungseg_ray.shards.describe import SET_ASIDE, Outcome, set_aside_table, what_was_found
 from lungseg_ray.shards.format import (
     INDEX,
@@ -65,14 +66,17 @@ class _Writer:
         if not target.exists():
             rows: list[tuple[Record, Sample]] = []
             bad: list[SetAside] = []
+            checks: list[Check] = []
             try:
                 for text in batch.column("record").to_pylist():
                     record = Record.from_json(text)
                     try:
-                        rows.append((record, retry(partial(self._read, record), seconds=PATIENCE_SECONDS)))
+                        sample = retry(partial(self._read, record), seconds=PATIENCE_SECONDS)
+                        rows.append((record, sample))
+                        checks.append(check(record, sample))
                     except BadFileError as error:
                         bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
-                retry(lambda: write_file(target, rows, bad), seconds=PATIENCE_SECONDS)
+                retry(lambda: write_file(target, rows, bad, checks), seconds=PATIENCE_SECONDS)
             except OSError as error:
                 # Ray does not preserve the type of an exception, so the driver gets the message and raises it again.
                 return pa.table({"trouble": [f"{target} cannot be made: {error}"]})
@@ -127,9 +131,9 @@ def shard(settings: Settings) -> Outcome:
     index, set_aside = _build_index(root, [file for file, _ in plan], settings, source, listing.layout)
     set_aside = sorted([*listing.set_aside, *set_aside], key=lambda one: (one.reason, one.image_id))
     counts = dict(Counter(one.reason for one in set_aside))
-    index = index.model_copy(
-        update={"set_aside": counts, "files": list(listing.files), **what_was_found(listing, settings.corpus)}
-    )
+    words = what_was_found(listing, settings.corpus)
+    words["warnings"] += index.warnings
+    index = index.model_copy(update={"set_aside": counts, "files": list(listing.files), **words})
     _refuse_too_many(set_aside, len(listing.records) + len(listing.set_aside), settings)
     if not index.count("train"):
         bare = f" {len(listing.unlabelled)} images have no mask." if listing.unlabelled else ""
@@ -206,21 +210,26 @@ def _build_index(
     set_aside: list[SetAside] = []
     shards: list[Shard] = []
     content: list[tuple[str, ...]] = []
+    checks: list[Check] = []
+    doubles: set[str] = set()
     tallies: dict[Split, _Tally] = {split: _Tally() for split in SPLITS}
     for file in files:
         place = root / file
         split: Split = next(split for split in SPLITS if file.startswith(f"{split}-"))
-        set_aside += read_notes(place)
+        bad, found = read_notes(place)
+        set_aside += bad
         facts = read_facts(place).to_pylist(maps_as_pydicts="strict")
         skip = []
         for number, row in enumerate(facts):
             same = seen.setdefault(row["image_sha256"], row["image_id"])
             if same != row["image_id"]:
                 skip.append(number)
+                doubles.add(row["image_id"])
                 set_aside.append(SetAside(row["image_id"], row["image_id"], "duplicate", f"same bytes as {same}"))
             else:
                 tallies[split].add(row)
                 content.append((split, row["image_id"], row["patient_id"], row["image_sha256"], row["mask_sha256"]))
+        checks += found
         shards.append(Shard(file=file, split=split, rows=len(facts), skip=tuple(skip)))
     corpus = settings.corpus
     index = ShardIndex(
@@ -241,6 +250,9 @@ def _build_index(
         splits={split: tally.figures() for split, tally in tallies.items()},
         shards=shards,
         set_aside={},
+        warnings=check_warnings(
+            [one for one in checks if one.image_id not in doubles], structure=corpus.class_names[0]
+        ),
     )
     return index, set_aside
 

@@ -65,6 +65,7 @@ def describe_listing(listing: Listing, settings: Settings) -> str:
         settings: The settings of the job.
     """
     found = what_was_found(listing, listing.corpus)
+    found["warnings"] += listing.glances
     lines = [f"{settings.corpus.root}: {len(listing.records)} images with masks, layout {listing.recognised}"]
     lines += [f"  {line}" for line in found["recognition"]]
     try:

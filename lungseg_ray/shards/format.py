@@ -26,6 +26,7 @@ from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import Record, SetAside, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.numerics.labels import IGNORE_LABEL
+from lungseg_ray.shards.checks import Check
 from lungseg_ray.storage import Location, translate_errors
 
 SCHEMA_VERSION = 2
@@ -199,7 +200,12 @@ def read_index(root: Location) -> ShardIndex:
         raise UserError(f"{root / INDEX}: does not hold what it should: {error}. Make the shards again.") from None
 
 
-def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], set_aside: Sequence[SetAside] = ()) -> None:
+def write_file(
+    target: Location,
+    rows: Sequence[tuple[Record, Sample]],
+    set_aside: Sequence[SetAside] = (),
+    checks: Sequence[Check] = (),
+) -> None:
     """Writes one shard, atomically.
 
     Args:
@@ -207,11 +213,12 @@ def write_file(target: Location, rows: Sequence[tuple[Record, Sample]], set_asid
         rows: The record and the sample of each row; may be empty.
         set_aside: The files that were planned for this shard and cannot be used. They are kept in the metadata of the
             file.
+        checks: The checks of the rows, which are kept there, too.
 
     Raises:
         OSError: If the file cannot be written; a `StorageError` for a bucket.
     """
-    notes = {"set_aside": [asdict(one) for one in set_aside]}
+    notes = {"set_aside": [asdict(one) for one in set_aside], "checks": [asdict(one) for one in checks]}
     schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), NOTES: json.dumps(notes).encode()})
     sink = pa.BufferOutputStream()
     dictionary = ["patient_id", "channels"]
@@ -242,11 +249,13 @@ def _reading(shard: Location) -> Iterator[None]:
         ) from error
 
 
-def read_notes(shard: Location) -> list[SetAside]:
-    """Reads from the metadata of a shard the files that were planned for it and cannot be used."""
+def read_notes(shard: Location) -> tuple[list[SetAside], list[Check]]:
+    """Reads from the metadata of a shard the files that were planned for it and cannot be used, and the checks."""
     with _reading(shard):
         metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
-    return [SetAside(**one) for one in json.loads(metadata[NOTES])["set_aside"]]
+    notes = json.loads(metadata[NOTES])
+    # Files of older versions have no checks.
+    return [SetAside(**one) for one in notes["set_aside"]], [Check.of(one) for one in notes.get("checks", [])]
 
 
 def read_facts(shard: Location) -> pa.Table:

@@ -215,3 +215,7 @@ def test_paths_with_commas(config: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert load_settings(Settings, config("corpus:\n  root: ['/data/a, b', '/data/[c]']\n")).corpus.root == (one, other)
     monkeypatch.setenv("LUNGSEG_CORPUS__ROOT", one.uri)
     assert load_settings(Settings, []).corpus.root == one
+
+
+def test_the_file_of_defaults() -> None:
+    assert load_settings(Settings, ["--config", str(ROOT / "configs/local.yaml")]) == Settings()

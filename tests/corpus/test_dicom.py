@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import time
 from typing import Any
 
 import imagecodecs
@@ -339,9 +338,10 @@ class TestSetAside:
         start = bytes.fromhex("0200 0000") + b"SQ" + bytes.fromhex("0000 ffffffff feff00e0 ffffffff")
         data = bytes(128) + b"DICM" + start * 16 + bytes.fromhex("0800 6000") + b"ZZ" + bytes.fromhex("0200 4d52")
         data += bytes.fromhex("feff0de0 00000000 feffdde0 00000000") * 16
-        begun = time.process_time()
-        assert reason(data) == "unreadable"
-        assert time.process_time() - begun < 1
+        with pytest.raises(BadFileError) as caught:
+            decode_image(data, channels=1)
+        assert caught.value.reason == "unreadable"
+        assert len(caught.value.detail) < 300
 
     def test_words_in_place_of_codes_are_not_repeated(self) -> None:
         with pytest.raises(BadFileError) as caught:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,11 @@ def said(file: Path) -> bool:
     try:
         listing(file)
     except UserError as error:
-        return len(str(error)) < 600
-    return False
+        words = str(error)
+    else:
+        return False
+    assert len(words) < 600
+    return True
 
 
 @pytest.fixture
@@ -253,12 +255,10 @@ class TestPaths:
 class TestTable:
     def test_many_rows_of_one_image(self, tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text("image_uri,mask_uri\n" + "a.png,m.png\n" * 100_000)
-        start = time.monotonic()
         with pytest.raises(
             UserError, match="100000 rows, of which 1 and 2 after the header are the first, all name a;"
         ) as e:
             listing(tmp_path / "list.csv")
-        assert time.monotonic() - start < 20
         assert len(str(e.value).splitlines()) == 1
 
     def test_two_ways_to_write_one_path(self, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class TestWhite:
     def test_what_the_user_says_holds(self, tmp_path: Path) -> None:
         found = corpus(tmp_path, image=lambda pixels, number: pixels.astype(np.uint16) * 16, white=65535)
         assert found.corpus.white == 65535
-        assert "images are (0, 1, 2, ...) almost black" in found.warnings[0]
+        assert "images are (0, 1, 2, ...) almost black" in found.glances[0]
 
 
 class TestMasks:
@@ -166,15 +166,15 @@ class TestMasks:
 
     def test_inverted(self, tmp_path: Path) -> None:
         found = corpus(tmp_path, mask=lambda labels, number: 255 - labels * np.uint8(255))
-        assert "seem to be inverted" in found.warnings[0]
+        assert "seem to be inverted" in found.glances[0]
         right = corpus(tmp_path, mask=lambda labels, number: 255 - labels * np.uint8(255), mask_values={0: 1, 255: 0})
-        assert (right.warnings, smallest_dice(right)) == ([], 1.0)
+        assert (right.warnings, right.glances, smallest_dice(right)) == ([], [], 1.0)
 
     def test_outlines(self, tmp_path: Path) -> None:
         def outline(labels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
             return cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) * np.uint8(255)
 
-        assert "lines around areas that are not marked" in corpus(tmp_path, mask=outline).warnings[0]
+        assert "lines around areas that are not marked" in corpus(tmp_path, mask=outline).glances[0]
 
     def test_nothing_marked(self, tmp_path: Path) -> None:
         found = corpus(tmp_path, mask=lambda labels, number: labels * 0)

@@ -27,7 +27,7 @@ value is the default: shards that were built with another value are then refused
 
 | mark | meaning |
 |---|---|
-| may change | may differ when a run or a sweep is resumed; all other settings must stay |
+| may change | may differ when a run or a sweep is resumed; others must stay, but `train.epochs` of a run may grow |
 | fixed in shards | takes effect when shards are built; later commands take it from the shards |
 | not searched | is the same for all trials of a sweep, and cannot be in its search space |
 """

@@ -61,7 +61,7 @@ def test_round_trip(place: Location) -> None:
     assert found[1].sample.spacing == (0.14, 0.15)
     assert (found[1].sample.source_height, found[1].sample.source_width) == (2000, 2500)
     assert found[0].sample.spacing is None
-    assert read_notes(place) == [bad]
+    assert read_notes(place) == ([bad], [])
 
 
 def test_facts(place: Location) -> None:
@@ -100,7 +100,7 @@ def test_schema_and_version_are_in_the_file(place: Location) -> None:
     assert schema.types == SCHEMA.types
     assert schema.metadata[b"lungseg_ray.schema"] == str(SCHEMA_VERSION).encode()
     assert read_facts(place).num_rows == 0
-    assert read_notes(place) == []
+    assert read_notes(place) == ([], [])
 
 
 def test_skipped_rows_are_not_usable() -> None:

@@ -89,6 +89,7 @@ def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listi
         records=found.records,
         recognition=[*listing.recognition, *found.recognition],
         warnings=[*listing.warnings, *found.warnings],
+        glances=found.glances,
         corpus=found.settings,
     )
 

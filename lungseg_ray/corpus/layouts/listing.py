@@ -30,6 +30,7 @@ class Listing:
         because: The evidence by which the layout was recognised, as a clause; empty if the user named the layout.
         recognition: What was found out about the corpus besides the layout, such as whose the images are; for the user.
         warnings: What the user should check, as sentences.
+        glances: Warnings of the few images that were looked at, which whoever reads all of them knows better.
         mask_values: Labels of values or colours that a file of the corpus defines, as `corpus.mask_values`.
         keep_empty: Whether the corpus says of some images that nothing in them is marked.
         files: The state of the files of each root, by which a later change is noticed.
@@ -44,6 +45,7 @@ class Listing:
     because: str = ""
     recognition: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    glances: Sequence[str] = ()
     mask_values: Mapping[str, int | str] = field(default_factory=dict)
     keep_empty: bool = False
     files: Sequence[FilesState] = ()

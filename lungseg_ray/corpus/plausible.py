@@ -1,0 +1,104 @@
+"""Whether images and masks look as if they were what is meant: not black, not inverted, not outlines of areas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from lungseg_ray.corpus.read import Sample
+from lungseg_ray.imaging import Pixels, limited, resize_area
+from lungseg_ray.numerics.labels import IGNORE_LABEL
+
+_DARK = 0.2
+"""A picture whose 99th percentile is below this (0 to 1) is called almost black."""
+_SIDE = 256
+"""Masks are looked at with this length of their longer side, pixels."""
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How an image and its mask look.
+
+    Attributes:
+        image_id: The id of the image.
+        dark: Whether the image is almost black.
+        empty: Whether the mask marks nothing.
+        inverted: Whether the mask marks most of the image and its whole border.
+        outline: Whether the mask marks lines around areas that it does not mark.
+    """
+
+    image_id: str
+    dark: bool
+    empty: bool
+    inverted: bool
+    outline: bool
+
+
+def appearance(image_id: str, sample: Sample) -> Appearance:
+    """Looks at an image and its mask.
+
+    Args:
+        image_id: The id of the image.
+        sample: The image and its mask.
+
+    Returns:
+        How they look; the mask marks what has any label.
+    """
+    marked = ((sample.mask != 0) & (sample.mask != IGNORE_LABEL)).astype(np.uint8)
+    # A pixel of the smaller mask is marked if any of its pixels is, so that thin lines stay whole.
+    small = resize_area(marked * np.uint8(255), *limited(*marked.shape, longer_side=_SIDE))
+    mask = (small.reshape(small.shape[:2]) > 0).astype(np.uint8)
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    inverted = bool(border.mean() > 0.8 and mask.mean() > 0.5)
+    return Appearance(
+        image_id=image_id,
+        dark=float((sample.image >= _DARK * 255).mean()) < 0.01,
+        empty=not mask.any(),
+        inverted=inverted,
+        outline=not inverted and _is_outline(mask),
+    )
+
+
+_WARNINGS: Sequence[tuple[tuple[str, str], Callable[[Appearance], bool], str]] = (
+    (
+        ("image is", "images are"),
+        lambda one: one.dark,
+        "almost black. If white is less than the largest value of a file, set --corpus.white to it.",
+    ),
+    (
+        ("mask marks", "masks mark"),
+        lambda one: one.inverted,
+        "most of their image and its whole border, so that they seem to be inverted. If they are, say "
+        '--corpus.mask_values \'{"0": 1, "255": 0}\'.',
+    ),
+    (
+        ("mask is", "masks are"),
+        lambda one: one.outline,
+        "lines around areas that are not marked. Expected areas: fill them first.",
+    ),
+)
+
+
+def appearance_warnings(looks: Sequence[Appearance]) -> list[str]:
+    """Returns what the user should check, as sentences.
+
+    Args:
+        looks: How the images look, of all or of some.
+    """
+    found = []
+    for what, holds, text in _WARNINGS:
+        names = [one.image_id for one in looks if holds(one)]
+        if names:
+            few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            found.append(f"Of {len(looks)} looked at, {len(names)} {what[len(names) > 1]} ({few}) {text}")
+    return found
+
+
+def _is_outline(mask: Pixels) -> bool:
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros_like(mask)
+    cv2.drawContours(filled, contours, -1, 1, cv2.FILLED)
+    return bool(mask.any()) and int(filled.sum()) > 2.5 * int(mask.sum())
