@@ -110,6 +110,12 @@ class CorpusSettings(Section):
         "loss and figures. By default 0 is background, and 1 and 255 are the structure; with several classes each "
         "value is the label; other masks of two values, or of one colour, are found out from some files.",
     )
+    unite: Annotated[bool | None, Mark.IN_SHARDS, Mark.OF_FILES] = Field(
+        None,
+        description="Whether structures that masks distinguish by files, names or values (left and right lung) are "
+        "one. false: each is a class, and classes and class_names are found out where they are not set. By default "
+        "files are united, and values are asked for.",
+    )
     mirror: Annotated[list[tuple[str, str]] | Literal["auto", "none"], OneOrSeveral, Mark.IN_SHARDS] = Field(
         "auto",
         description="Pairs of class names that change places where an image is mirrored, in training and in "

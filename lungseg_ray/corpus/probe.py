@@ -23,7 +23,7 @@ from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.picture import Picture, Purpose
 from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings
-from lungseg_ray.corpus.read import fetch, fits, read_sample, redact_paths
+from lungseg_ray.corpus.read import binary, fetch, fits, has_own_label, read_sample, redact_paths
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.storage import PATIENCE_SECONDS, REQUESTS, retry
@@ -72,13 +72,13 @@ class _Look:
     alphas: list[Picture]
 
 
-def look(records: Sequence[Record], settings: CorpusSettings, known: Mapping[str, int | str] | None = None) -> Found:
+def look(records: Sequence[Record], settings: CorpusSettings, known: Mapping[int | str, int] | None = None) -> Found:
     """Finds out how images and masks are to be read.
 
     Args:
         records: The images with masks.
         settings: The settings of the corpus.
-        known: Labels of values, colours or names that a file of the corpus defines, for `mask_values`.
+        known: Labels of values or colours that a file of the corpus defines, for `mask_values`.
 
     Returns:
         What was found. Files that cannot be read are left to those who read all of them.
@@ -92,8 +92,12 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: Mapping[str
         looks = list(pool.map(_look, some))
     _find_white(found, looks)
     _find_scale(found, looks)
-    if known and not settings.mask_values:
+    if known and not settings.mask_values and _are_known(looks, known):
         _set(found, mask_values=dict(known))
+    elif any(has_own_label(source, settings) for one in looks for source in one.record.masks):
+        found.settings = binary(settings)
+        _find_labels(found, looks)
+        _set(found, classes=settings.classes, class_names=settings.class_names)
     else:
         _find_labels(found, looks)
     _check_pictures(found, [one.record for one in looks])
@@ -219,6 +223,16 @@ def _find_labels(found: Found, looks: Sequence[_Look]) -> None:
         _find_values(found, masks)
 
 
+def _are_known(looks: Sequence[_Look], known: Mapping[int | str, int]) -> bool:
+    """Whether a file of the corpus names all values, or all colours, of the masks that were looked at."""
+    masks = [mask.pixels for one in looks for mask in one.masks if mask.pixels.dtype.kind == "u"]
+    if any(isinstance(value, str) for value in known):
+        present = {colour_name(int(one)) for pixels in masks for one in np.unique(packed_colours(pixels))}
+        return bool(present) and present <= known.keys()
+    values = {int(one) for pixels in masks if not has_colours(pixels) for one in np.unique(pixels)}
+    return bool(values) and values <= known.keys()
+
+
 def _is_constant(picture: Picture) -> bool:
     flat = picture.pixels.reshape(-1, *picture.pixels.shape[2:])
     return bool((flat == flat[:1]).all())
@@ -263,6 +277,18 @@ def _find_values(found: Found, masks: Sequence[Picture]) -> None:
                 f"{threshold:g} is a guess; set --corpus.mask_threshold to that which is meant."
             )
         return
+    structures = [int(value) for value in values if value]
+    if single and settings.unite is not None and values[-1] <= _MOST_STRUCTURES:
+        united = {0: 0} | {value: 1 if settings.unite else number for number, value in enumerate(structures, start=1)}
+        _set(found, mask_values=united)
+        text = f"masks: values {', '.join(f'{value:g}' for value in values)}"
+        if settings.unite:
+            found.recognition.append(f"{text}, which are united (corpus.unite)")
+        else:
+            names = [f"structure {value}" for value in structures]
+            _set(found, classes=len(names) + 1, class_names=names)
+            found.recognition.append(f"{text}, each a class (corpus.unite, corpus.class_names)")
+        return
     unknown = [value for value in values if value not in settings.labels]
     if len(values) <= _FEW_VALUES:
         labels = max(settings.classes - 1, 1)
@@ -270,7 +296,7 @@ def _find_values(found: Found, masks: Sequence[Picture]) -> None:
         found.warnings.append(
             f"The masks have the values {', '.join(f'{value:g}' for value in values)}, of which "
             f"{', '.join(f'{value:g}' for value in unknown)} have no label. If they stand for the labels in this "
-            f"order, say --corpus.mask_values '{json.dumps(proposal)}'."
+            f"order, say --corpus.mask_values '{json.dumps(proposal)}', or --corpus.unite true if they are one."
         )
 
 

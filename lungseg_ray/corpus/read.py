@@ -34,6 +34,7 @@ from lungseg_ray.storage import Location, StorageError, translate_errors
 _OTHERS = {"heart", "clavicle", "spine", "trachea", "infection", "opacity", "opacitie", "nodule", "pneumothorax"}
 _OTHERS |= {"background", "rib", "diaphragm", "abdomen", "mediastinum", "aorta", "pneumonia", "mass", "lesion", "tumor"}
 _OTHERS |= {"tumour", "consolidation", "effusion", "edema", "covid", "tube", "catheter", "stomach", "liver", "cardiac"}
+_BACKGROUND = {"background", "bg", "none", "void", "unlabelled", "unlabeled"}
 LEAST_SIDE = 32
 """The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
@@ -180,7 +181,26 @@ def _decode_source(source: MaskSource, image: Decoded, settings: CorpusSettings)
     data = fetch(source.uri)
     if data[:64].lstrip()[:1] == b"{":
         return read_annotation(data).rasterise(label_of, height=image.height, width=image.width), data
-    return decode_mask(data, settings, name=source.uri), data
+    if not has_own_label(source, settings):
+        return decode_mask(data, settings, name=source.uri), data
+    mask = decode_mask(data, binary(settings), name=source.uri)
+    mask[mask == 1] = label_of(source.structure)
+    return mask, data
+
+
+def has_own_label(source: MaskSource, settings: CorpusSettings) -> bool:
+    """Returns whether all that a mask file marks has one of several labels, that of the structure in its name."""
+    return bool(source.structure) and not source.entry and len(settings.class_names) > 1
+
+
+def binary(settings: CorpusSettings) -> CorpusSettings:
+    """Returns the settings by which a mask file of a single structure is read."""
+    return settings.model_copy(update={"classes": 1, "class_names": ["structure"]})
+
+
+def is_background(name: str) -> bool:
+    """Returns whether the name of a structure stands for none."""
+    return name.lower().strip("_- ") in _BACKGROUND
 
 
 def structure_label(name: str, settings: CorpusSettings) -> int:
@@ -189,15 +209,27 @@ def structure_label(name: str, settings: CorpusSettings) -> int:
     Args:
         name: The name in an annotation, such as "left lung"; empty if it has none.
         settings: The settings of the corpus. With one class, every structure has the label 1, but those whose name
-            says that they are another organ.
+            says that they are another organ, which count only if `corpus.unite` is true.
 
     Raises:
         BadFileError: With the reason `unknown_label` if no class has this name.
     """
     words = name.lower().replace("_", " ").replace("-", " ").split()
     by_name = {tuple(one.lower().replace("_", " ").split()): label for label, one in enumerate(settings.class_names, 1)}
+    if is_background(name):
+        return 0
     if tuple(words) in by_name:
         return by_name[tuple(words)]
+    if settings.unite and len(settings.class_names) == 1:
+        return 1
+    # The folders "left" and "right" are those of "left lung" and "right lung".
+    alike = [
+        label
+        for class_words, label in by_name.items()
+        if words and ({*words} <= {*class_words} or {*class_words} <= {*words})
+    ]
+    if len(alike) == 1 and len(settings.class_names) > 1:
+        return alike[0]
     if len(settings.class_names) == 1:
         wanted = {word.rstrip("s") for word in settings.class_names[0].lower().split()}
         # A heart is no lung: where names say what is marked, only the structure that is asked for counts.

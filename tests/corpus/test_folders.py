@@ -230,9 +230,9 @@ def test_names_that_repeat_in_folders_of_other_depths(tmp_path: Path) -> None:
 
 
 def test_roots_that_define_labels_otherwise(tmp_path: Path) -> None:
-    one, other = (replace(Listing([], [], "pairs"), mask_values={"#ff0000": label, "#00ff00": 1}) for label in (1, 0))
-    assert _united([one, one]).mask_values == {"#ff0000": 1, "#00ff00": 1}
-    with pytest.raises(UserError, match="define #ff0000 of their masks as the label 1 and as 0"):
+    one, other = (replace(Listing([], [], "pairs"), value_names={"1": "lung", "2": name}) for name in ("heart", "rib"))
+    assert _united([one, one]).value_names == {"1": "lung", "2": "heart"}
+    with pytest.raises(UserError, match="name 2 of their masks 'heart' and 'rib'"):
         _united([one, other])
 
 

@@ -32,8 +32,9 @@ from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
 from lungseg_ray.corpus.layouts.tree import FilesState, FileTree
 from lungseg_ray.corpus.probe import look
+from lungseg_ray.corpus.read import is_background, structure_label
 from lungseg_ray.corpus.record import Record, SetAside
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
 
 __all__ = ["Listing", "files_state", "list_corpus"]
@@ -76,22 +77,40 @@ def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listi
     if isinstance(settings.root, Roots):
         roots = settings.root
         listings = [_list(settings.model_copy(update={"root": root}), outputs) for root in roots]
-        if settings.mask_values:
-            listings = [replace(each, mask_values={}) for each in listings]
         listing = _united([_of_root(each, name) for each, name in zip(listings, _names(roots), strict=True)])
     else:
         listing = _list(settings, outputs)
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
         settings = settings.model_copy(update={"empty_masks": "keep"})
-    found = look(listing.records, settings, listing.mask_values)
+    settings, said = _classes(listing, settings)
+    try:
+        known = {
+            int(value) if value.isdigit() else value: structure_label(name, settings)
+            for value, name in listing.value_names.items()
+        }
+    except BadFileError as error:
+        raise UserError(f"{settings.root}: {error.detail}.") from None
+    found = look(listing.records, settings, known)
     return replace(
         listing,
         records=found.records,
-        recognition=[*listing.recognition, *found.recognition],
+        recognition=[*listing.recognition, *said, *found.recognition],
         warnings=[*listing.warnings, *found.warnings],
         glances=found.glances,
         corpus=found.settings,
     )
+
+
+def _classes(listing: Listing, settings: CorpusSettings) -> tuple[CorpusSettings, list[str]]:
+    """Takes the classes from the structures of a corpus, where `corpus.unite` is false and the user names none."""
+    structures = dict.fromkeys([*listing.structures, *listing.value_names.values()])
+    names = [name for name in structures if not is_background(name)]
+    if settings.unite is not False or not names or {"classes", "class_names"} & settings.model_fields_set:
+        return settings, []
+    names.sort()
+    said = ", ".join(f"{label} {name}" for label, name in enumerate(names, start=1))
+    classes = {"classes": len(names) + 1 if len(names) > 1 else 1, "class_names": names}
+    return settings.model_copy(update=classes), [f"classes: {said} (corpus.unite, corpus.class_names)"]
 
 
 def files_state(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> list[FilesState]:
@@ -194,12 +213,12 @@ def _of_root(listing: Listing, name: str) -> Listing:
 
 def _united(listings: Sequence[Listing]) -> Listing:
     """Joins the listings of several corpora."""
-    mask_values: dict[str, int | str] = {}
-    for value, label in (item for listing in listings for item in listing.mask_values.items()):
-        if mask_values.setdefault(value, label) != label:
+    value_names: dict[str, str] = {}
+    for value, name in (item for listing in listings for item in listing.value_names.items()):
+        if value_names.setdefault(value, name) != name:
             raise UserError(
-                f"The corpora define {value} of their masks as the label {mask_values[value]} and as {label}. Expected "
-                "one label; shard them one by one, or set --corpus.mask_values for all of them."
+                f"The corpora name {value} of their masks {value_names[value]!r} and {name!r}. Expected one name; "
+                "shard them one by one."
             )
     return Listing(
         records=sorted((one for each in listings for one in each.records), key=_by_id),
@@ -211,7 +230,8 @@ def _united(listings: Sequence[Listing]) -> Listing:
         because="; ".join(listing.because for listing in listings if listing.because),
         recognition=[line for listing in listings for line in listing.recognition],
         warnings=[line for listing in listings for line in listing.warnings],
-        mask_values=mask_values,
+        value_names=value_names,
+        structures=list(dict.fromkeys(name for listing in listings for name in listing.structures)),
         keep_empty=any(listing.keep_empty for listing in listings),
         files=[state for listing in listings for state in listing.files],
     )

@@ -42,6 +42,7 @@ class Annotations:
         said: What was found, for the user.
         doubts: What the user should check, as sentences.
         marks_nothing: Whether the annotations say of some images that nothing is marked.
+        structures: The names of the structures that are annotated.
         left_out: The number of annotations that do not reach the quality that is asked for.
     """
 
@@ -51,6 +52,7 @@ class Annotations:
     doubts: list[str] = field(default_factory=list)
     marks_nothing: bool = False
     left_out: int = 0
+    structures: list[str] = field(default_factory=list)
 
 
 def find_annotations(tree: FileTree, settings: CorpusSettings) -> Annotations:
@@ -105,6 +107,7 @@ def _add_collection(found: Annotations, entry: Entry) -> None:
     if not drawings:
         return
     names = Counter(shape.name for drawing in drawings.values() for shape in drawing.shapes)
+    found.structures += [name for name in names if name and name not in found.structures]
     found.items += _items(entry, {name: drawing.model_dump_json() for name, drawing in drawings.items()}, "drawing")
     found.used.add(entry.path)
     structures = ", ".join(f"{shown(name)} ({count})" for name, count in names.most_common(6))
@@ -204,6 +207,7 @@ def _add_table(found: Annotations, entry: Entry, settings: CorpusSettings) -> No
         ).model_dump_json()
         for name, places in by_image.items()
     }
+    found.structures += [name for _, name in cells if name and name not in found.structures]
     found.items += _items(entry, entries, "runs")
     found.used.add(entry.path)
     how = ("from the end of the run before" if relative else "from 1") if runs is not None else "from 1, along rows"

@@ -15,6 +15,7 @@ from fnmatch import translate
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import index
 from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
+from lungseg_ray.corpus.layouts.labelmaps import find_value_names
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
 from lungseg_ray.corpus.layouts.patients import name_patients
@@ -102,10 +103,12 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     records, patients = name_patients(
         [*listing.records, *listing.unlabelled], paths, settings.patients if not tables.column else "auto"
     )
+    value_names, labels_said = find_value_names(tree)
     by_id = {record.image_id: record for record in records}
     recognition = [
         *([] if annotations.items else [f"images and masks: {_describe(found, matches, kind)}"]),
         *annotations.said,
+        *labels_said,
         *tables.said,
         *(f"patients: {said}" for said in patients.said),
     ]
@@ -117,6 +120,8 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         ignored=_count_unread(tree, found),
         recognition=recognition,
         keep_empty=annotations.marks_nothing,
+        value_names=value_names,
+        structures=annotations.structures or _structures(listing.records),
         warnings=[*annotations.doubts, *tables.doubts, *patients.doubts],
     )
 
@@ -216,7 +221,7 @@ def _choose_kind(tree: FileTree, matches: Matches, settings: CorpusSettings) -> 
     """
     kinds = families(matches.parts)
     several = any(len({part.kind for part in parts}) > 1 for parts in matches.parts.values())
-    if len(kinds) < 2 or not several or settings.classes > 2:
+    if len(kinds) < 2 or not several or settings.classes > 2 or settings.unite is not None:
         return None
     wanted = {word.rstrip("s") for name in settings.class_names for word in words_of(name)}
     fitting = [kind for kind in kinds if wanted & {word.rstrip("s") for word in kind}]
@@ -348,6 +353,12 @@ def _record(
     )
     splits = (item.parsed.split, *(part.item.parsed.split for part in parts))
     return replace(record, masks=sources, split=next((split for split in splits if split), None))
+
+
+def _structures(records: Sequence[Record]) -> list[str]:
+    """Returns what the names of mask files say that they mark, where they distinguish several structures."""
+    found = sorted({source.structure for record in records for source in record.masks})
+    return found if len(found) > 1 and all(found) else []
 
 
 def _groups(images: Sequence[Item]) -> dict[str, dict[str, str]]:

@@ -31,7 +31,8 @@ class Listing:
         recognition: What was found out about the corpus besides the layout, such as whose the images are; for the user.
         warnings: What the user should check, as sentences.
         glances: Warnings of the few images that were looked at, which whoever reads all of them knows better.
-        mask_values: Labels of values or colours that a file of the corpus defines, as `corpus.mask_values`.
+        value_names: Names of structures by the values or colours of masks, where a file of the corpus says so.
+        structures: The names of the structures that masks distinguish, by their files or annotations.
         keep_empty: Whether the corpus says of some images that nothing in them is marked.
         files: The state of the files of each root, by which a later change is noticed.
         corpus: The settings by which the files are read: those of the user, and what was found out from some files.
@@ -46,7 +47,8 @@ class Listing:
     recognition: Sequence[str] = ()
     warnings: Sequence[str] = ()
     glances: Sequence[str] = ()
-    mask_values: Mapping[str, int | str] = field(default_factory=dict)
+    value_names: Mapping[str, str] = field(default_factory=dict)
+    structures: Sequence[str] = ()
     keep_empty: bool = False
     files: Sequence[FilesState] = ()
     corpus: CorpusSettings = field(default_factory=CorpusSettings)

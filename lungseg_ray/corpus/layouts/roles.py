@@ -181,7 +181,7 @@ class Roles:
         split = next((one.split for one in reversed(words) if one.split and not _is_part_of_a_title(one)), None)
         side = next((one.side for one in reversed(words) if one.side), None) if role == "mask" else None
         dropped = {*same, *(depth for depth, one in enumerate(words) if one.side and role == "mask")}
-        kind = tuple(word for depth in same for word in words[depth].others if not word.isdigit())
+        kind = tuple(word for depth in sorted(dropped) for word in words[depth].others if not word.isdigit())
         rest = tuple(
             part if depth not in dropped else str(words[depth].split)
             for depth, part in enumerate(parts)
