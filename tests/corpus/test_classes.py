@@ -98,8 +98,8 @@ def test_names_of_nnunet(labels: dict[str, object], tmp_path: Path) -> None:
     assert found.corpus.class_names == ["left lung", "right lung"]
     named = listing(tmp_path, classes=3, class_names=["right lung", "left lung"])
     assert np.array_equal(mask_of(named), (2 * LEFT + RIGHT).astype(np.uint8))
-    with pytest.raises(UserError, match=r"expected the structures lung, heart of .*, found 'left lung'"):
-        listing(tmp_path, classes=3, class_names=["lung", "heart"])
+    with pytest.raises(UserError, match=r"expected the structures clavicle, heart of .*, found 'left lung'"):
+        listing(tmp_path, classes=3, class_names=["clavicle", "heart"])
 
 
 def test_colours_of_cvat(tmp_path: Path) -> None:
