@@ -129,8 +129,9 @@ def _nearest(lower: float, upper: float, splits: dict[str, Split], free: dict[st
         if patients[splits[patient]] > 1
     ]
     if not donors:
+        advice = "set --corpus.split.test 0, since training needs validation" if len(splits) == 2 else "add images"
         raise UserError(
-            f"Too few patients for the split: found {len(splits)}, and none is left for {split}. Expected at least one "
-            f"for every split with a share, 3 with validation and test: add images, or set the share of {split} to 0."
+            f"Too few patients for the split: found {len(splits)}, and none is left for {split}. Expected 3, one each to "
+            f"train, to validate and to test, or 2 without a test: {advice}."
         )
     return min(donors)[1]

@@ -94,8 +94,10 @@ def test_training_is_never_empty() -> None:
 
 
 def test_too_few_patients() -> None:
-    with pytest.raises(UserError, match="found 2"):
+    with pytest.raises(UserError, match=r"found 2, .* set --corpus\.split\.test 0, since training needs validation\."):
         splits([record("a", "a"), record("b", "b")])
+    with pytest.raises(UserError, match=r"found 1, .*: add images\."):
+        splits([record("a", "a")])
     assert set(splits([record("a", "a"), record("b", "b")], test=0).values()) == {"train", "val"}
 
 
