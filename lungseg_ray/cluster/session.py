@@ -13,6 +13,10 @@ import ray.data
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
 
+_TEMPORARY = "/tmp"
+LONGEST_FOLDER = 36
+"""The longest path of the folder for temporary files, bytes: a socket's has at most 107, of which Ray takes 71."""
+
 
 @contextmanager
 def cluster(*, processes: int) -> Iterator[None]:
@@ -39,7 +43,7 @@ def cluster(*, processes: int) -> Iterator[None]:
         if address:
             ray.init(**quiet)
         else:
-            ray.init(address="local", num_cpus=max(cores(), processes + 1), **quiet)
+            ray.init(address="local", num_cpus=max(cores(), processes + 1), _temp_dir=_short_folder(), **quiet)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, set "
@@ -52,6 +56,25 @@ def cluster(*, processes: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _short_folder() -> str | None:
+    """Returns a folder for the files of a local cluster, if the usual one has too long a path for the sockets in it.
+
+    Raises:
+        UserError: If there is no other folder.
+    """
+    # Ray writes to RAY_TMPDIR, or else to TMPDIR.
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get(name) or _TEMPORARY
+    if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+        return None
+    if name == "TMPDIR" and os.access(_TEMPORARY, os.W_OK | os.X_OK):
+        return f"{_TEMPORARY}/ray"
+    raise UserError(
+        f"{name}: expected a path of at most {LONGEST_FOLDER} bytes, found {len(os.fsencode(folder))}, too many for "
+        "the sockets of Ray. Set RAY_TMPDIR to a shorter folder."
+    )
 
 
 def quiet_data() -> None:

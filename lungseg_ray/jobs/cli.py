@@ -6,6 +6,7 @@ The scripts in `jobs/` call `main` with their name. The installed package has th
 from __future__ import annotations
 
 import importlib
+import io
 import signal
 import sys
 import time
@@ -124,6 +125,10 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
     Raises:
         SystemExit: After `--help`, with the exit code 0; also if the job itself exits for another reason than SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show must not end the job.
+            stream.reconfigure(errors="backslashreplace")
     console = Console(soft_wrap=True, markup=False)
     try:
         job(load_settings(tree, arguments), console)
