@@ -22,7 +22,7 @@ from lungseg_ray.corpus.decode import colour_name, has_colours, packed_colours
 from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.picture import Picture, Purpose
-from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings
+from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
 from lungseg_ray.corpus.read import binary, fetch, fits, has_own_label, read_sample, redact_paths
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
@@ -347,7 +347,8 @@ def _check_pictures(found: Found, records: Sequence[Record]) -> None:
     def look_at(record: Record) -> Appearance | None:
         try:
             read = partial(read_sample, scaled[record.image_id], settings, longer_side=_SMALL)
-            return appearance(record.image_id, retry(read, seconds=PATIENCE_SECONDS))
+            sample = retry(read, seconds=PATIENCE_SECONDS)
+            return appearance(record.image_id, sample, foreground(sample))
         except BadFileError:
             return None
 

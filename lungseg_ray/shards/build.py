@@ -251,7 +251,7 @@ def _build_index(
         shards=shards,
         set_aside={},
         warnings=check_warnings(
-            [one for one in checks if one.image_id not in doubles], structure=corpus.class_names[0]
+            [one for one in checks if one.image_id not in doubles], structure=" and ".join(corpus.class_names)
         ),
     )
     return index, set_aside

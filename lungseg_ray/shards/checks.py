@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,12 @@ import numpy as np
 from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import measure_label, perceptual_hash
 from lungseg_ray.audit.outliers import z_scores
-from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings
+from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import SPLITS, Record
-from lungseg_ray.imaging import limited, resize_area, resize_labels
+from lungseg_ray.imaging import resize_area
 from lungseg_ray.text import counted
 
-_SIDE = 256
-"""Images are reduced to this length of their longer side, pixels, so that checks cost little."""
 _MOST_COMPARED = 100_000
 """With more images, those that look alike are not searched for, which would take longer than the shards."""
 _ELSEWHERE, _FAR = 0.2, 6.0
@@ -38,8 +36,8 @@ class Check:
         split: As in `Record`.
         image_sha256: As in `Sample`.
         phash: The perceptual hash of the image, as in `ImageFacts`.
-        row: Vertical position of the centroid of label 1, 0 to 1; None if no pixel has it.
-        column: Horizontal position of the centroid of label 1, 0 to 1; None if no pixel has it.
+        row: Vertical position of the centroid of what is marked, 0 to 1; None if nothing is.
+        column: Horizontal position of the centroid of what is marked, 0 to 1; None if nothing is.
         look: How the image and its mask look.
     """
 
@@ -67,18 +65,16 @@ def check(record: Record, sample: Sample) -> Check:
     Returns:
         What the warnings need to know.
     """
-    height, width = limited(*sample.mask.shape, longer_side=_SIDE)
-    pixels = resize_area(sample.image, height, width).reshape(height, width, -1)
-    small = replace(sample, image=pixels, mask=resize_labels(sample.mask, height, width))
-    place = measure_label(small.mask, 1)
+    mask = foreground(sample)
+    place = measure_label(mask, 1)
     return Check(
         image_id=record.image_id,
         split=record.split,
         image_sha256=sample.image_sha256,
-        phash=perceptual_hash(small.image),
+        phash=perceptual_hash(resize_area(sample.image, *mask.shape).reshape(*mask.shape, -1)),
         row=place.row,
         column=place.column,
-        look=appearance(record.image_id, sample),
+        look=appearance(record.image_id, sample, mask),
     )
 
 
@@ -87,7 +83,7 @@ def check_warnings(checks: Sequence[Check], *, structure: str) -> list[str]:
 
     Args:
         checks: The checks of all images that are used.
-        structure: The name of label 1.
+        structure: The name of what is marked.
     """
     found = appearance_warnings([one.look for one in checks])
     if elsewhere := _elsewhere(checks):

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.corpus.phantom import draw
-from lungseg_ray.corpus.plausible import appearance
+from lungseg_ray.corpus.plausible import appearance, foreground
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import SPLITS, MaskSource, Record, Split
 from lungseg_ray.shards.checks import Check, check, check_warnings
@@ -67,9 +67,10 @@ def test_outlines_inverted_masks_and_dark_pictures(samples: list[tuple[Record, S
 
 def test_rings_of_one_class_around_another_are_no_outlines() -> None:
     mask = cv2.circle(np.zeros((200, 200), np.uint8), (100, 100), 60, 1, 8)
-    assert appearance("a", sample(mask, mask, "a")).outline
+    ring = sample(mask, mask, "a")
+    assert appearance("a", ring, foreground(ring)).outline
     cv2.circle(mask, (100, 100), 56, 2, cv2.FILLED)
-    assert not appearance("a", sample(mask, mask, "a")).outline
+    assert not appearance("a", ring, foreground(ring)).outline
 
 
 def test_a_mask_elsewhere(samples: list[tuple[Record, Sample]]) -> None:
