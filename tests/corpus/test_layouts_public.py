@@ -11,11 +11,12 @@ import pytest
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import read_sample
-from lungseg_ray.corpus.layouts import Listing
+from lungseg_ray.corpus.layouts import Listing, files_state, list_corpus
 from lungseg_ray.corpus.layouts.readings import reading_groups
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 from tests.corpus import trees
+from tests.corpus.kinds import png
 from tests.corpus.trees import listing, reasons
 
 
@@ -255,3 +256,96 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
             assert grey[sample.mask == 1].mean() < grey[sample.mask == 0].mean()
             digests.add(sample.image_sha256)
         assert len(digests) == len(found.records)
+
+
+class TestSeveralRoots:
+    """Images in one root, and what marks them in another."""
+
+    @pytest.mark.parametrize("table", ["", "OriginalResolution/ChestX-Ray8.csv"])
+    def test_chexmask(self, table: str, tmp_path: Path) -> None:
+        images, masks = trees.chexmask(tmp_path)
+        found = list_corpus(CorpusSettings(root=[str(images), str(masks / table)], min_quality=0.7))
+        assert found.layout == "pairs"
+        # Of 30 images, three have a mask of low quality. The masks of CheXpert have no images here.
+        assert len(found.records) == 27
+        assert len(found.unlabelled) == 3
+        assert found.set_aside == []
+        assert len({record.patient_id for record in found.records}) == 10
+        record = by_id(found)["00000005_001"]
+        # The lists of the NIH give the split, and every fifth patient is one to test.
+        assert (record.patient_id, record.split) == ("5", "test")
+        assert record.groups["View Position"] == "PA"
+        sample = read_sample(record, found.corpus, longer_side=1024)
+        assert sample.mask.sum() == trees.chest(13, 64)[1].astype(bool).sum()
+        assert np.array_equal(sample.mask, trees.chest(13, 64)[1].astype(bool))
+
+    def test_tables_of_two_sizes(self, tmp_path: Path) -> None:
+        images, masks = trees.chexmask(tmp_path, count=3)
+        shutil.copytree(masks / "OriginalResolution", masks / "Preprocessed")
+        with pytest.raises(UserError, match=r"both have run lengths for \S*00000001_000.png.*corpus.root IMAGES"):
+            list_corpus(CorpusSettings(root=[str(images), str(masks)]))
+
+    def test_pictures_of_masks(self, tmp_path: Path) -> None:
+        drawn = png(np.full((64, 64), 60, np.uint8))
+        for name in ("a", "b", "c"):
+            for folder in ("xrays", "lung_masks"):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                (tmp_path / folder / f"{name}.png").write_bytes(drawn)
+        found = list_corpus(CorpusSettings(root=[str(tmp_path / "xrays"), str(tmp_path / "lung_masks")]))
+        assert [(record.image_id, record.masks[0].uri) for record in found.records] == [
+            (name, str(tmp_path / "lung_masks" / f"{name}.png")) for name in ("a", "b", "c")
+        ]
+        assert "roots: lung_masks, xrays" in found.recognition[0] or "roots: xrays, lung_masks" in found.recognition[0]
+
+    def test_beside_a_corpus_of_its_own(self, tmp_path: Path) -> None:
+        images, masks = trees.chexmask(tmp_path, count=6)
+        trees.montgomery(tmp_path / "ours", count=4)
+        roots = [str(images), str(masks), str(tmp_path / "ours")]
+        found = list_corpus(CorpusSettings(root=roots))
+        assert Counter(record.groups["root"] for record in found.records) == {"nih+chexmask": 6, "ours": 4}
+        # The files of all roots are watched, in the order in which they are given.
+        assert list(found.files) == files_state(CorpusSettings(root=roots))
+
+    def test_none_of_which_has_masks(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            trees.chexmask(tmp_path / name, count=3, first=1 if name == "one" else 50)
+        with pytest.raises(UserError, match=r"6 images may be used.*nothing is named as a mask"):
+            list_corpus(CorpusSettings(root=[str(tmp_path / "one/nih"), str(tmp_path / "two/nih")]))
+
+
+def test_covid_qu_ex(tmp_path: Path) -> None:
+    top = trees.covid_qu_ex(tmp_path)
+    lungs = listing(top / "Lung Segmentation Data")
+    assert len(lungs.records) == 36
+    assert Counter(record.split for record in lungs.records) == {"train": 12, "val": 12, "test": 12}
+    assert counts(lungs, "folder") == {"COVID-19": 12, "Non-COVID": 12, "Normal": 12}
+    # Folders of classes within those of splits are no patients.
+    assert len({record.patient_id for record in lungs.records}) == 36
+    infections = listing(top / "Infection Segmentation Data", class_names=["infection"], empty_masks="keep")
+    assert len(infections.records) == 9
+    assert all("infection masks" in record.masks[0].uri for record in infections.records)
+    whole = listing(top)
+    assert all("lung masks" in source.uri for record in whole.records for source in record.masks)
+    assert counts(whole, "folder") == {"Infection Segmentation Data": 9, "Lung Segmentation Data": 36}
+
+
+@pytest.mark.parametrize(
+    "names", [("train.txt", "val.txt", "trainval.txt", "test.txt"), ("train_list.txt", "testing.txt")]
+)
+def test_splits_from_lists(names: tuple[str, ...], tmp_path: Path) -> None:
+    ids = [f"i{number}" for number in range(8)]
+    trees.fill(
+        tmp_path, *(f"JPEGImages/{name}.jpg" for name in ids), *(f"SegmentationClass/{name}.png" for name in ids)
+    )
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    members = {"train.txt": ids[:4], "val.txt": ids[4:6], "trainval.txt": ids[:6], "test.txt": ids[6:]}
+    members |= {"train_list.txt": [f"JPEGImages/{name}.jpg SegmentationClass/{name}.png" for name in ids[:6]]}
+    members |= {"testing.txt": [f"{name}.jpg" for name in ids[6:]]}
+    for name in names:
+        (lists / name).write_text("\n".join(members[name]) + "\n")
+    (tmp_path / "notes_on_training.txt").write_text("i0 is a scan of poor quality\n")
+    (tmp_path / "classes.txt").write_text("lung\n")
+    splits = {record.image_id: record.split for record in listing(tmp_path).records}
+    expected = ["train"] * 4 + (["val"] * 2 if "val.txt" in names else ["train"] * 2) + ["test"] * 2
+    assert [splits[name] for name in ids] == expected

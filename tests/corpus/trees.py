@@ -97,7 +97,7 @@ def montgomery(root: Path, *, count: int = 138, size: int = 32) -> Path:
     """
     top = root / "MontgomerySet"
     for index, image_id in enumerate(some(MONTGOMERY, count)):
-        image, mask = _chest(index, size)
+        image, mask = chest(index, size)
         # Films lie or stand, 4892 x 4020 px or 4020 x 4892.
         height, width = (size, size * 4020 // 4892)[:: 1 if index % 3 else -1]
         image, mask = image[:height, :width], mask[:height, :width]
@@ -130,7 +130,7 @@ def kaggle(root: Path, *, count: int = 800, size: int = 32) -> Path:
     top = root / "Lung Segmentation"
     _shenzhen(top, top / "masks", count * 662 // 800, size)
     for index, image_id in enumerate(some(MONTGOMERY, count * 138 // 800)):
-        image, mask = _chest(index + 700, size)
+        image, mask = chest(index + 700, size)
         _write(top / f"CXR_png/{image_id}.png", _png(Image.fromarray(image)))
         _write(top / f"masks/{image_id}.png", _png(Image.fromarray(mask)))
         _write(top / f"ClinicalReadings/{image_id}.txt", _montgomery_reading(index, image_id))
@@ -153,7 +153,7 @@ def jsrt(root: Path, *, count: int = 247, whole: int = 0, masks: bool = True) ->
     lines: dict[str, list[str]] = {"CLNDAT_EN.txt": [], "CNNDAT_EN.TXT": []}
     for index, image_id in enumerate(some(JSRT, count)):
         size = 2048 if index < whole else 64
-        image, mask = _chest(index, size)
+        image, mask = chest(index, size)
         # 12 bits, of which 0 is white.
         stored = (4095 - image.astype(np.uint32) * 4095 // 255).astype(">u2").tobytes()
         _write(root / f"All247images/{image_id}.IMG", stored if index < whole else stored[:64])
@@ -175,10 +175,77 @@ def jsrt(root: Path, *, count: int = 247, whole: int = 0, masks: bool = True) ->
     return root
 
 
+def chexmask(root: Path, *, count: int = 30, size: int = 64, first: int = 1) -> tuple[Path, Path]:
+    """Images of ChestX-ray14 as the NIH has them, and CheXmask, whose masks of CheXpert belong to no image here.
+
+    Returns the folder of the images and that of the masks. Every tenth mask is of a quality below 0.7.
+    """
+    pixels, masks = root / "nih", root / "chexmask"
+    entries, rows, lists = [], [], {"train_val_list.txt": "", "test_list.txt": ""}
+    for index in range(count):
+        patient, visit = index // 3 + first, index % 3
+        name = f"{patient:08d}_{visit:03d}.png"
+        image, mask = chest(index, size)
+        _write(pixels / f"images_{index * 12 // count + 1:03d}" / "images" / name, _png(Image.fromarray(image)))
+        entries.append(f"{name},{'No Finding' if visit else 'Effusion'},{visit},{patient},{20 + patient % 60},F,PA")
+        lists["test_list.txt" if patient % 5 == 0 else "train_val_list.txt"] += f"{name}\n"
+        right, left = _sides(mask)
+        heart = np.zeros_like(mask)
+        heart[size // 2 : size * 3 // 4, size * 2 // 5 : size * 3 // 5] = 255
+        quality = 0.4 if index % 10 == 9 else 0.85
+        rows.append((name, quality, left, right, heart))
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
+    _write(pixels / "Data_Entry_2017_v2020.csv", (header + "\n".join(entries) + "\n").encode())
+    for name, text in lists.items():
+        _write(pixels / name, text.encode())
+    _write(masks / "OriginalResolution" / "ChestX-Ray8.csv", _run_lengths("Image Index", rows))
+    others = [(f"/train/patient{n:05d}/study1/view1_frontal.jpg", *rows[n][1:]) for n in range(min(count, 5))]
+    _write(masks / "OriginalResolution" / "CheXpert.csv", _run_lengths("Path", others))
+    _write(masks / "README.md", b"# CheXmask Database")
+    return pixels, masks
+
+
+def covid_qu_ex(root: Path, *, count: int = 36, size: int = 64) -> Path:
+    """COVID-QU-Ex: the lungs of `count` images in three splits and three classes, and infections of some of them."""
+    top = root / "COVID-QU-Ex Dataset"
+    lungs, infections = (top / f"{name}/{name}" for name in ("Lung Segmentation Data", "Infection Segmentation Data"))
+    sides, labels = ("Train", "Val", "Test"), ("COVID-19", "Non-COVID", "Normal")
+    names = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
+    for index in range(count):
+        side, label = sides[index // 3 % 3], labels[index % 3]
+        name = names[label].format(index)
+        image, mask = chest(index, size)
+        files = {"images": image, "lung masks": mask}
+        for kind, picture in files.items():
+            _write(lungs / side / label / kind / name, _png(Image.fromarray(picture)))
+        if index % 4 == 0:
+            spot = mask.copy()
+            spot[: size // 2] = 0
+            for kind, picture in (files | {"infection masks": spot if label == "COVID-19" else spot * 0}).items():
+                _write(infections / side / label / kind / name, _png(Image.fromarray(picture)))
+    _write(top / "README.txt", b"COVID-QU-Ex Dataset")
+    return top
+
+
+def _run_lengths(column: str, rows: Sequence[tuple[str, float, Pixels, Pixels, Pixels]]) -> bytes:
+    """A table of CheXmask. Its landmarks are a printed array, with line breaks in the cell."""
+    lines = [f"{column},Dice RCA (Mean),Dice RCA (Max),Landmarks,Left Lung,Right Lung,Heart,Height,Width"]
+    for name, quality, *organs in rows:
+        height, width = organs[0].shape
+        runs = ",".join(map(_runs, organs))
+        lines.append(f'{name},{quality},{quality + 0.05:.2f},"[[ 1 22]\n [31  4]]",{runs},{height},{width}')
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _runs(mask: Pixels) -> str:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel() > 0, [0]]).astype(np.int8)))
+    return " ".join(f"{start + 1} {end - start}" for start, end in zip(edges[::2], edges[1::2], strict=True))
+
+
 def _shenzhen(top: Path, masks: Path, count: int, size: int) -> None:
     bare = set(SHENZHEN_BARE)
     for index, image_id in enumerate(some(SHENZHEN, count)):
-        image, mask = _chest(index, size)
+        image, mask = chest(index, size)
         height = size * 2919 // 3000
         # Their PNGs have a palette, of greys.
         _write(top / f"CXR_png/{image_id}.png", _png(Image.fromarray(image[:height]).convert("P")))
@@ -194,7 +261,7 @@ def _montgomery_reading(index: int, image_id: str) -> bytes:
     return f"Patient's Sex: {'FM'[index % 2]} \nPatient's Age: {20 + index % 60:03d}Y\n{finding}\n".encode()
 
 
-def _chest(index: int, size: int) -> tuple[Pixels, Pixels]:
+def chest(index: int, size: int) -> tuple[Pixels, Pixels]:
     """An image like no other, and its mask of 0 and 255."""
     image, mask = _drawing(index % _DRAWINGS, size)
     image = image.copy()

@@ -15,7 +15,8 @@ from lungseg_ray.corpus.picture import check_size
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels
 
-_LONGEST_CELL = 1 << 27
+LONGEST_ROW = 1 << 27
+"""The longest row of a table that is read, bytes."""
 # The limit of the csv module holds for all threads.
 _LIMIT = threading.Lock()
 EMPTY = {"", "-1", "nan"}
@@ -87,11 +88,11 @@ def cells_of(row: str, separator: str) -> list[str]:
     """Returns the cells of a row, which may be longer than those that the csv module reads by default.
 
     Args:
-        row: The row, without line breaks in its cells.
+        row: The row; quoted cells may have line breaks.
         separator: The separator of the cells.
     """
     with _LIMIT:
-        before = csv.field_size_limit(_LONGEST_CELL)
+        before = csv.field_size_limit(LONGEST_ROW)
         try:
             return next(csv.reader([row], delimiter=separator), [])
         finally:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from lungseg_ray.config import PHANTOM, CorpusSettings, Roots
 from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.layouts import manifest
+from lungseg_ray.corpus.layouts.annotated import names_runs
 from lungseg_ray.corpus.layouts.dicom import DICOM
 from lungseg_ray.corpus.layouts.folders import PAIRS
 from lungseg_ray.corpus.layouts.jsrt import JSRT
@@ -30,12 +31,13 @@ from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError
 from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
 from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
-from lungseg_ray.corpus.layouts.tree import FilesState, FileTree
+from lungseg_ray.corpus.layouts.tree import SUFFIXES, FilesState, FileTree
 from lungseg_ray.corpus.probe import look
 from lungseg_ray.corpus.read import is_background, structure_label
 from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.text import named
 
 __all__ = ["Listing", "files_state", "list_corpus"]
 
@@ -75,11 +77,9 @@ def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listi
     if settings.root == PHANTOM and settings.layout == "auto":
         return Listing(phantom.list_phantoms(settings.phantom), [], PHANTOM, corpus=settings)
     if isinstance(settings.root, Roots):
-        roots = settings.root
-        listings = [_list(settings.model_copy(update={"root": root}), outputs) for root in roots]
-        listing = _united([_of_root(each, name) for each, name in zip(listings, _names(roots), strict=True)])
+        listing = _list_roots(settings.root, settings, outputs)
     else:
-        listing = _list(settings, outputs)
+        listing = _list_root(settings, outputs)
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
         settings = settings.model_copy(update={"empty_masks": "keep"})
     settings, said = _classes(listing, settings)
@@ -127,19 +127,64 @@ def files_state(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> l
     if settings.root == PHANTOM:
         return []
     roots = settings.root if isinstance(settings.root, Roots) else [settings.root]
-    folders = [root for root in roots if isinstance(root, Location) and not is_table(root)]
-    return [FileTree.whole(root, outputs).state for root in folders]
+    places = [root for root in roots if isinstance(root, Location) and not is_table(root)]
+    return [(FileTree.of_file(root) if root.is_file() else FileTree.whole(root, outputs)).state for root in places]
 
 
-def _list(settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
+def _list_root(settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
     root = settings.root if isinstance(settings.root, Location) else locate(str(settings.root))
-    if settings.layout == "manifest" and not is_table(root):
-        raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")
     if settings.layout == "manifest" or (settings.layout == "auto" and is_table(root)):
-        listing = manifest.list_manifest(root, settings)
-        because = f"corpus.root is a {' or '.join(one for one in TABLES if root.name.lower().endswith(one))} file"
-        return listing if settings.layout == "manifest" else replace(listing, because=because)
+        return _list_manifest(root, settings)
     tree = FileTree.of(root, outputs)
+    return replace(_list_tree(tree, settings), files=[tree.state])
+
+
+def _list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
+    """Lists several roots, each as a corpus. Those that are none by themselves, as images and masks, are one together.
+
+    Raises:
+        UserError: As for `list_corpus`, also if the roots that are no corpus by themselves are none together.
+        OSError: If a root cannot be read.
+    """
+    listings: list[Listing] = []
+    parts: dict[str, FileTree] = {}
+    states: list[FilesState] = []
+    for name, root in zip(_names(roots), roots, strict=True):
+        own = settings.model_copy(update={"root": root})
+        if is_table(root) and not names_runs(root):
+            listings.append(_of_root(_list_manifest(root, own), name))
+            continue
+        tree = FileTree.of_file(root) if root.is_file() else FileTree.of(root, outputs)
+        if not is_table(root):
+            states.append(tree.state)
+        listing = None
+        # Annotations alone may be of many gigabytes, and are read only with their images.
+        if any(entry.path.lower().endswith(SUFFIXES) for entry in tree.files):
+            with suppress(NoLayoutError):
+                listing = _list_tree(tree, own)
+        if listing and listing.records:
+            listings.append(_of_root(listing, name))
+        else:
+            parts[name] = tree
+    if parts:
+        tree = FileTree.joined(parts) if len(parts) > 1 else next(iter(parts.values()))
+        listing = _list_tree(tree, settings)
+        if len(parts) > 1:
+            said = f"roots: {named(list(parts))} are one corpus, since none of them has images and masks"
+            listing = replace(listing, recognition=[said, *listing.recognition])
+        listings.append(_of_root(listing, "+".join(parts)) if listings or len(parts) == 1 else listing)
+    return replace(_united(listings) if len(listings) > 1 else listings[0], files=states)
+
+
+def _list_manifest(root: Location, settings: CorpusSettings) -> Listing:
+    if not is_table(root):
+        raise UserError(f"{root}: the layout manifest expects {manifest.EXPECTS}; set corpus.root to one.")
+    listing = manifest.list_manifest(root, settings)
+    because = f"corpus.root is a {' or '.join(one for one in TABLES if root.name.lower().endswith(one))} file"
+    return listing if settings.layout == "manifest" else replace(listing, because=because)
+
+
+def _list_tree(tree: FileTree, settings: CorpusSettings) -> Listing:
     if settings.layout != "auto":
         listing = next(layout for layout in _LAYOUTS if layout.name == settings.layout).read(tree, settings)
     else:
@@ -149,11 +194,11 @@ def _list(settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
             listing = listings[0] if len(listings) == 1 else _united([_of_set(each) for each in listings])
         except NoLayoutError as error:
             expected = "\n".join(f"  {layout.name}: {layout.expects}" for layout in _LAYOUTS)
-            raise UserError(
+            raise NoLayoutError(
                 f"{error}\nThese layouts are read:\n  manifest: {manifest.EXPECTS}\n{expected}\nAll are described in "
                 f"docs/input.md; --corpus.root {PHANTOM} draws chest X-rays to try."
             ) from None
-    return replace(listing, recognition=[*tree.notes, *listing.recognition], files=[tree.state])
+    return replace(listing, recognition=[*tree.notes, *listing.recognition])
 
 
 def _recognise(tree: FileTree) -> list[tuple[Layout, str]]:
@@ -170,7 +215,7 @@ def _recognise(tree: FileTree) -> list[tuple[Layout, str]]:
     if len(found) > 1 and not all(layout in _PUBLIC for layout, _ in found):
         reasons = "; ".join(f"{layout.name} ({because})" for layout, because in found)
         raise UserError(
-            f"{tree.root}: several layouts fit: {reasons}. Set corpus.layout to the one that is meant, or corpus.root "
+            f"{tree.name}: several layouts fit: {reasons}. Set corpus.layout to the one that is meant, or corpus.root "
             "to the folder of one corpus."
         )
     return found

@@ -107,7 +107,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         record = replace(record, masks=sources, patient_id=_patient(tags, salt) or image_id, private=True)
         (found.records if parts else found.unlabelled).append(replace(record, split=item.parsed.split))
     if not (found.records or found.unlabelled or found.set_aside):
-        raise UserError(f"{tree.root}: the layout dicom expects {EXPECTS}; found no DICOM file.")
+        raise UserError(f"{tree.name}: the layout dicom expects {EXPECTS}; found no DICOM file.")
     for lonely in [] if annotations.items else matches.lonely:
         set_aside(lonely.entry, "no_image", "expected its image, found the mask alone")
     for unusable in tree.unusable():

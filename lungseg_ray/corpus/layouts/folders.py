@@ -230,7 +230,7 @@ def _choose_kind(tree: FileTree, matches: Matches, settings: CorpusSettings) -> 
         return fitting[0]
     lines = [f"  {' '.join(kind) or 'without a word'}: {count} images" for kind, count in kinds.items()]
     raise UserError(
-        f"{tree.root}: images have masks of several kinds, found\n"
+        f"{tree.name}: images have masks of several kinds, found\n"
         + "\n".join(lines)
         + "\nName the one that is meant, "
         "with --corpus.masks FOLDER or a pattern of its files."
@@ -371,6 +371,9 @@ def _groups(images: Sequence[Item]) -> dict[str, dict[str, str]]:
         if len(values) > _MOST_VALUES or len(images) < _FEWEST_IN_A_GROUP * len(values):
             # These are the folders of patients or studies, and so are those in them.
             break
+        if levels and len({(_at(item, levels[-1]), _at(item, depth)) for item in images}) == len(values):
+            # A folder in a folder of its own says nothing more.
+            continue
         levels.append(depth)
     names = {depth: "folder" if number == 0 else f"folder_{number + 1}" for number, depth in enumerate(levels)}
     return {
@@ -405,7 +408,7 @@ def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) ->
     differences = [f"{shown(text)} ({count})" for text, count in matches.differences.most_common(3)]
     if differences:
         text += f"; names differ by {', '.join(differences)}"
-    several = sum(len(parts) > 1 for parts in matches.parts.values())
+    several = sum(sum(kind is None or part.kind == kind for part in parts) > 1 for parts in matches.parts.values())
     if several:
         text += f"; {counted(several, 'image')} with several mask files, which are united"
     return text
@@ -414,18 +417,20 @@ def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) ->
 def _refuse(tree: FileTree, found: _Sorted) -> None:
     """Raises the `NoLayoutError` of a tree in which no mask has an image."""
     images, masks = ([item.entry.path for item in items] for items in (found.images, found.masks))
-    there = f"{tree.root}: found {tree.describe()}"
+    there = f"{tree.name}: found {tree.describe()}"
     if not images and not masks:
         raise NoLayoutError(f"{there}; expected images and masks ({', '.join(SUFFIXES)}).")
     if not masks:
         raise NoLayoutError(
             f"{there}. Of these, {counted(len(images), 'image')} may be used, such as {shown(images[0])}, and nothing "
-            "is named as a mask. Name the folder of masks (--corpus.masks FOLDER), or a pattern of its files."
+            "is named as a mask. Name the folder of masks (--corpus.masks FOLDER), or a pattern of its files; masks or "
+            "annotations that are elsewhere are a second --corpus.root."
         )
     if not images:
         raise NoLayoutError(
             f"{there}. Of these, {counted(len(masks), 'file')} may be masks, such as {shown(masks[0])}, and there are "
-            "no images. Name the folder of images (--corpus.images FOLDER)."
+            "no images. Name the folder of images (--corpus.images FOLDER); images that are elsewhere are a second "
+            "--corpus.root."
         )
     raise NoLayoutError(
         f"{there}. Of these, {counted(len(images), 'image')} such as {shown(images[0])} and "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.matching import bare
 from lungseg_ray.corpus.layouts.patients import AUTO
-from lungseg_ray.corpus.layouts.roles import normal
+from lungseg_ray.corpus.layouts.roles import normal, words_of
 from lungseg_ray.corpus.layouts.table import (
     TABLES,
     Column,
@@ -21,7 +22,7 @@ from lungseg_ray.corpus.layouts.table import (
     split_of,
 )
 from lungseg_ray.corpus.layouts.tree import Entry, FileTree
-from lungseg_ray.corpus.record import Record, SetAside, Split
+from lungseg_ray.corpus.record import SPLIT_NAMES, Record, SetAside, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown
 
@@ -33,6 +34,7 @@ _ENOUGH = 0.5
 _DEEPEST = 2
 """Tables in more folders than this below the root are not looked at."""
 _MOST_TABLES = 8
+_LONGEST_LIST = 1 << 26
 
 
 @dataclass
@@ -90,7 +92,8 @@ def read_indexes(
         if entry.path.lower().endswith(TABLES) and entry.path.count("/") <= _DEEPEST and entry.path not in others
     ]
     tables.sort(key=lambda entry: (not _is_index(entry), entry.path.count("/"), entry.path))
-    names = _Names(paths if tables else {})
+    lists = _split_lists(tree)
+    names = _Names(paths if tables or lists else {})
     for entry in tables[:_MOST_TABLES]:
         try:
             table = read_table(entry.place)
@@ -103,9 +106,10 @@ def read_indexes(
     missing = sorted(settings.columns.keys() - found.named)
     if tables and missing:
         raise UserError(
-            f"{tree.root}: corpus.columns names {shown(settings.columns[missing[0]])} for {missing[0]}, and none of "
+            f"{tree.name}: corpus.columns names {shown(settings.columns[missing[0]])} for {missing[0]}, and none of "
             f"the tables has that column: {named([entry.path for entry in tables])}."
         )
+    _add_lists(found, lists, names)
     return found
 
 
@@ -210,6 +214,43 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
         + "".join(f", {one}" for one in meanings)
         + (f"; read {table.note}" if table.note else "")
     )
+
+
+def _split_lists(tree: FileTree) -> list[tuple[Entry, Split]]:
+    """Returns the text files that are named by a split, such as `test_list.txt`, with that split.
+
+    A file of train and val, such as `trainval.txt`, comes last: of what no other file names, val is taken as usual.
+    """
+    found: list[tuple[bool, Entry, Split]] = []
+    for entry in tree.files:
+        if entry.path.lower().endswith(".txt") and entry.path.count("/") <= _DEEPEST and entry.size <= _LONGEST_LIST:
+            words = words_of(entry.place.stem)
+            splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+            both = splits == {"train", "val"} or "trainval" in words
+            if both or len(splits) == 1:
+                found.append((both, entry, "train" if both else splits.pop()))
+    return [(entry, split) for _, entry, split in sorted(found, key=lambda one: one[0])][:_MOST_TABLES]
+
+
+def _add_lists(found: Indexes, lists: Sequence[tuple[Entry, Split]], names: _Names) -> None:
+    """Takes the splits from text files, if together they name at least half of the images, one on each line."""
+    splits: dict[str, Split] = {}
+    used: Counter[str] = Counter()
+    for entry, split in lists:
+        text = entry.place.read_bytes().decode("utf-8-sig", errors="replace")
+        for line in filter(None, map(str.strip, text.splitlines())):
+            # Some lists have the mask beside the image, or whether a class is in it.
+            image_id = names.find(line) or names.find(line.split()[0])
+            if image_id is not None and image_id not in splits:
+                splits[image_id] = split
+                used[f"{shown(entry.path)} to {split}"] += 1
+    if len(splits) < _ENOUGH * len(names.ids) or not splits:
+        return
+    for image_id, split in splits.items():
+        told = found.entries.setdefault(image_id, _Entry())
+        told.split = told.split or split
+    said = ", ".join(f"{counted(count, 'image')} by {name}" for name, count in used.items())
+    found.said.append(f"splits: {said}")
 
 
 def _usual(table: UserTable, column: Column) -> str | None:

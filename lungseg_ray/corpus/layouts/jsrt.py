@@ -56,7 +56,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     images, masks = tree.match(_IMAGE), {side: tree.match(_mask(side)) for side in _SIDES}
     if not images:
         raise UserError(
-            f"{tree.root}: the layout jsrt expects {EXPECTS}; found {tree.describe()}. Correct corpus.root."
+            f"{tree.name}: the layout jsrt expects {EXPECTS}; found {tree.describe()}. Correct corpus.root."
         )
     patients = _patients("\n".join(read_texts(tree.match(_CLINICAL)).values()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.corpus.record import Record
@@ -21,6 +21,8 @@ _FEWEST_PATIENTS = 3
 """Names that would make fewer patients than this are not taken for names of patients."""
 _LARGEST_SHARE = 0.5
 """A patient who would have a larger share of all images than this is not taken for one."""
+_SHARE_OF_NAMES = 0.4
+"""Folders are those of patients if the names of one level are at least this share of the number of folders."""
 _WORD = r"(?:patients?|pat|pt|subjects?|subj|sub|persons?|pid|p)"
 # Views, sides and numbers, by which several images of a patient are told apart.
 _LAST = re.compile(r"[-_ .](?:\d{1,3}|[a-z]|ap|pa|ll|rl|lat|lateral|frontal|view\d*|img\d*|image\d*|l|r|left|right)$")
@@ -177,9 +179,19 @@ def _by_repetition(paths: Mapping[str, str]) -> tuple[dict[str, str], str]:
     if _repeats(by_name, len(paths)):
         return by_name, "the beginnings of names"
     by_folder = {image_id: folder for image_id, (folder, _, _) in stems.items() if folder}
-    if _repeats(by_folder, len(paths)) and len(set(by_folder.values())) > max(12, len(paths) // 40):
+    folders = set(by_folder.values())
+    if _repeats(by_folder, len(paths)) and len(folders) > max(12, len(paths) // 40) and _name_many(folders):
         return by_folder, "folders"
     return {}, ""
+
+
+def _name_many(folders: Collection[str]) -> bool:
+    """Whether folders of one level have many names. Folders of splits, classes and kinds repeat a few names instead."""
+    levels: dict[int, set[str]] = defaultdict(set)
+    for folder in folders:
+        for depth, name in enumerate(folder.split("/")):
+            levels[depth].add(name)
+    return max(map(len, levels.values())) >= _SHARE_OF_NAMES * len(folders)
 
 
 def _plausible(found: Mapping[str, str], images: int) -> bool:

@@ -46,7 +46,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     folders = "|".join(re.escape(folder) for folder in tree.match(_SHENZHEN))
     if not folders:
         raise UserError(
-            f"{tree.root}: the layout shenzhen expects {EXPECTS}; found {tree.describe()}. Correct corpus.root."
+            f"{tree.name}: the layout shenzhen expects {EXPECTS}; found {tree.describe()}. Correct corpus.root."
         )
     # Images of the Montgomery County set are read only from folders that also hold images of this set.
     images = tree.match(re.compile(rf"({folders})/{_ID}\.png"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -82,7 +82,7 @@ class FileTree:
     """The files below the root of a corpus, none of which has been opened.
 
     Attributes:
-        root: The root of the corpus.
+        name: The root of the corpus, or the roots, for messages.
         files: The files, ordered by path.
         folders: The paths of the folders below the root.
         misnamed: The files whose paths are not UTF-8. Such a path may appear only in messages.
@@ -91,7 +91,7 @@ class FileTree:
         notes: What was left out of the tree, for the user.
     """
 
-    root: Location
+    name: str
     files: list[Entry]
     folders: frozenset[str]
     misnamed: list[Entry]
@@ -159,13 +159,43 @@ class FileTree:
                 (kind if is_utf8(path) else misnamed).append(entry)
         notes = [f"left out: {counted(junk, 'file')} that systems and programs leave (hidden, thumbnails)"]
         return cls(
-            root,
+            str(root),
             files,
             frozenset(filter(is_utf8, folders)),
             misnamed,
             special,
             FilesState.of(files),
             notes if junk else [],
+        )
+
+    @classmethod
+    def of_file(cls, place: Location) -> FileTree:
+        """Returns the tree of a single file, whose path is empty: a table that annotates the images of another root."""
+        info = place.info()
+        entry = Entry("", place, info.size or 0, info.mtime_ns or 0)
+        return cls(str(place), [entry], frozenset(), [], [], FilesState.of([entry]))
+
+    @classmethod
+    def joined(cls, trees: Mapping[str, FileTree]) -> FileTree:
+        """Returns one tree of several, each in a folder of its own.
+
+        Args:
+            trees: The trees by the paths of their folders, or of their file if they are of one.
+        """
+
+        def below(name: str, entries: Iterable[Entry]) -> list[Entry]:
+            return [replace(entry, path=f"{name}/{entry.path}" if entry.path else name) for entry in entries]
+
+        files = [one for name, tree in trees.items() for one in below(name, tree.files)]
+        files.sort(key=lambda entry: entry.path)
+        return cls(
+            " and ".join(tree.name for tree in trees.values()),
+            files,
+            frozenset(folder for entry in files for folder in above(entry.path)),
+            [one for name, tree in trees.items() for one in below(name, tree.misnamed)],
+            [one for name, tree in trees.items() for one in below(name, tree.special)],
+            FilesState.of(files),
+            [note for tree in trees.values() for note in tree.notes],
         )
 
     def match(self, pattern: re.Pattern[str]) -> dict[str, list[Entry]]:
