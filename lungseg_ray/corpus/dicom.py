@@ -64,6 +64,9 @@ class Tags:
             files of a patient contain it. To take two patients for one does less harm than to assign one patient to two
             splits.
         study: The UID of the study; empty if the file has none.
+        instance: The UID of the file; empty if it has none.
+        marks: For a segmentation, the UIDs of the images that it marks; None for another file.
+        structures: The names of the structures that a segmentation marks.
         groups: The values of `sex`, `view` and `modality` by name. Evaluation may report them as subgroups, since they
             identify nobody.
     """
@@ -71,6 +74,9 @@ class Tags:
     patient: str
     study: str
     groups: dict[str, str]
+    instance: str = ""
+    marks: tuple[str, ...] | None = None
+    structures: tuple[str, ...] = ()
 
 
 def is_dicom(data: bytes) -> bool:
@@ -90,15 +96,33 @@ def read_tags(file: BinaryIO) -> Tags:
     Raises:
         BadFileError: With the reason `unreadable` if the file is damaged, or `unsupported` if it is deflated.
     """
-    names = ["PatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality"]
-    with _guarded():
+    names = ["PatientID", "StudyInstanceUID", "PatientSex", "ViewPosition", "Modality", "SOPClassUID", "SOPInstanceUID"]
+    with guarded():
         _check_start(file.read(_FIRST))
         file.seek(0)
         found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(names))
         text = {name: str(found.get(name) or "").strip() for name in names}
+        marks: tuple[str, ...] | None = None
+        structures: tuple[str, ...] = ()
+        if text["SOPClassUID"] == uid.SegmentationStorage:
+            file.seek(0)
+            marks, structures = _read_segments(file)
     groups = {"sex": text["PatientSex"], "view": text["ViewPosition"], "modality": text["Modality"]}
     groups = {name: value for name, value in groups.items() if value in _CODES[name]}
-    return Tags(text["PatientID"], text["StudyInstanceUID"], groups)
+    return Tags(text["PatientID"], text["StudyInstanceUID"], groups, text["SOPInstanceUID"], marks, structures)
+
+
+def _read_segments(file: BinaryIO) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the UIDs of the images that a segmentation marks, and the names of the structures."""
+    names = ["ReferencedSeriesSequence", "SegmentSequence"]
+    found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(names))
+    images = [
+        str(image.get("ReferencedSOPInstanceUID", ""))
+        for series in found.get("ReferencedSeriesSequence") or []
+        for image in series.get("ReferencedInstanceSequence") or []
+    ]
+    structures = [str(segment.get("SegmentLabel", "")) for segment in found.get("SegmentSequence") or []]
+    return tuple(images), tuple(structures)
 
 
 def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
@@ -119,7 +143,7 @@ def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
     Raises:
         BadFileError: If the file cannot be used; its `reason` is one of `REASONS`.
     """
-    with _guarded():
+    with guarded():
         _check_start(data[:_FIRST])
         found = pydicom.dcmread(BytesIO(data))
         _check(found)
@@ -152,7 +176,7 @@ def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """Turns every error of pydicom into a `BadFileError` without its message, which may quote the file."""
     try:
         with warnings.catch_warnings():

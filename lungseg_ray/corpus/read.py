@@ -25,6 +25,7 @@ from lungseg_ray.corpus.annotations.runs import RunLengths, cells_of
 from lungseg_ray.corpus.decode import Decoded, White, decode_image, decode_mask
 from lungseg_ray.corpus.picture import Spacing, check_bytes
 from lungseg_ray.corpus.record import MaskSource, Record
+from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
@@ -179,6 +180,8 @@ def _decode_source(source: MaskSource, image: Decoded, settings: CorpusSettings)
         texts = [(row[cell], label_of(name)) for row in cells for cell, name in runs.cells if cell < len(row)]
         return runs.draw(texts, height=image.height, width=image.width), b"".join(rows)
     data = fetch(source.uri)
+    if kind == "segmentation" or is_segmentation(data):
+        return draw_segmentation(data, label_of, instance=text, threshold=settings.mask_threshold), data
     if data[:64].lstrip()[:1] == b"{":
         return read_annotation(data).rasterise(label_of, height=image.height, width=image.width), data
     if not has_own_label(source, settings):

@@ -55,7 +55,8 @@ class MaskSource:
 
     Attributes:
         uri: The URI of the file.
-        entry: The part, as `corpus.read` reads it: "drawing:" or "runs:" and JSON; empty for the whole file.
+        entry: The part, as `corpus.read` reads it: "drawing:" or "runs:" and JSON, or "segmentation:" and the UID of
+            the image; empty for the whole file.
         structure: Words for what the file marks, such as "left lung"; empty if nothing says so.
     """
 

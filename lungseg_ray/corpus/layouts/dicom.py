@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from lungseg_ray.config import CorpusSettings
@@ -23,8 +24,9 @@ from lungseg_ray.corpus.record import STUDY_KEY, MaskSource, Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry, translate_errors
+from lungseg_ray.text import counted, shown
 
-EXPECTS = "DICOM files in any folders, and the mask of images/a/b.dcm, or of a/b.dcm, as masks/a/b.png"
+EXPECTS = "DICOM files in any folders, with DICOM segmentations, or the mask of images/a/b.dcm as masks/a/b.png"
 _READERS = 16
 """The number of files whose tags are read at the same time."""
 _HEAD_BYTES = 1 << 17
@@ -73,39 +75,49 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     salt = find_salt()
     roles = Roles(entry.path.rpartition("/")[0] for entry in tree.files)
     items = [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files]
-    images = [item for item in items if _is_image(item)]
     masks = [item for item in items if item.parsed.role == "mask" and item.name.endswith(SUFFIXES)]
     annotations = find_annotations(tree, settings) if not masks else Annotations()
-    masks = masks or annotations.items
-    found = Listing([], [], "dicom", recognition=annotations.said, warnings=annotations.doubts)
-    good: dict[str, tuple[Item, dicom.Tags]] = {}
-    ignored = len(tree.files) - len(images) - (len(annotations.used) or len(masks))
+    found = Listing([], [], "dicom", warnings=annotations.doubts)
 
     def set_aside(entry: Entry, reason: str, detail: str) -> None:
         image_id = salt.key("path", entry.path)
         found.set_aside.append(SetAside(image_id, image_id, reason, detail))
 
-    for item, tags in zip(images, _all_tags([item.entry for item in images], salt), strict=True):
-        if tags is None:
-            ignored += 1
-        elif isinstance(tags, BadFileError):
+    images: dict[str, _Tagged] = {}
+    segmentations: list[_Tagged] = []
+    read_files = {item.entry.path for item in masks} | annotations.used
+    files = [item for item in items if may_be_dicom(item.entry.path.rpartition("/")[2])]
+    for item, tags in zip(files, _all_tags([item.entry for item in files], salt), strict=True):
+        if tags is not None:
+            read_files.add(item.entry.path)
+        if isinstance(tags, dicom.Tags) and tags.marks is not None:
+            segmentations.append(_Tagged(item, tags))
+        elif item.parsed.role != "mask" and isinstance(tags, dicom.Tags):
+            images[item.entry.path] = _Tagged(item, tags)
+        elif item.parsed.role != "mask" and isinstance(tags, BadFileError):
             set_aside(item.entry, tags.reason, tags.detail)
-        else:
-            good[item.entry.path] = item, tags
-    matches = match([item for item, _ in good.values()], masks)
+    referring = _referring(images, segmentations)
+    used = {one.item.entry.path for several in referring.values() for one in several}
+    by_name = {one.entry.path: one for one in [*masks, *(one.item for one in segmentations)]}
+    named = [item for path, item in by_name.items() if path not in used]
+    matches = match([one.item for one in images.values()], [*named, *annotations.items])
     claimed = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
-    for path, (item, tags) in good.items():
-        parts = matches.parts[path]
-        if path in claimed or len(parts) > 1:
+    for path, image in images.items():
+        segments = referring.get(path, [])
+        parts = [*(part.item for part in matches.parts[path]), *(one.item for one in segments)]
+        names = [name for one in segments for name in one.tags.structures]
+        if path in claimed or len(parts) > max(len(segments), 1) or len(set(names)) < len(names):
             several = len(matches.ambiguous[claimed[path]]) if path in claimed else 1
             detail = f"expected one image and one mask of a name, found {several} and {max(len(parts), 1)}"
-            set_aside(item.entry, "ambiguous", detail)
+            set_aside(image.item.entry, "ambiguous", detail)
             continue
-        image_id = salt.key("path", item.entry.path)
-        record = make_record(image_id, item.entry, [part.item.entry for part in parts], settings, _groups(tags, salt))
-        sources = tuple(part.item.source or MaskSource(part.item.entry.place.uri) for part in parts)
-        record = replace(record, masks=sources, patient_id=_patient(tags, salt) or image_id, private=True)
-        (found.records if parts else found.unlabelled).append(replace(record, split=item.parsed.split))
+        image_id = salt.key("path", path)
+        entries = [part.entry for part in parts]
+        record = make_record(image_id, image.item.entry, entries, settings, _groups(image.tags, salt))
+        sources = tuple(part.source or MaskSource(part.entry.place.uri) for part in parts)
+        patient = _patient(image.tags, salt) or image_id
+        record = replace(record, masks=sources, patient_id=patient, split=image.item.parsed.split, private=True)
+        (found.records if parts else found.unlabelled).append(record)
     if not (found.records or found.unlabelled or found.set_aside):
         raise UserError(f"{tree.name}: the layout dicom expects {EXPECTS}; found no DICOM file.")
     for lonely in [] if annotations.items else matches.lonely:
@@ -115,7 +127,38 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         found.set_aside.append(replace(unusable, image_id=image_id, uri=image_id))
     for group in (found.records, found.unlabelled, found.set_aside):
         group.sort(key=lambda one: one.image_id)
-    return replace(found, ignored=ignored, keep_empty=annotations.marks_nothing)
+    structures = Counter(name for one in segmentations for name in one.tags.structures)
+    said = ", ".join(f"{shown(name)} ({count})" for name, count in structures.most_common(6))
+    lines = [f"annotations: {counted(len(segmentations), 'DICOM segmentation')}: {said}"] if segmentations else []
+    return replace(
+        found,
+        recognition=[*annotations.said, *lines],
+        ignored=sum(entry.path not in read_files for entry in tree.files),
+        keep_empty=annotations.marks_nothing,
+        structures=list(structures) if len(structures) > 1 else annotations.structures,
+    )
+
+
+@dataclass(frozen=True)
+class _Tagged:
+    """A DICOM file with its tags."""
+
+    item: Item
+    tags: dicom.Tags
+
+
+def _referring(images: Mapping[str, _Tagged], segmentations: Sequence[_Tagged]) -> dict[str, list[_Tagged]]:
+    """Returns the segmentations that refer to each image, by the path of the image."""
+    by_instance: dict[str, list[str]] = defaultdict(list)
+    for path, image in images.items():
+        by_instance[image.tags.instance].append(path)
+    found: dict[str, list[_Tagged]] = defaultdict(list)
+    for item, tags in ((one.item, one.tags) for one in segmentations):
+        for instance in dict.fromkeys(tags.marks or ()):
+            source = MaskSource(item.entry.place.uri, entry=f"segmentation:{instance}")
+            for path in by_instance.get(instance, ()):
+                found[path].append(_Tagged(replace(item, source=source), tags))
+    return found
 
 
 def find_path(root: Location, key: str) -> str:
@@ -190,10 +233,6 @@ def may_be_dicom(name: str) -> bool:
     return (without or name.lower().endswith(DICOM_SUFFIXES)) and not name.startswith(".") and name != "DICOMDIR"
 
 
-def _is_image(item: Item) -> bool:
-    return may_be_dicom(item.entry.path.rpartition("/")[2]) and item.parsed.role != "mask"
-
-
 def _groups(tags: dicom.Tags, salt: Salt) -> dict[str, str]:
     return {**tags.groups, **({STUDY_KEY: salt.key("study", tags.study)} if tags.study else {})}
 
@@ -229,7 +268,7 @@ def _tags(place: Location) -> dicom.Tags | None:
             with suppress(BadFileError):
                 # Tags are stored in ascending order, and that of the study is the last of those that are needed. If the
                 # head contains it, the rest of the file contains none of them.
-                if (tags := dicom.read_tags(io.BytesIO(head))).study:
+                if (tags := dicom.read_tags(io.BytesIO(head))).study and tags.marks is None:
                     return tags
             return dicom.read_tags(io.BytesIO(head + file.read()))
     except OSError as error:
