@@ -116,6 +116,11 @@ class CorpusSettings(Section):
         "one. false: each is a class, and classes and class_names are found out where they are not set. By default "
         "files are united, and values are asked for.",
     )
+    structures: Annotated[list[str], Mark.IN_SHARDS, Mark.OF_FILES, Mark.FOUND] = Field(
+        [],
+        description="Names of the structures in annotations that count as the only class. By default those that share "
+        "a word with its name; if none does, all but known other organs and findings.",
+    )
     mirror: Annotated[list[tuple[str, str]] | Literal["auto", "none"], OneOrSeveral, Mark.IN_SHARDS] = Field(
         "auto",
         description="Pairs of class names that change places where an image is mirrored, in training and in "

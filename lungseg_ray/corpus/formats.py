@@ -302,7 +302,9 @@ def _of_array(pixels: NDArray[Any], use: Purpose) -> Picture:
             raise BadFileError("not_finite", f"expected numbers, found {(~np.isfinite(pixels)).sum()} NaN or infinite")
         whole = np.round(pixels)
         if not np.array_equal(whole, pixels) or (use != "mask" and pixels.max(initial=0) <= 1):
-            return Picture(np.ascontiguousarray(pixels, np.float32), 32, 1.0)
+            highest = float(pixels.max(initial=0))
+            white = 1.0 if use != "mask" or highest <= 1 else 255.0 if highest <= 255 else 65535.0
+            return Picture(np.ascontiguousarray(pixels, np.float32), 32, white)
         pixels = whole
     return _whole_numbers(pixels)
 

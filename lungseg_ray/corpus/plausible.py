@@ -84,8 +84,8 @@ _WARNINGS: Sequence[tuple[tuple[str, str], Callable[[Appearance], bool], str]] =
     (
         ("mask marks", "masks mark"),
         lambda one: one.inverted,
-        "most of their image and its whole border, so that they seem to be inverted. If they are, say "
-        '--corpus.mask_values \'{"0": 1, "255": 0}\'.',
+        "most of their image and its whole border, so that they seem to be inverted. If they are, exchange the labels, "
+        'for masks of 0 and 255 with --corpus.mask_values \'{"0": 1, "255": 0}\'; invert lossy masks themselves.',
     ),
     (
         ("mask is", "masks are"),

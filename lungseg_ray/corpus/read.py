@@ -26,16 +26,13 @@ from lungseg_ray.corpus.decode import Decoded, White, decode_image, decode_mask
 from lungseg_ray.corpus.picture import Spacing, check_bytes
 from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
+from lungseg_ray.corpus.structures import structure_label
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
 # Without the "s" of a plural.
-_OTHERS = {"heart", "clavicle", "spine", "trachea", "infection", "opacity", "opacitie", "nodule", "pneumothorax"}
-_OTHERS |= {"background", "rib", "diaphragm", "abdomen", "mediastinum", "aorta", "pneumonia", "mass", "lesion", "tumor"}
-_OTHERS |= {"tumour", "consolidation", "effusion", "edema", "covid", "tube", "catheter", "stomach", "liver", "cardiac"}
-_BACKGROUND = {"background", "bg", "none", "void", "unlabelled", "unlabeled"}
 LEAST_SIDE = 32
 """The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
@@ -192,56 +189,17 @@ def _decode_source(source: MaskSource, image: Decoded, settings: CorpusSettings)
 
 
 def has_own_label(source: MaskSource, settings: CorpusSettings) -> bool:
-    """Returns whether all that a mask file marks has one of several labels, that of the structure in its name."""
-    return bool(source.structure) and not source.entry and len(settings.class_names) > 1
+    """Returns whether all that a mask file marks has one of several labels, that of the structure in its name.
+
+    Values that have labels of their own say that the files are label maps instead.
+    """
+    several = any(label not in (0, 1, "ignore") for label in settings.mask_values.values())
+    return bool(source.structure) and not source.entry and len(settings.class_names) > 1 and not several
 
 
 def binary(settings: CorpusSettings) -> CorpusSettings:
     """Returns the settings by which a mask file of a single structure is read."""
     return settings.model_copy(update={"classes": 1, "class_names": ["structure"]})
-
-
-def is_background(name: str) -> bool:
-    """Returns whether the name of a structure stands for none."""
-    return name.lower().strip("_- ") in _BACKGROUND
-
-
-def structure_label(name: str, settings: CorpusSettings) -> int:
-    """Returns the label of a named structure.
-
-    Args:
-        name: The name in an annotation, such as "left lung"; empty if it has none.
-        settings: The settings of the corpus. With one class, every structure has the label 1, but those whose name
-            says that they are another organ, which count only if `corpus.unite` is true.
-
-    Raises:
-        BadFileError: With the reason `unknown_label` if no class has this name.
-    """
-    words = name.lower().replace("_", " ").replace("-", " ").split()
-    by_name = {tuple(one.lower().replace("_", " ").split()): label for label, one in enumerate(settings.class_names, 1)}
-    if is_background(name):
-        return 0
-    if tuple(words) in by_name:
-        return by_name[tuple(words)]
-    if settings.unite and len(settings.class_names) == 1:
-        return 1
-    # The folders "left" and "right" are those of "left lung" and "right lung".
-    alike = [
-        label
-        for class_words, label in by_name.items()
-        if words and ({*words} <= {*class_words} or {*class_words} <= {*words})
-    ]
-    if len(alike) == 1 and len(settings.class_names) > 1:
-        return alike[0]
-    if len(settings.class_names) == 1:
-        wanted = {word.rstrip("s") for word in settings.class_names[0].lower().split()}
-        # A heart is no lung: where names say what is marked, only the structure that is asked for counts.
-        singular = {word if word.endswith("ss") else word.rstrip("s") for word in words}
-        return 0 if _OTHERS & singular and not wanted & singular else 1
-    raise BadFileError(
-        "unknown_label",
-        f"expected the structures {', '.join(settings.class_names)} of corpus.class_names, found {name!r}",
-    )
 
 
 def _checked_size(mask: Pixels, image: Decoded, record: Record) -> Pixels:

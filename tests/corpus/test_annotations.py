@@ -19,7 +19,7 @@ from lungseg_ray.corpus.annotations.documents import read_annotation, read_colle
 from lungseg_ray.corpus.annotations.drawing import Drawing, Shape
 from lungseg_ray.corpus.annotations.runs import bounds, is_relative
 from lungseg_ray.corpus.layouts import Listing
-from lungseg_ray.corpus.read import structure_label
+from lungseg_ray.corpus.structures import structure_label
 from lungseg_ray.errors import BadFileError
 from tests.corpus.kinds import png
 from tests.corpus.trees import listing
@@ -114,7 +114,7 @@ class TestCoco:
         (tmp_path / place).write_text(coco_file(*areas))
         found = listing(tmp_path)
         assert_masks(found, BOTH)
-        assert f"{place} has shapes for 3 images" in found.recognition[-1]
+        assert f"{place} has shapes for 3 images" in found.recognition[0]
 
     def test_classes_by_name(self, tmp_path: Path) -> None:
         images(tmp_path, "images")
@@ -250,7 +250,7 @@ class TestRunLengths:
         assert_masks(listing(tmp_path), BOTH, images=4)
         good = listing(tmp_path, min_quality=0.7)
         assert_masks(good, BOTH)
-        assert "1 below corpus.min_quality = 0.7 are left out" in good.recognition[-1]
+        assert "1 below corpus.min_quality = 0.7 are left out" in good.recognition[0]
         assert len(good.unlabelled) == 1
         parts = listing(tmp_path, classes=4, class_names=["left lung", "right lung", "heart"])
         sample = read_sample(parts.records[0], parts.corpus, longer_side=1024)

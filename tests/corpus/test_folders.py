@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lungseg_ray.config import CorpusSettings, ShardJob, dump, load_settings
-from lungseg_ray.corpus.layouts import Listing, _united, list_corpus
+from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.errors import UserError
 from tests.corpus.trees import fill, listing, reasons
 
@@ -227,13 +226,6 @@ def test_names_that_repeat_in_folders_of_other_depths(tmp_path: Path) -> None:
     assert paired(listing(tmp_path), tmp_path) == {
         f"CheXpert/train/patient{p}/study{k}/view1.jpg": [f"masks/patient{p}/study{k}/view1.png"] for p, k in patients
     }
-
-
-def test_roots_that_define_labels_otherwise(tmp_path: Path) -> None:
-    one, other = (replace(Listing([], [], "pairs"), value_names={"1": "lung", "2": name}) for name in ("heart", "rib"))
-    assert _united([one, one]).value_names == {"1": "lung", "2": "heart"}
-    with pytest.raises(UserError, match="name 2 of their masks 'heart' and 'rib'"):
-        _united([one, other])
 
 
 def test_junk(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ The root `phantom` stands for synthetic X-rays.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Literal
 
 from lungseg_ray.config import PHANTOM, CorpusSettings, Roots
 from lungseg_ray.corpus import phantom
@@ -27,19 +28,21 @@ from lungseg_ray.corpus.layouts.annotated import names_runs
 from lungseg_ray.corpus.layouts.dicom import DICOM
 from lungseg_ray.corpus.layouts.folders import PAIRS
 from lungseg_ray.corpus.layouts.jsrt import JSRT
+from lungseg_ray.corpus.layouts.labelmaps import require_same_names
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError
 from lungseg_ray.corpus.layouts.montgomery import MONTGOMERY
+from lungseg_ray.corpus.layouts.roles import read_words
 from lungseg_ray.corpus.layouts.shenzhen import SHENZHEN
 from lungseg_ray.corpus.layouts.table import TABLES, is_table
 from lungseg_ray.corpus.layouts.tree import SUFFIXES, FilesState, FileTree
 from lungseg_ray.corpus.probe import look
-from lungseg_ray.corpus.read import is_background, structure_label
 from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.corpus.structures import as_classes, counting, is_background, is_ignored, structure_label
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
-from lungseg_ray.text import named
+from lungseg_ray.text import named, shown
 
-__all__ = ["Listing", "files_state", "list_corpus"]
+__all__ = ["Listing", "files_state", "is_background", "list_corpus"]
 
 
 def list_corpus(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> Listing:
@@ -83,14 +86,7 @@ def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listi
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
         settings = settings.model_copy(update={"empty_masks": "keep"})
     settings, said = _classes(listing, settings)
-    try:
-        known = {
-            int(value) if value.isdigit() else value: structure_label(name, settings)
-            for value, name in listing.value_names.items()
-        }
-    except BadFileError as error:
-        raise UserError(f"{settings.root}: {error.detail}.") from None
-    found = look(listing.records, settings, known)
+    found = look(listing.records, settings, _known_values(listing, settings))
     return replace(
         listing,
         records=found.records,
@@ -102,15 +98,42 @@ def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listi
 
 
 def _classes(listing: Listing, settings: CorpusSettings) -> tuple[CorpusSettings, list[str]]:
-    """Takes the classes from the structures of a corpus, where `corpus.unite` is false and the user names none."""
-    structures = dict.fromkeys([*listing.structures, *listing.value_names.values()])
-    names = [name for name in structures if not is_background(name)]
-    if settings.unite is not False or not names or {"classes", "class_names"} & settings.model_fields_set:
+    """Takes the classes, or what counts as the only class, from the structures of a corpus, where the user does not."""
+    names = as_classes([*listing.structures, *listing.value_names.values()])
+    if settings.unite is False and names and not {"classes", "class_names"} & settings.model_fields_set:
+        said = ", ".join(f"{label} {name}" for label, name in enumerate(names, start=1))
+        classes = {"classes": len(names) + 1 if len(names) > 1 else 1, "class_names": names}
+        return settings.model_copy(update=classes), [f"classes: {said} (corpus.unite, corpus.class_names)"]
+    if settings.classes > 2 or settings.unite or settings.structures or not names:
         return settings, []
-    names.sort()
-    said = ", ".join(f"{label} {name}" for label, name in enumerate(names, start=1))
-    classes = {"classes": len(names) + 1 if len(names) > 1 else 1, "class_names": names}
-    return settings.model_copy(update=classes), [f"classes: {said} (corpus.unite, corpus.class_names)"]
+    (wanted,) = settings.class_names
+    counted = counting(names, wanted)
+    if not counted:
+        raise UserError(
+            f"{settings.root}: the masks mark {', '.join(map(shown, names))}, and the class is {wanted}. Name the "
+            f"class, such as --corpus.class_names {shown(names[0])!r}, or count all as {wanted}: --corpus.unite true"
+        )
+    if len(counted) == len(names):
+        return settings, []
+    rest = ", ".join(shown(name) for name in names if name not in counted)
+    said = f"structures: {', '.join(map(shown, counted))}; {rest} count as background (corpus.structures, corpus.unite)"
+    return settings.model_copy(update={"structures": counted}), [said]
+
+
+def _known_values(listing: Listing, settings: CorpusSettings) -> dict[int | str, int | Literal["ignore"]]:
+    """Returns the labels of the values or colours that a file of the corpus names, where the user sets none."""
+    if settings.mask_values:
+        return {}
+    labels: dict[int | str, int | Literal["ignore"]] = {}
+    try:
+        for value, name in listing.value_names.items():
+            key = int(value) if value.isdecimal() else value
+            labels[key] = "ignore" if is_ignored(name) else structure_label(name, settings)
+    except BadFileError as error:
+        raise UserError(
+            f"{settings.root}: {error.detail}. Set corpus.class_names, or the labels of values with corpus.mask_values."
+        ) from None
+    return labels
 
 
 def files_state(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> list[FilesState]:
@@ -146,13 +169,13 @@ def _list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Locati
         UserError: As for `list_corpus`, also if the roots that are no corpus by themselves are none together.
         OSError: If a root cannot be read.
     """
-    listings: list[Listing] = []
+    listings: dict[str, Listing] = {}
     parts: dict[str, FileTree] = {}
     states: list[FilesState] = []
     for name, root in zip(_names(roots), roots, strict=True):
         own = settings.model_copy(update={"root": root})
         if is_table(root) and not names_runs(root):
-            listings.append(_of_root(_list_manifest(root, own), name))
+            listings[name] = _of_root(_list_manifest(root, own), name)
             continue
         tree = FileTree.of_file(root) if root.is_file() else FileTree.of(root, outputs)
         if not is_table(root):
@@ -163,7 +186,7 @@ def _list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Locati
             with suppress(NoLayoutError):
                 listing = _list_tree(tree, own)
         if listing and listing.records:
-            listings.append(_of_root(listing, name))
+            listings[name] = _of_root(listing, name)
         else:
             parts[name] = tree
     if parts:
@@ -172,8 +195,25 @@ def _list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Locati
         if len(parts) > 1:
             said = f"roots: {named(list(parts))} are one corpus, since none of them has images and masks"
             listing = replace(listing, recognition=[said, *listing.recognition])
-        listings.append(_of_root(listing, "+".join(parts)) if listings or len(parts) == 1 else listing)
-    return replace(_united(listings) if len(listings) > 1 else listings[0], files=states)
+        together = "+".join(parts)
+        listings[together] = _of_root(listing, together) if listings or len(parts) == 1 else listing
+    if not settings.mask_values:
+        _require_same_names(listings)
+    several = list(listings.values())
+    return replace(_united(several) if len(several) > 1 else several[0], files=states)
+
+
+def _require_same_names(listings: Mapping[str, Listing]) -> None:
+    """Raises a `UserError` if the values of masks mean one thing in one root, and another or nothing in another."""
+    names = {root: listing.value_names for root, listing in listings.items() if listing.records}
+    require_same_names(names)
+    without = [root for root, one in names.items() if not one]
+    if without and len(without) < len(names):
+        file, root = next((root for root, one in names.items() if one)), without[0]
+        raise UserError(
+            f"A file in {file} names the values of its masks, and none does in {root}, where they may mean something "
+            "else. Shard these corpora one by one, or set corpus.mask_values."
+        )
 
 
 def _list_manifest(root: Location, settings: CorpusSettings) -> Listing:
@@ -231,7 +271,11 @@ def _of_set(listing: Listing) -> Listing:
 
 
 def _of_root(listing: Listing, name: str) -> Listing:
-    """Returns the listing of one of several roots; its name becomes a group, and a part of the ids of its images."""
+    """Returns the listing of one of several roots; its name becomes a group, and a part of the ids of its images.
+
+    A root that is named by a split, such as `train`, prescribes it where nothing in the root does.
+    """
+    split = read_words(name.rpartition("/")[2]).split
 
     def of(records: Iterable[Record]) -> list[Record]:
         return [
@@ -241,6 +285,7 @@ def _of_root(listing: Listing, name: str) -> Listing:
                 # Who has no name is a patient of an image; patients of one name may be the same.
                 patient_id=f"{name}/{record.image_id}" if record.patient_id == record.image_id else record.patient_id,
                 groups={"root": name, **record.groups},
+                split=record.split or split,
             )
             for record in records
         ]
@@ -258,13 +303,6 @@ def _of_root(listing: Listing, name: str) -> Listing:
 
 def _united(listings: Sequence[Listing]) -> Listing:
     """Joins the listings of several corpora."""
-    value_names: dict[str, str] = {}
-    for value, name in (item for listing in listings for item in listing.value_names.items()):
-        if value_names.setdefault(value, name) != name:
-            raise UserError(
-                f"The corpora name {value} of their masks {value_names[value]!r} and {name!r}. Expected one name; "
-                "shard them one by one."
-            )
     return Listing(
         records=sorted((one for each in listings for one in each.records), key=_by_id),
         # Each of several sets in a folder sets aside what is no file.
@@ -275,7 +313,7 @@ def _united(listings: Sequence[Listing]) -> Listing:
         because="; ".join(listing.because for listing in listings if listing.because),
         recognition=[line for listing in listings for line in listing.recognition],
         warnings=[line for listing in listings for line in listing.warnings],
-        value_names=value_names,
+        value_names=dict(item for listing in listings for item in listing.value_names.items()),
         structures=list(dict.fromkeys(name for listing in listings for name in listing.structures)),
         keep_empty=any(listing.keep_empty for listing in listings),
         files=[state for listing in listings for state in listing.files],

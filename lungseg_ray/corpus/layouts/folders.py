@@ -22,6 +22,7 @@ from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
+from lungseg_ray.corpus.structures import is_other
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown, without_suffix
 
@@ -92,6 +93,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     if not any(matches.parts.values()) and not matches.ambiguous:
         _refuse(tree, found)
     kind = _choose_kind(tree, matches, settings)
+    _require_single(tree, matches)
     ids = _ids(found.images, matches.lonely)
     listing = _list(found, matches, ids, settings, kind)
     if annotations.items:
@@ -100,10 +102,19 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     paths = {ids[item.entry.path]: item.entry.path for item in found.images}
     tables = index.read_indexes(tree, settings, paths, annotations.used)
     listing = index.apply(listing, tables)
+    listing, structures = _with_structures(listing, settings)
+    names = {" ".join(part.kind) for parts in matches.parts.values() for part in parts}
+    others = [name for name in names if is_other(name, settings.class_names[0])] if len(names) == 1 else []
+    doubts = [
+        f"The masks are named {shown(name)}, and count as {settings.class_names[0]}. If they mark something else, name "
+        f"it: --corpus.class_names {shown(name)!r}"
+        for name in others
+        if settings.classes <= 2
+    ]
     records, patients = name_patients(
         [*listing.records, *listing.unlabelled], paths, settings.patients if not tables.column else "auto"
     )
-    value_names, labels_said = find_value_names(tree)
+    value_names, labels_said = find_value_names(tree, settings)
     by_id = {record.image_id: record for record in records}
     recognition = [
         *([] if annotations.items else [f"images and masks: {_describe(found, matches, kind)}"]),
@@ -121,8 +132,8 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         recognition=recognition,
         keep_empty=annotations.marks_nothing,
         value_names=value_names,
-        structures=annotations.structures or _structures(listing.records),
-        warnings=[*annotations.doubts, *tables.doubts, *patients.doubts],
+        structures=annotations.structures or structures,
+        warnings=[*doubts, *annotations.doubts, *tables.doubts, *patients.doubts],
     )
 
 
@@ -235,6 +246,18 @@ def _choose_kind(tree: FileTree, matches: Matches, settings: CorpusSettings) -> 
         + "\nName the one that is meant, "
         "with --corpus.masks FOLDER or a pattern of its files."
     )
+
+
+def _require_single(tree: FileTree, matches: Matches) -> None:
+    """Raises a `UserError` if most images have masks that their names do not tell apart, as those of annotators."""
+    marked = [parts for parts in matches.parts.values() if parts]
+    alike = [same for parts in marked if (same := _same_part(parts))]
+    if len(alike) > len(marked) / 2:
+        raise UserError(
+            f"{tree.name}: {len(alike)} of {len(marked)} images have several masks whose names do not say what each "
+            f"marks, such as {named(alike[0])}. Expected one mask for an image. If they are of several annotators, "
+            "name the folder of one, or a pattern of its files: --corpus.masks '*_rater1.png'"
+        )
 
 
 def _ids(images: Sequence[Item], others: Sequence[Item] = ()) -> dict[str, str]:
@@ -355,10 +378,27 @@ def _record(
     return replace(record, masks=sources, split=next((split for split in splits if split), None))
 
 
-def _structures(records: Sequence[Record]) -> list[str]:
-    """Returns what the names of mask files say that they mark, where they distinguish several structures."""
-    found = sorted({source.structure for record in records for source in record.masks})
-    return found if len(found) > 1 and all(found) else []
+def _with_structures(listing: Listing, settings: CorpusSettings) -> tuple[Listing, list[str]]:
+    """Keeps what the names of mask files say that they mark, if all of them do and distinguish several structures.
+
+    Raises:
+        UserError: If `corpus.unite` is false, and some of the files that make a mask together do not say it.
+    """
+    found = sorted({source.structure for record in listing.records for source in record.masks})
+    if len(found) > 1 and all(found):
+        return listing, found
+    several = next((record for record in listing.records if len(record.masks) > 1), None)
+    if several and settings.unite is False:
+        files = named([source.uri.rpartition("/")[2] for source in several.masks])
+        raise UserError(
+            f"corpus.unite is false, and the names of masks do not all say what they mark, such as {files} of "
+            f"{shown(several.image_id)}. Expected a name with a word for each structure, such as left or heart."
+        )
+
+    def nameless(record: Record) -> Record:
+        return replace(record, masks=tuple(replace(source, structure="") for source in record.masks))
+
+    return replace(listing, records=[nameless(record) for record in listing.records]), []
 
 
 def _groups(images: Sequence[Item]) -> dict[str, dict[str, str]]:

@@ -23,7 +23,11 @@ _MOST_COMPARED = 2000
 """Names of each side, at most, that are compared to find out in what they differ."""
 _NEARLY_ALL = 0.8
 """A difference without a word that says "mask" counts if at least this share of the unmatched names have it."""
+_NUMBER = re.compile(r"\d+")
+_LAST_NUMBER = re.compile(r"[-_ .]*\(?\d+\)?$")
 _PARTS = {"l": "left", "r": "right", "lt": "left", "rt": "right"}
+_ANNOTATORS = {"rater", "reader", "annotator", "observer", "expert", "radiologist", "reviewer", "version", "v"}
+"""Words before the number of whoever drew a mask, or of one of its versions."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,12 @@ class _Rule:
 
     Attributes:
         text: The text that differs, for the user.
-        change: Returns the stem of the image for the stem of a mask; None where the rule does not apply.
-        words: Words for what the mask marks.
+        change: Returns the stem of the image for the stem of a mask, and what in that of the mask says what it marks;
+            None where the rule does not apply.
     """
 
     text: str
-    change: Callable[[str], str | None]
-    words: tuple[str, ...] = ()
+    change: Callable[[str], tuple[str, str] | None]
 
 
 def bare(name: str) -> str:
@@ -166,39 +169,46 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
     for mask in masks:
         # `predict` names the mask of x.png x.png.png, and that of x.jpg x.jpg.png.
         own = by_name.get((mask.rest, mask.name.rpartition(".")[0])) or candidates(mask, mask.stem)
-        if not _take(found, mask, own, None):
+        if not _take(found, mask, own):
             waiting.append(mask)
     rules = _rules([mask.stem for mask in waiting], [item.stem for item in images], found, images) if waiting else []
     for mask in waiting:
         for rule in rules:
-            stem = rule.change(mask.stem)
-            if stem is not None and _take(found, mask, candidates(mask, stem), rule):
+            changed = rule.change(mask.stem)
+            if changed and _take(found, mask, candidates(mask, changed[0]), words_of(changed[1])):
+                found.differences[rule.text] += 1
                 break
         else:
             found.lonely.append(mask)
     return found
 
 
-def _take(found: Matches, mask: Item, images: Sequence[Item], rule: _Rule | None) -> bool:
+def _take(found: Matches, mask: Item, images: Sequence[Item], words: Sequence[str] = ()) -> bool:
     if not images:
         return False
     if len(images) > 1:
         found.ambiguous[mask.entry.path] = [item.entry.path for item in images]
         return True
-    found.parts[images[0].entry.path].append(_part(mask, rule))
-    if rule:
-        found.differences[rule.text] += 1
+    found.parts[images[0].entry.path].append(_part(mask, images[0], words))
     return True
 
 
-def _part(mask: Item, rule: _Rule | None) -> Part:
-    words = rule.words if rule else ()
+def _part(mask: Item, image: Item, words: Sequence[str]) -> Part:
+    """Finds out what a mask marks, from words in its name and from the folders that its image does not have."""
+    own = Counter(mask.rest) - Counter(image.rest)
+    folders = [read_words(folder) for folder in mask.rest if folder in own]
     said = read_words("_".join(words)) if words else None
     side = mask.parsed.side or (said.side if said else None)
     side = side or next((_side(word) for word in words if word in _PARTS), None)
-    kind = tuple(dict.fromkeys((*mask.parsed.kind, *(said.others if said else ()))))
-    number = next((word for word in words if word.isdigit()), "")
-    return Part(mask, side, tuple(word for word in kind if not word.isdigit() and word not in _PARTS), number)
+    others = [word for one in (*folders, *([said] if said else [])) if not one.split for word in one.others]
+    kind = tuple(word for word in dict.fromkeys((*mask.parsed.kind, *others)) if not _is_no_kind(word))
+    # Numbers tell the parts of a mask apart, but not if they count those who drew the whole of it.
+    number = "" if _ANNOTATORS & {*words} else next((word for word in words if word.isdigit()), "")
+    return Part(mask, side, kind, number)
+
+
+def _is_no_kind(word: str) -> bool:
+    return word.isdigit() or word in _PARTS or word in _ANNOTATORS
 
 
 def _side(word: str) -> Side:
@@ -220,9 +230,9 @@ def _rules(masks: Sequence[str], stems: Sequence[str], found: Matches, images: S
     known, some = set(stems), masks[:: max(len(masks) // _MOST_COMPARED, 1)]
     affixes: Counter[tuple[str, str]] = Counter()
     for stem in some:
-        affixes.update(_affixes(stem, known))
+        affixes.update((place, _NUMBER.sub("#", affix)) for place, affix in _affixes(stem, known))
     rules = [
-        _affix_rule(place, affix)
+        _affix_rule(place, affix, known)
         for (place, affix), count in affixes.most_common()
         if (_says_mask(affix) or (count > 1 and count >= _NEARLY_ALL * len(some) and _is_word(affix)))
         and not _numbers_images(place, affix, known)
@@ -259,13 +269,17 @@ def _splits(stem: str, cut: int) -> bool:
 
 
 def _numbers_images(place: str, affix: str, known: set[str]) -> bool:
-    """Whether the number in a difference is one by which images are told apart, so that it belongs to their names."""
-    number = re.match(r"[-_ .]*\d+", affix) if place == "suffix" else re.search(r"\d+[-_ .]*$", affix)
+    """Whether a difference begins, or ends, with a number by which images are told apart.
+
+    The number then belongs to the name of the image: `x_1_mask` is the mask of `x_1`, and not one of `x`.
+    """
+    number = re.match(r"([-_ .]*)#", affix) if place == "suffix" else re.search(r"#([-_ .]*)$", affix)
     if number is None or len(number[0]) == len(affix):
         return False
+    sign = re.escape(number[1])
     if place == "suffix":
-        return any(stem.endswith(number[0]) and stem[: -len(number[0])] in known for stem in known)
-    return any(stem.startswith(number[0]) and stem[len(number[0]) :] in known for stem in known)
+        return any((match := re.search(rf"{sign}\d+$", stem)) and stem[: match.start()] in known for stem in known)
+    return any((match := re.match(rf"\d+{sign}", stem)) and stem[match.end() :] in known for stem in known)
 
 
 def _is_word(affix: str) -> bool:
@@ -277,17 +291,28 @@ def _says_mask(affix: str) -> bool:
     return words.role == "mask" or words.side is not None or any(word in _PARTS for word in words.others)
 
 
-def _affix_rule(place: str, affix: str) -> _Rule:
-    def change(stem: str) -> str | None:
-        if place == "suffix":
-            return stem[: -len(affix)].rstrip() if stem.endswith(affix) else None
-        return stem[len(affix) :].lstrip() if stem.startswith(affix) else None
+def _affix_rule(place: str, affix: str, known: set[str]) -> _Rule:
+    """Returns the rule that leaves out what stands before or after the name of the image; "#" is any number."""
+    text = re.escape(affix).replace(r"\#", "#").replace("#", r"\d+")
+    pattern = re.compile(
+        rf"(?P<name>.+?)\s*(?P<affix>{text})" if place == "suffix" else rf"(?P<affix>{text})\s*(?P<name>.+)"
+    )
 
-    return _Rule(affix.strip(), change, tuple(words_of(affix)))
+    def change(stem: str) -> tuple[str, str] | None:
+        if not (match := pattern.fullmatch(stem)):
+            return None
+        name = match["name"]
+        # If x and x_1 are images, x_mask_1 is the mask of x_1; so is x_mask(1) that of x(1).
+        numbered = name + end[0] if (end := _LAST_NUMBER.search(match["affix"])) else ""
+        if place == "suffix" and numbered in known:
+            return numbered, match["affix"][: -len(end[0])] if end else ""
+        return name, match["affix"]
+
+    return _Rule(affix.strip().replace("#", "<number>"), change)
 
 
 def _longer_image_rule(place: str, affix: str) -> _Rule:
-    return _Rule(affix.strip(), lambda stem: stem + affix if place == "suffix" else affix + stem)
+    return _Rule(affix.strip(), lambda stem: (stem + affix if place == "suffix" else affix + stem, ""))
 
 
 def _exchange_rule(masks: Sequence[str], images: Sequence[str]) -> _Rule | None:
@@ -298,18 +323,20 @@ def _exchange_rule(masks: Sequence[str], images: Sequence[str]) -> _Rule | None:
     if not (start or end or new_start or new_end):
         return None
 
-    def change(stem: str) -> str | None:
+    said = f"{start} {end}"
+
+    def change(stem: str) -> tuple[str, str] | None:
         if not (stem.startswith(start) and stem.endswith(end) and len(stem) >= len(start) + len(end)):
             return None
-        return new_start + stem[len(start) : len(stem) - len(end)] + new_end
+        return new_start + stem[len(start) : len(stem) - len(end)] + new_end, said
 
     known = set(images)
-    if sum(change(stem) in known for stem in masks) < _NEARLY_ALL * min(len(masks), len(images)):
+    if sum((change(stem) or ("", ""))[0] in known for stem in masks) < _NEARLY_ALL * min(len(masks), len(images)):
         return None
     text = " ".join(
         f"{old or 'nothing'} for {new or 'nothing'}" for old, new in ((start, new_start), (end, new_end)) if old != new
     )
-    return _Rule(text, change, tuple(words_of(f"{start} {end}")))
+    return _Rule(text, change)
 
 
 def _frame(stems: Sequence[str]) -> tuple[str, str]:
