@@ -25,9 +25,8 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.audit import assign_possible_splits, audit, audit_summary
 from lungseg_ray.storage import Location, locate
 from tests.conftest import write_pairs
-from tests.helpers import ROOT
+from tests.helpers import DATA
 
-DATA = ROOT / "../shared/data"
 LUNG = LabelFacts(share=0.3, parts=2, specks=0, ratio=0.9, touches=(), left=0.5, row=0.5, column=0.5)
 
 

@@ -16,9 +16,9 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
 from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.errors import BadFileError
-from tests.helpers import mapped
+from tests.helpers import DATA, mapped
 
-LUNGS = Path(__file__).parents[2] / "../shared/data/cxr-lungs"
+LUNGS = DATA / "cxr-lungs"
 
 
 def encoded(pixels: NDArray[np.uint8] | NDArray[np.uint16], suffix: str = ".png", *options: int) -> bytes:
