@@ -16,6 +16,9 @@ from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, 
 from lungseg_ray.storage import Location
 
 ROOT = Path(__file__).resolve().parent.parent
+"""The root of the repository."""
+DATA = ROOT / "../shared/data"
+"""Corpora of real images; tests that need one are skipped where it is missing."""
 
 
 def make_settings(**sections: Mapping[str, Any]) -> Settings:

@@ -12,11 +12,10 @@ import pytest
 
 import lungseg_ray
 from lungseg_ray.errors import UserError
-from lungseg_ray.run.exported import Sidecar, save_model
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import locate
-from lungseg_ray.training.model import build_model
-from tests.helpers import make_settings, write_shards
+from tests.helpers import write_shards
+from tests.inference.helpers import save_small_model
 
 SURFACE = {
     "Predictor": "(members: 'Sequence[tuple[nn.Module, Sidecar]]', *, flips: 'Flips' = 'none', "
@@ -59,8 +58,7 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
 
 
 def test_a_model_predicts_an_array(tmp_path: Path) -> None:
-    sidecar = Sidecar(size=32, channels=1, longer_side=64, classes=1, class_names=["lung"], threshold=0.5)
-    save_model(locate(str(tmp_path)) / BEST, build_model(make_settings()), sidecar, "# card")
+    save_small_model(locate(str(tmp_path)) / BEST, longer_side=64)
     model = lungseg_ray.open_model(str(tmp_path))
     image = np.random.default_rng(0).integers(0, 256, (150, 100), np.uint8)
     labels = model.predict(image)

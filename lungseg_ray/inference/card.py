@@ -3,61 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from lungseg_ray.config import Settings
+from lungseg_ray.corpus import SPLITS, Split
 from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.format import ShardIndex, SplitFigures
 
-
-def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigures, *, test: Evaluation | None) -> str:
-    """Writes the model card of a run.
-
-    Args:
-        settings: The settings of the run.
-        index: The index of the shards that the model was trained on.
-        validation: The figures of the best epoch on the validation images.
-        test: The content of `evaluation.json` for the test images; None if there are none, or before they are measured.
-
-    Returns:
-        The card as Markdown, with a YAML header.
-    """
-    corpus, splits = settings.corpus, index.splits
-    names = ", ".join(corpus.class_names)
-    figures = [f"| validation | {splits['val'].images} | {validation['dice']:.4f} | {validation['iou']:.4f} | |"]
-    weak = "- No test images: nothing is known of its failures yet."
-    if test:
-        dice = test["dice"]
-        figures.append(
-            f"| test | {test['n']} | {dice['mean']:.4f} ({dice['low']:.4f} to {dice['high']:.4f}) "
-            f"| {test['iou']['mean']:.4f} | {test['hd95']['mean']:.1f} px |"
-        )
-        groups = [
-            (found["dice"]["mean"], f"{column} = {value}", found["n"])
-            for column, values in test["groups"].items()
-            for value, found in values.items()
-        ]
-        lowest = [f"- Lowest subgroup: {name}, Dice {mean:.4f}, {n} images." for mean, name, n in sorted(groups)[:1]]
-        empty = f"- On {test['n_empty']} of {test['n']} test images either truth or prediction was empty."
-        weak = "\n".join(
-            [
-                *lowest,
-                empty,
-                *(f"- {text}" for text in describe_detection(test)),
-                "- The worst test images are in the run's `evaluation/test/contact_sheet.png`.",
-            ]
-        )
-    size, threshold = settings.feed.size, settings.evaluate.first_threshold
-    patients = "No patient is in two splits."
-    if all(one.patients == one.images for one in splits.values()):
-        patients = "Each image counts as a patient of its own; where that is wrong, a patient may be in two splits."
-    reading = f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest"
-    start = f" Training started from the weights of {settings.model.start}." if settings.model.start else ""
-    origin = "synthetic chest phantoms, drawn by lungseg-ray" if index.layout == "phantom" else f"{corpus.root}"
-    return f"""---
+TEMPLATE = """\
+---
 library_name: segmentation-models-pytorch
 pipeline_tag: image-segmentation
 tags: [medical, chest-x-ray, segmentation]
-license: {json.dumps(corpus.licence or "other")}
+license: {licence_tag}
 ---
 # {settings.runs.name}: {names} by {settings.model.architecture} with {settings.model.encoder}
 
@@ -73,22 +31,20 @@ Output: logits; {reading}.
 
 ## Data
 
-{origin}. {corpus.about or "The owner of the data has not described it (corpus.about)."}
-Licence of the data: {corpus.licence or "not stated (corpus.licence)"}.
+{origin}. {about}
+Licence of the data: {licence}.
 
 | split | images | patients |
 |---|---|---|
-| train | {splits["train"].images} | {splits["train"].patients} |
-| val | {splits["val"].images} | {splits["val"].patients} |
-| test | {splits["test"].images} | {splits["test"].patients} |
+{split_rows}
 
-{patients} Shards: {index.fingerprint[:16]}.{start}
+{patients} Shards: {index.fingerprint:.16}.{start}
 
 ## Figures
 
 | split | images | Dice | IoU | HD95 |
 |---|---|---|---|---|
-{chr(10).join(figures)}
+{figure_rows}
 
 Means over images; intervals are 95 % bootstrap over patients.
 
@@ -99,5 +55,76 @@ treatment, and on images of another kind (age, projection, detector, disease) it
 
 ## Failure cases
 
-{weak}
+{failure_cases}
 """
+
+
+def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigures, *, test: Evaluation | None) -> str:
+    """Writes the model card of a run.
+
+    Args:
+        settings: The settings of the run.
+        index: The index of the shards that the model was trained on.
+        validation: The figures of the best epoch on the validation images.
+        test: The content of `evaluation.json` for the test images; None if there are none, or before they are measured.
+
+    Returns:
+        The card as Markdown, with a YAML header.
+    """
+    corpus = settings.corpus
+    threshold = settings.evaluate.first_threshold
+    return TEMPLATE.format(
+        settings=settings,
+        corpus=corpus,
+        index=index,
+        size=settings.feed.size,
+        licence_tag=json.dumps(corpus.licence or "other"),
+        names=", ".join(corpus.class_names),
+        reading=f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest",
+        origin="synthetic chest phantoms, drawn by lungseg-ray" if index.layout == "phantom" else corpus.root,
+        about=corpus.about or "The owner of the data has not described it (corpus.about).",
+        licence=corpus.licence or "not stated (corpus.licence)",
+        split_rows="\n".join(_split_rows(index.splits)),
+        patients=_describe_patients(index.splits),
+        start=f" Training started from the weights of {settings.model.start}." if settings.model.start else "",
+        figure_rows="\n".join(_figure_rows(index.splits["val"].images, validation, test)),
+        failure_cases="\n".join(_failure_cases(test)),
+    )
+
+
+def _split_rows(splits: Mapping[Split, SplitFigures]) -> list[str]:
+    return [f"| {split} | {splits[split].images} | {splits[split].patients} |" for split in SPLITS]
+
+
+def _describe_patients(splits: Mapping[Split, SplitFigures]) -> str:
+    if all(one.patients == one.images for one in splits.values()):
+        return "Each image counts as a patient of its own; where that is wrong, a patient may be in two splits."
+    return "No patient is in two splits."
+
+
+def _figure_rows(images: int, validation: ValidationFigures, test: Evaluation | None) -> list[str]:
+    """Returns the row of the validation images, whose number is given, and that of the test images if there are any."""
+    rows = [f"| validation | {images} | {validation['dice']:.4f} | {validation['iou']:.4f} | |"]
+    if test:
+        dice = test["dice"]
+        rows.append(
+            f"| test | {test['n']} | {dice['mean']:.4f} ({dice['low']:.4f} to {dice['high']:.4f}) "
+            f"| {test['iou']['mean']:.4f} | {test['hd95']['mean']:.1f} px |"
+        )
+    return rows
+
+
+def _failure_cases(test: Evaluation | None) -> list[str]:
+    if not test:
+        return ["- No test images: nothing is known of its failures yet."]
+    groups = [
+        (found["dice"]["mean"], f"{column} = {value}", found["n"])
+        for column, values in test["groups"].items()
+        for value, found in values.items()
+    ]
+    return [
+        *(f"- Lowest subgroup: {name}, Dice {mean:.4f}, {n} images." for mean, name, n in sorted(groups)[:1]),
+        f"- On {test['n_empty']} of {test['n']} test images either truth or prediction was empty.",
+        *(f"- {text}" for text in describe_detection(test)),
+        "- The worst test images are in the run's `evaluation/test/contact_sheet.png`.",
+    ]

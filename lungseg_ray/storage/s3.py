@@ -1,14 +1,19 @@
-"""Clients for S3 and compatible stores, configured by the standard environment variables of AWS."""
+"""Clients for S3 and compatible stores, configured by the environment variables of AWS, and what only they can do."""
 
 from __future__ import annotations
 
 import os
+import random
 import re
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from botocore.session import get_session
 from pyarrow import fs
 
@@ -21,51 +26,11 @@ CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 7.0
 ATTEMPTS = 2
 
+REQUESTS = 8
+"""The number of files of a folder that are uploaded or deleted at the same time."""
 
-# Patterns in the messages of pyarrow and botocore, each with the sentence that states its meaning and the remedy.
-TROUBLES = (
-    (
-        r"NO_?SUCH_?BUCKET|Bucket '.*' not found|INVALID_?BUCKET_?NAME",
-        "there is no bucket {bucket!r} at {store}; create it, or check its name and AWS_ENDPOINT_URL.",
-    ),
-    (
-        r"INVALID_?ACCESS_?KEY_?ID|UNRECOGNIZED_?CLIENT",
-        "{store} does not know the access key; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.",
-    ),
-    (
-        r"SIGNATURE_?DOES_?NOT_?MATCH|INVALID_?SIGNATURE",
-        "the signature does not match the access key at {store}; check AWS_SECRET_ACCESS_KEY.",
-    ),
-    (
-        r"EXPIRED_?TOKEN|INVALID_?TOKEN|INVALID_?CLIENT_?TOKEN_?ID",
-        "{store} takes the session's token for expired or unknown; renew AWS_SESSION_TOKEN and the keys, or remove it.",
-    ),
-    (
-        r"REQUEST_?(TIME_?TOO_?SKEWED|EXPIRED)",
-        "{store} finds the time of the request wrong; set this machine's clock.",
-    ),
-    (
-        r"HTTP status 301|PERMANENT_?REDIRECT|AUTHORIZATION_?HEADER_?MALFORMED",
-        "the bucket {bucket!r} is not in the region that was asked; check AWS_REGION and AWS_ENDPOINT_URL.",
-    ),
-    (
-        r"NO_?CREDENTIALS|Unable to locate credentials",
-        "no credentials were found for {store}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role.",
-    ),
-    (
-        r"ACCESS_?DENIED|HTTP status 403|FORBIDDEN",
-        "access denied by {store}; check that the key or role may do this there (AWS_ACCESS_KEY_ID, the bucket's "
-        "policy).",
-    ),
-    (
-        r"SLOW_?DOWN|THROTTLING|SERVICE_?UNAVAILABLE|INTERNAL_?(FAILURE|ERROR)|HTTP status 5\d\d|\(50\d\)",
-        "{store} is busy or out of order; try again later.",
-    ),
-    (
-        r"NETWORK_?CONNECTION|REQUEST_?TIMEOUT|Could not connect|timeout on endpoint|Connection was closed",
-        "nothing answers at {store}; check AWS_ENDPOINT_URL and the network.",
-    ),
-)
+NO_BUCKET = r"NO_?SUCH_?BUCKET|Bucket '.*' not found|INVALID_?BUCKET_?NAME"
+"""A pattern in the messages of pyarrow and botocore about a bucket that does not exist."""
 
 
 def endpoint_url() -> str:
@@ -110,7 +75,7 @@ def _resolved(bucket: str) -> str:
     try:
         return fs.resolve_s3_region(bucket)
     except OSError as error:
-        if re.search(TROUBLES[0][0], str(error)):
+        if re.search(NO_BUCKET, str(error)):
             raise
         raise StorageError(
             f"s3://{bucket}: the bucket's region could not be found out from AWS; set AWS_REGION, or AWS_ENDPOINT_URL "
@@ -164,3 +129,61 @@ def s3_client(endpoint: str, region: str) -> Any:
         request_checksum_calculation="when_required",
     )
     return get_session().create_client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
+
+
+def create_object(bucket: str, key: str, data: bytes) -> bool:
+    """Writes an object if it does not exist.
+
+    Args:
+        bucket: The name of the bucket.
+        key: The key of the object.
+        data: The content of the object.
+
+    Returns:
+        True if this call wrote the object; False if it existed already.
+
+    Raises:
+        ClientError: If the store refuses the request.
+    """
+    client = s3_client(endpoint_url(), region_of(bucket))
+    name = {"Bucket": bucket, "Key": key}
+    writer = uuid.uuid4().hex
+    for last in (False, False, False, True):
+        try:
+            client.put_object(**name, Body=data, IfNoneMatch="*", Metadata={"writer": writer})
+            return True
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                break
+            if status != 409 or last:
+                raise
+            # Status 409: another client is writing or deleting the object at this moment.
+            time.sleep(random.uniform(0.1, 0.5))
+    # The existing object may be our own, from an earlier attempt whose answer was lost.
+    try:
+        return client.head_object(**name)["Metadata"].get("writer") == writer
+    except ClientError:
+        return False
+
+
+def delete_objects(bucket: str, key: str) -> None:
+    """Deletes an object, and all objects below it as a folder; does nothing if there are none.
+
+    Args:
+        bucket: The name of the bucket.
+        key: The key of the object or of the folder.
+    """
+    client = s3_client(endpoint_url(), region_of(bucket))
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{key}/")
+    keys = {key} | {item["Key"] for page in pages for item in page.get("Contents", [])}
+    # Some stores keep a folder that once had content until it is deleted by its name, which needs an empty folder.
+    folders = {one[:end] for one in keys for end in range(len(key) + 1, len(one) + 1) if one[end - 1] == "/"}
+
+    def drop(one: str) -> None:
+        client.delete_object(Bucket=bucket, Key=one)
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(drop, keys - folders))
+    for folder in sorted(folders, reverse=True):
+        drop(folder)

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +16,8 @@ import pytest
 import yaml
 
 from lungseg_ray.config import Settings
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster.yaml").read_text()
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 AWS = "ray.autoscaler._private.aws"

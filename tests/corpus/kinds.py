@@ -6,7 +6,7 @@ import gzip
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -75,21 +75,33 @@ def flipped(data: bytes, place: int) -> bytes:
     return bytes(damaged)
 
 
-def png_of_size(width: int, height: int, rows: bytes, *, bits: int = 8) -> bytes:
-    """A grey PNG whose header says a size, whatever its pixels are; all checksums are right."""
+def raw_png(
+    width: int, height: int, rows: bytes, *, bits: int = 8, colour: int = 0, chunks: Sequence[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """A PNG written by hand, whose header says a size, whatever its pixels are; all checksums are right.
+
+    Args:
+        width: that the header says.
+        height: that the header says.
+        rows: the pixels as they are compressed, a byte for the filter before each row.
+        bits: of each value.
+        colour: the kind of pixels: 0 is grey, 3 an index of a palette, 4 grey with alpha.
+        chunks: name and content of those that stand before the pixels.
+    """
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = (b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-def turned(orientation: int) -> bytes:
+def turned(orientation: int, pixels: NDArray[Any] = IMAGE) -> bytes:
+    """A JPEG whose EXIF tag says how it is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return pillow(IMAGE, "JPEG", exif=exif)
+    return pillow(pixels, "JPEG", exif=exif)
 
 
 def palette(colours: list[int]) -> Image.Image:
@@ -129,7 +141,7 @@ def jpeg_2000(pixels: NDArray[Any]) -> bytes:
 
 @cache
 def bomb() -> bytes:
-    return png_of_size(60000, 60000, bytes(7501 * 60000), bits=1)
+    return raw_png(60000, 60000, bytes(7501 * 60000), bits=1)
 
 
 def numpy_file(pixels: NDArray[Any]) -> bytes:
@@ -235,7 +247,7 @@ BAD_IMAGES = [
     Kind(
         "PNG whose header says twice its rows",
         ".png",
-        lambda: png_of_size(64, 128, b"".join(b"\0" + row.tobytes() for row in IMAGE)),
+        lambda: raw_png(64, 128, b"".join(b"\0" + row.tobytes() for row in IMAGE)),
         "unreadable",
     ),
     Kind("DICOM whose tags say half its rows", ".dcm", lambda: chest(IMAGE, Rows=32), "unreadable"),

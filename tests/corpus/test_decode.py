@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -16,26 +15,15 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import Sample, read_image, read_sample
 from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.errors import BadFileError
-from tests.helpers import mapped
+from tests.corpus.kinds import raw_png, turned
+from tests.helpers import DATA, mapped
 
-LUNGS = Path(__file__).parents[2] / "../shared/data/cxr-lungs"
+LUNGS = DATA / "cxr-lungs"
 
 
 def encoded(pixels: NDArray[np.uint8] | NDArray[np.uint16], suffix: str = ".png", *options: int) -> bytes:
     """The file's bytes; colours are given in BGR."""
     return bytes(cv2.imencode(suffix, pixels, list(options))[1])
-
-
-def png(colour_type: int, bits: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG written by hand, for the kinds that OpenCV does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def smooth(height: int, width: int) -> NDArray[np.uint8]:
@@ -76,29 +64,23 @@ class TestDecodeImage:
     def test_alpha_is_dropped(self) -> None:
         data = encoded(np.array([[[10, 20, 30, 5]]], np.uint8))
         assert decode_image(data, channels=3).pixels.tolist() == [[[30, 20, 10]]]
-        grey_alpha = png(4, 8, [bytes([77, 5])], 1)
+        grey_alpha = raw_png(1, 1, bytes([0, 77, 5]), colour=4)
         assert decode_image(grey_alpha, channels=1).pixels.tolist() == [[[77]]]
 
     def test_a_file_that_asks_to_be_turned_is_set_aside(self) -> None:
-        # An APP1 segment with orientation 6 (a quarter turn) after the start marker of a 20 x 30 JPEG.
-        plain = encoded(smooth(20, 30), ".jpg")
-
-        def turned(orientation: int) -> bytes:
-            tiff = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
-            body = b"Exif\0\0" + tiff
-            return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
-
-        upright = cv2.imdecode(np.frombuffer(turned(6), np.uint8), cv2.IMREAD_COLOR)
+        # Orientation 6 is a quarter turn.
+        pixels = smooth(20, 30)
+        upright = cv2.imdecode(np.frombuffer(turned(6, pixels), np.uint8), cv2.IMREAD_COLOR)
         assert upright is not None
         assert upright.shape == (30, 20, 3)
         with pytest.raises(BadFileError, match=r"rotated: .*orientation 6"):
-            decode_image(turned(6), channels=1)
-        assert decode_image(turned(1), channels=1).pixels.shape == (20, 30, 1)
+            decode_image(turned(6, pixels), channels=1)
+        assert decode_image(turned(1, pixels), channels=1).pixels.shape == (20, 30, 1)
         # Without a mask, there is only one way up.
         for orientation in range(1, 9):
-            expected = cv2.imdecode(np.frombuffer(turned(orientation), np.uint8), cv2.IMREAD_GRAYSCALE)
+            expected = cv2.imdecode(np.frombuffer(turned(orientation, pixels), np.uint8), cv2.IMREAD_GRAYSCALE)
             assert expected is not None
-            found = decode_image(turned(orientation), channels=1, alone=True)
+            found = decode_image(turned(orientation, pixels), channels=1, alone=True)
             assert np.array_equal(found.pixels[:, :, 0], expected)
             assert (found.height, found.width) == found.pixels.shape[:2]
 
@@ -155,11 +137,12 @@ class TestDecodeMask:
 
     def test_1_bit(self) -> None:
         # 0b10100000: the first three pixels are 1 0 1.
-        assert decode_mask(png(0, 1, [b"\xa0"], 3), CorpusSettings()).tolist() == [[1, 0, 1]]
+        assert decode_mask(raw_png(3, 1, b"\0\xa0", bits=1), CorpusSettings()).tolist() == [[1, 0, 1]]
 
     def test_grey_palette(self) -> None:
         palette = (b"PLTE", bytes([0, 0, 0, 255, 255, 255]))
-        assert decode_mask(png(3, 8, [bytes([1, 0])], 2, palette), CorpusSettings()).tolist() == [[1, 0]]
+        data = raw_png(2, 1, bytes([0, 1, 0]), colour=3, chunks=[palette])
+        assert decode_mask(data, CorpusSettings()).tolist() == [[1, 0]]
 
     def test_three_equal_channels(self) -> None:
         data = encoded(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))

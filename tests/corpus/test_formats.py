@@ -15,7 +15,7 @@ from lungseg_ray.corpus import picture
 from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.formats import decode_file
 from lungseg_ray.errors import BadFileError
-from tests.corpus.kinds import pillow, png_of_size, tiff
+from tests.corpus.kinds import pillow, raw_png, tiff
 from tests.fuzz.mutate import with_checksums
 from tests.helpers import mapped
 
@@ -189,7 +189,7 @@ class TestFewBits:
     @pytest.mark.parametrize("bits", [2, 4])
     def test_labels_of_a_png_are_not_spread(self, bits: int) -> None:
         # A row of two pixels, 0 and 1.
-        data = png_of_size(2, 1, bytes([0, 1 << (8 - 2 * bits)]), bits=bits)
+        data = raw_png(2, 1, bytes([0, 1 << (8 - 2 * bits)]), bits=bits)
         assert decode_mask(data, CorpusSettings()).tolist() == [[0, 1]]
         assert decode_image(data, channels=1).pixels[0, :, 0].tolist() == [0, 255 // (2**bits - 1)]
 

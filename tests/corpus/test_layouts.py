@@ -19,8 +19,7 @@ from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import locate, location
 from tests.corpus import trees
 from tests.corpus.trees import fill, listing, nobody, open_folder, reasons
-
-DATA = Path(__file__).parents[2] / "../shared/data"
+from tests.helpers import DATA
 
 
 class TestPairs:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from tests.faults.conftest import Record
 from tests.faults.small import CORPUS, SIZE, Cluster, newest_step, place
-from tests.processes import ROOT, wait_until
+from tests.helpers import ROOT
+from tests.processes import wait_until
 from tests.storage.object_store import ObjectStore
 
 BUCKET = "s3://lungs/jobs"

@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.fuzz.child import FIELDS, Notes
 from tests.fuzz.targets import TARGETS
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 _MOST_DEATHS = 20
 _COLUMNS = ("target", "inputs", "inputs/s", "slowest, s", "memory, MiB", "noisy inputs", "findings")
 

@@ -21,12 +21,13 @@ from lungseg_ray.inference.predictor import Model
 from lungseg_ray.jobs.evaluate import evaluate_run
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.jobs.predict import predict
-from lungseg_ray.run.exported import SIDECAR, Sidecar, save_model
+from lungseg_ray.run.exported import SIDECAR
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import Sweep, Trial
 from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings, write_shards
+from tests.inference.helpers import save_small_model
 
 
 def save(place: Location, *, seed: int, size: int) -> Location:
@@ -37,8 +38,7 @@ def save(place: Location, *, seed: int, size: int) -> Location:
     with torch.no_grad():
         model.train()(images)
         model.segmentation_head[0].bias -= model.eval()(images).mean()
-    side = Sidecar(size=size, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
-    save_model(place, model, side, "# A card\n")
+    save_small_model(place, model, size=size)
     return place
 
 

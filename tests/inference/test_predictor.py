@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +13,11 @@ from lungseg_ray.config import Flips
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.predictor import Predictor
-from lungseg_ray.run.exported import CARD, SIDECAR, Sidecar, save_model
+from lungseg_ray.run.exported import CARD, SIDECAR
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
-
-
-def sidecar(*, size: int = 32, classes: int = 1, threshold: float = 0.5) -> Sidecar:
-    names = ["lung"] if classes == 1 else [f"label {label}" for label in range(1, classes)]
-    return Sidecar(size=size, channels=1, longer_side=1024, classes=classes, class_names=names, threshold=threshold)
+from tests.inference.helpers import logits_without_this_project, make_sidecar, save_small_model
 
 
 class Columns(nn.Module):
@@ -53,7 +46,7 @@ def image(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
 class TestCall:
     def test_own_size(self) -> None:
         model = Columns()
-        found = Predictor([(model, sidecar())])([image(64, 96), image(40, 33)])
+        found = Predictor([(model, make_sidecar())])([image(64, 96), image(40, 33)])
         assert [one.shape for one in found] == [(64, 96, 1), (40, 33, 1)]
         assert {one.dtype for one in found} == {np.dtype(np.float32)}
         # Network input: (2, 1, 32, 32) in [0, 1]; 51 / 255 = 0.2.
@@ -64,13 +57,13 @@ class TestCall:
         np.testing.assert_allclose(found[0][:, 50:, 0], 1, atol=1e-6)
 
     def test_asked_size(self) -> None:
-        found = Predictor([(Columns(), sidecar())])([image(64, 96), image(64, 96)], [(10, 20), (100, 8)])
+        found = Predictor([(Columns(), make_sidecar())])([image(64, 96), image(64, 96)], [(10, 20), (100, 8)])
         assert [one.shape for one in found] == [(10, 20, 1), (100, 8, 1)]
         assert (found[0][:, 11:] > 0.99).all()
         assert (found[0][:, :9] < 0.01).all()
 
     def test_three_classes(self) -> None:
-        use = Predictor([(Columns(3), sidecar(size=96, classes=3))])
+        use = Predictor([(Columns(3), make_sidecar(size=96, classes=3))])
         found = use([image(96, 96)])[0]
         assert found.shape == (96, 96, 3)
         np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-5)
@@ -81,7 +74,7 @@ class TestCall:
     def test_does_not_train(self) -> None:
         model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).train()
         before = model.state_dict()["1.running_mean"].clone()
-        first, second = (Predictor([(model, sidecar())])([image(8, 8)])[0] for _ in range(2))
+        first, second = (Predictor([(model, make_sidecar())])([image(8, 8)])[0] for _ in range(2))
         np.testing.assert_array_equal(first, second)
         assert torch.equal(model.state_dict()["1.running_mean"], before)
 
@@ -109,8 +102,8 @@ class TestMean:
     def test_of_models_with_inputs_of_their_own(self) -> None:
         # sigmoid(ln 3) = 0.75 and sigmoid(-ln 3) = 0.25 in the last quarter, 0 elsewhere.
         large, small = Corner(math.log(3)), Corner(-math.log(3))
-        use = Predictor([(large, sidecar(size=64, threshold=0.3)), (small, sidecar(size=32, threshold=0.5))])
-        assert quarters(Predictor([(large, sidecar(size=64))])) == [[0, 0], [0, 0.75]]
+        use = Predictor([(large, make_sidecar(size=64, threshold=0.3)), (small, make_sidecar(size=32, threshold=0.5))])
+        assert quarters(Predictor([(large, make_sidecar(size=64))])) == [[0, 0], [0, 0.75]]
         assert quarters(use) == [[0, 0], [0, 0.5]]
         # Both models at their thresholds are just at the mean's: 0.3 and 0.5 are at 0.4.
         assert use.sidecar.threshold == pytest.approx(0.4)
@@ -126,7 +119,7 @@ class TestMean:
     )
     def test_of_mirror_images(self, flips: Flips, expected: list[list[float]]) -> None:
         # sigmoid(ln 4) = 0.8; each pass sees it in the last quarter of its own image.
-        assert quarters(Predictor([(Corner(math.log(4)), sidecar())], flips=flips)) == expected
+        assert quarters(Predictor([(Corner(math.log(4)), make_sidecar())], flips=flips)) == expected
 
     def test_labels_of_sides_change_places(self) -> None:
         """A network that knows the left half of a picture from the right one, whatever it shows."""
@@ -140,7 +133,7 @@ class TestMean:
 
         names = {"classes": 3, "class_names": ["left", "right"]}
         for pairs, least, most in (([(1, 2)], 0.99, 1.0), ([], 0.4, 0.6)):
-            side = sidecar().model_copy(update={**names, "mirrored": pairs})
+            side = make_sidecar().model_copy(update={**names, "mirrored": pairs})
             (found,) = Predictor([(Halves(), side)], flips="horizontal")([np.zeros((8, 8, 1), np.uint8)])
             assert least <= found[0, 0, 1] <= most
 
@@ -158,7 +151,7 @@ class TestMean:
 
         rows, columns = np.indices((32, 32))
         picture = (20 + 3 * rows + 2 * columns).astype(np.uint8)[:, :, None]
-        side = sidecar().model_copy(update={"classes": 3, "class_names": ["left", "right"], "mirrored": [(1, 2)]})
+        side = make_sidecar().model_copy(update={"classes": 3, "class_names": ["left", "right"], "mirrored": [(1, 2)]})
         (found,) = Predictor([(Handed(), side)], flips="all")([picture])
         assert found[:, :, 1].min() > 0.99
 
@@ -166,7 +159,9 @@ class TestMean:
     def test_each_pass_is_turned_back(self, flips: Flips) -> None:
         # A model that looks at single pixels does not see a flip.
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
-        plain, flipped = (Predictor([(nn.Identity(), sidecar())], flips=one)([noise])[0] for one in ("none", flips))
+        plain, flipped = (
+            Predictor([(nn.Identity(), make_sidecar())], flips=one)([noise])[0] for one in ("none", flips)
+        )
         assert np.ptp(plain) > 0.2
         np.testing.assert_allclose(flipped, plain, atol=1e-6)
 
@@ -174,15 +169,15 @@ class TestMean:
 def test_labels_of_one_class() -> None:
     # (1, 4, 1): above the threshold alone is positive.
     probability = np.array([0.0, 0.3, 0.30001, 1.0], np.float32).reshape(1, 4, 1)
-    use = Predictor([(Columns(), sidecar(threshold=float(np.float32(0.3))))])
+    use = Predictor([(Columns(), make_sidecar(threshold=float(np.float32(0.3))))])
     assert use.labels(probability).tolist() == [[0, 0, 1, 1]]
-    assert Predictor([(Columns(), sidecar())]).labels(probability).tolist() == [[0, 0, 0, 1]]
+    assert Predictor([(Columns(), make_sidecar())]).labels(probability).tolist() == [[0, 0, 0, 1]]
 
 
 def test_labels_of_three_classes() -> None:
     # (1, 3, 3): the largest, and the first of equal ones.
     probability = np.array([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.4, 0.4]]], np.float32)
-    assert Predictor([(Columns(3), sidecar(classes=3))]).labels(probability).tolist() == [[0, 2, 1]]
+    assert Predictor([(Columns(3), make_sidecar(classes=3))]).labels(probability).tolist() == [[0, 2, 1]]
 
 
 @pytest.fixture
@@ -192,11 +187,11 @@ def saved(tmp_path: Path) -> tuple[Location, nn.Module]:
     with torch.no_grad():
         model.train()(torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
     place = locate(str(tmp_path / "best"))
-    save_model(place, model, sidecar(), "# A card\n")
+    save_small_model(place, model)
     return place, model.eval()
 
 
-def test_saved_folder_opens_without_this_project(saved: tuple[Location, nn.Module], tmp_path: Path) -> None:
+def test_saved_folder_opens_without_this_project(saved: tuple[Location, nn.Module]) -> None:
     place, model = saved
     assert {found.name for found, _ in place.list()} >= {
         "config.json",
@@ -208,34 +203,16 @@ def test_saved_folder_opens_without_this_project(saved: tuple[Location, nn.Modul
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = model(images)
-    np.save(tmp_path / "images.npy", images.numpy())
-    code = (
-        "import sys\n"
-        "sys.modules['lungseg_ray'] = None\n"
-        "import numpy as np, torch\n"
-        "import segmentation_models_pytorch as smp\n"
-        "torch.set_num_threads(1)\n"
-        "model = smp.from_pretrained(sys.argv[1]).eval()\n"
-        "with torch.inference_mode():\n"
-        "    np.save('logits.npy', model(torch.from_numpy(np.load('images.npy'))).numpy())\n"
-        "assert not [name for name, module in sys.modules.items() if name.startswith('lungseg_ray') and module]\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, place.path],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
+    found = logits_without_this_project(place.path, images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_load(saved: tuple[Location, nn.Module]) -> None:
     place, model = saved
     use = predictor.load_predictor(place)
-    assert use.sidecar == sidecar()
+    assert use.sidecar == make_sidecar()
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 1), np.uint8)
-    expected = Predictor([(model, sidecar())])([noise])[0]
+    expected = Predictor([(model, make_sidecar())])([noise])[0]
     np.testing.assert_allclose(use([noise])[0], expected, atol=1e-5)
     assert predictor.load_predictor(place) is use
 

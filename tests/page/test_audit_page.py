@@ -13,7 +13,7 @@ from lungseg_ray.corpus import MaskSource, Record, SetAside
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.storage import locate
-from tests.audit.test_audit import make_audit, make_facts, three_splits
+from tests.audit.helpers import make_audit, make_facts, three_splits
 from tests.page.test_pages import IMAGE, SCRIPT, body, flat
 
 

@@ -18,13 +18,12 @@ from lungseg_ray.jobs.report import report
 from lungseg_ray.page import charts
 from lungseg_ray.page.elements import decimals, interval
 from lungseg_ray.page.render import write_run_page, write_sweep_page
-from lungseg_ray.run import exported
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import State, Sweep, Trial
 from lungseg_ray.text import duration
-from lungseg_ray.training.model import build_model
 from tests.helpers import ROOT, make_settings, write_shards
+from tests.inference.helpers import save_small_model
 from tests.storage.object_store import ObjectStore
 
 SCRIPT = "<script>window.planted = 1</script>"
@@ -135,13 +134,6 @@ def make_run(folder: Path, *, epochs: int = EPOCHS, finished: bool = True) -> Ru
     return run
 
 
-def save_model(run: Run, *, encoder: str) -> None:
-    """A network with random weights as the run's best."""
-    model = build_model(make_settings(model={"encoder": encoder}))
-    side = exported.Sidecar(size=32, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
-    exported.save_model(run.place / BEST, model, side, "# A card\n")
-
-
 def body(page: Location) -> str:
     """The page without styles and scripts."""
     return re.sub(r"<(style|script)\b.*?</\1>", "", page.read_text(), flags=re.DOTALL)
@@ -240,8 +232,8 @@ class TestPictures:
         sweep = make_sweep(tmp_path_factory.mktemp("pictured"))
         trials = {trial.number: trial for trial in sweep.trials()}
         # 13 to 15 are the winner's and have 4 M parameters; 16 to 18 have 3 M.
-        save_model(sweep.run(trials[14]), encoder="timm-regnety_002")
-        save_model(sweep.run(trials[17]), encoder="timm-regnety_002")
+        save_small_model(sweep.run(trials[14]).place / BEST)
+        save_small_model(sweep.run(trials[17]).place / BEST)
         return sweep
 
     def test_same_images_for_best_and_smallest(self, pictured: Sweep) -> None:

@@ -168,112 +168,40 @@ class FaultyProxy:
         self.lose_answers = 0
         self.faults = 0
         self.seen: list[str] = []
+        self._store, self._delay = store, delay
         self._end = threading.Event()
         self._lock = threading.Lock()
-        proxy, target = self, urlsplit(store.url)
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            # A client that keeps its connection and says nothing.
-            timeout = 60
-            # The body and what stands before it are two packets, of which the second would wait for an answer.
-            disable_nagle_algorithm = True
-
-            def _serve(self) -> None:
-                mode = proxy.mode
-                if mode != "pass":
-                    with proxy._lock:
-                        proxy.faults += 1
-                if mode == "silent":
-                    proxy._end.wait()
-                    self.close_connection = True
-                elif mode == "pass":
-                    self._hand_on()
-                else:
-                    self._refuse(*_FAULTS[mode])
-
-            def _refuse(self, status: int, code: str, message: str) -> None:
-                # The next request of the connection comes after the rest of this one.
-                for _ in self._body():
-                    pass
-                text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-                self.send_response(status)
-                self.send_header("Content-Type", "application/xml")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(text.encode())
-
-            def _hand_on(self) -> None:
-                assert target.hostname
-                time.sleep(delay)
-                upstream = http.client.HTTPConnection(target.hostname, target.port or 80, timeout=60)
-                try:
-                    # The signature covers the header Host: everything goes on as it came.
-                    upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                    for name, value in self.headers.items():
-                        if name.lower() not in ("connection", "expect"):
-                            upstream.putheader(name, value)
-                    upstream.putheader("Connection", "close")
-                    upstream.endheaders()
-                    for chunk in self._body():
-                        upstream.send(chunk)
-                    answer = upstream.getresponse()
-                    with proxy._lock:
-                        proxy.seen.append(f"{self.command} {self.path}")
-                        lost = proxy.lose_answers > 0
-                        proxy.lose_answers -= lost
-                    if lost:
-                        self.close_connection = True
-                        return
-                    self.send_response_only(answer.status, answer.reason)
-                    for name, value in answer.getheaders():
-                        if name.lower() not in ("connection", "transfer-encoding"):
-                            self.send_header(name, value)
-                    if answer.chunked:
-                        self.send_header("Transfer-Encoding", "chunked")
-                    self.end_headers()
-                    while self.command != "HEAD" and (chunk := answer.read1(CHUNK)):
-                        self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if answer.chunked else chunk)
-                    if answer.chunked and self.command != "HEAD":
-                        self.wfile.write(b"0\r\n\r\n")
-                except (OSError, http.client.HTTPException):
-                    # The store is gone, or the client: the other side sees a connection that breaks.
-                    self.close_connection = True
-                finally:
-                    upstream.close()
-
-            def _body(self) -> Iterator[bytes]:
-                """What follows the headers, as it stands on the wire."""
-                if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                    while True:
-                        line = self.rfile.readline()
-                        yield line
-                        size = int(line.split(b";")[0], 16)
-                        yield self.rfile.read(size + 2)
-                        if size == 0:
-                            return
-                left = int(self.headers.get("Content-Length", 0))
-                while left and (chunk := self.rfile.read(min(left, CHUNK))):
-                    left -= len(chunk)
-                    yield chunk
-
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 128
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass
-
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.environment = {**store.environment, "AWS_ENDPOINT_URL": self.url}
+
+    def meet(self) -> Mode:
+        """The mode that a request meets, which is counted if it is a fault."""
+        mode = self.mode
+        if mode != "pass":
+            with self._lock:
+                self.faults += 1
+        return mode
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to the store, after the delay."""
+        time.sleep(self._delay)
+        target = urlsplit(self._store.url)
+        assert target.hostname
+        return http.client.HTTPConnection(target.hostname, target.port or 80, timeout=60)
+
+    def loses(self, request: str) -> bool:
+        """Notes a request that the store has answered; returns whether its answer is to be lost."""
+        with self._lock:
+            self.seen.append(request)
+            lost = self.lose_answers > 0
+            self.lose_answers -= lost
+        return lost
+
+    def wait(self) -> None:
+        """Waits until the proxy ends."""
+        self._end.wait()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -283,6 +211,112 @@ class FaultyProxy:
         self._end.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """The server of a proxy."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+    def __init__(self, proxy: FaultyProxy) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.proxy = proxy
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of a client to a proxy."""
+
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    # A client that keeps its connection and says nothing.
+    timeout = 60
+    # The body and what stands before it are two packets, of which the second would wait for an answer.
+    disable_nagle_algorithm = True
+
+    def _serve(self) -> None:
+        mode = self.server.proxy.meet()
+        if mode == "silent":
+            self.server.proxy.wait()
+            self.close_connection = True
+        elif mode == "pass":
+            self._hand_on()
+        else:
+            self._refuse(*_FAULTS[mode])
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve  # noqa: N815
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        # The next request of the connection comes after the rest of this one.
+        for _ in self._body():
+            pass
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())
+
+    def _hand_on(self) -> None:
+        upstream = self.server.proxy.connect()
+        try:
+            self._send_request(upstream)
+            answer = upstream.getresponse()
+            if self.server.proxy.loses(f"{self.command} {self.path}"):
+                self.close_connection = True
+            else:
+                self._send_answer(answer)
+        except (OSError, http.client.HTTPException):
+            # The store is gone, or the client: the other side sees a connection that breaks.
+            self.close_connection = True
+        finally:
+            upstream.close()
+
+    def _send_request(self, upstream: http.client.HTTPConnection) -> None:
+        # The signature covers the header Host: everything goes on as it came.
+        upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in ("connection", "expect"):
+                upstream.putheader(name, value)
+        upstream.putheader("Connection", "close")
+        upstream.endheaders()
+        for chunk in self._body():
+            upstream.send(chunk)
+
+    def _send_answer(self, answer: http.client.HTTPResponse) -> None:
+        self.send_response_only(answer.status, answer.reason)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(name, value)
+        if answer.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while self.command != "HEAD" and (chunk := answer.read1(CHUNK)):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if answer.chunked else chunk)
+        if answer.chunked and self.command != "HEAD":
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _body(self) -> Iterator[bytes]:
+        """What follows the headers, as it stands on the wire."""
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            while True:
+                line = self.rfile.readline()
+                yield line
+                size = int(line.split(b";")[0], 16)
+                yield self.rfile.read(size + 2)
+                if size == 0:
+                    return
+        left = int(self.headers.get("Content-Length", 0))
+        while left and (chunk := self.rfile.read(min(left, CHUNK))):
+            left -= len(chunk)
+            yield chunk
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="session")

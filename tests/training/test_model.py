@@ -8,12 +8,12 @@ import torch
 
 from lungseg_ray.config import ModelSettings, Settings, SweepJob
 from lungseg_ray.errors import UserError
-from lungseg_ray.run.exported import Sidecar, save_model
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.training.loop import train_loop
 from lungseg_ray.training.model import build_model, with_start
 from tests.helpers import make_settings
+from tests.inference.helpers import save_small_model
 from tests.training.test_loop import STEPS, Memory
 
 HEAD = "segmentation_head."
@@ -23,8 +23,7 @@ HEAD = "segmentation_head."
 def before(tmp_path_factory: pytest.TempPathFactory) -> Location:
     """A run with an exported model, Linknet with timm-regnety_002 at 64 px, whose weights follow from seed 7."""
     folder = locate(str(tmp_path_factory.mktemp("before")))
-    sidecar = Sidecar(size=64, channels=1, longer_side=1024, classes=1, class_names=["lung"], threshold=0.5)
-    save_model(folder / BEST, build_model(make_settings(train={"seed": 7})), sidecar, "# A card\n")
+    save_small_model(folder / BEST, build_model(make_settings(train={"seed": 7})), size=64)
     return folder
 
 
