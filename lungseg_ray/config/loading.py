@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ from pydantic_settings import (
 )
 
 from lungseg_ray.config.tree import Section, leaves, merge
-from lungseg_ray.config.values import ENVIRONMENT_PREFIX, SALT
+from lungseg_ray.config.values import ENVIRONMENT_PREFIX, PHANTOM, SALT
 from lungseg_ray.errors import UserError
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -57,6 +58,8 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     path = early.parse_known_args(arguments)[0].config
     from_file = _read_yaml(path) if path else {}
     _refuse_unknown(tree, from_file)
+    # The parser would unite a map of the file with one of the command line, which is to replace it.
+    from_file, maps = _apart(from_file)
 
     class Sources(BaseSettings):
         model_config = SettingsConfigDict(
@@ -81,6 +84,7 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     parser = create_model(tree.__name__, __base__=Sources, __doc__=tree.__doc__, config=(str | None, config), **fields)
     try:
         found = CliApp.run(parser, cli_args=list(arguments)).model_dump(exclude={"config"}, exclude_unset=True)
+        found = merge(maps, found)
         if roots:
             found = merge(found, {"corpus": {"root": roots if len(roots) > 1 else roots[0]}})
         return tree.model_validate(found)
@@ -97,17 +101,48 @@ def _roots(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         The other arguments, and the roots.
+
+    Raises:
+        UserError: If the option has no value, or a list that is not JSON.
     """
     option, rest, roots = "--corpus.root", [], []
     words = iter(arguments)
     for word in words:
-        if word == option:
-            roots.append(next(words, ""))
-        elif word.startswith(f"{option}="):
-            roots.append(word.partition("=")[2])
-        else:
+        if word != option and not word.startswith(f"{option}="):
             rest.append(word)
+            continue
+        value = next(words, "") if word == option else word.partition("=")[2]
+        if not value.strip() or value.startswith("--"):
+            found = f"the option {value}" if value.strip() else "nothing"
+            raise UserError(f"{option}: expected a folder, an s3:// prefix, a table or {PHANTOM}, found {found}.")
+        roots += _listed(option, value)
     return rest, roots
+
+
+def _listed(option: str, value: str) -> list[str]:
+    """Returns the paths in a JSON list, or the value itself."""
+    if not value.startswith('["'):
+        return [value]
+    try:
+        paths = json.loads(value)
+    except ValueError as error:
+        raise UserError(f"{option}: expected a path or a JSON list of paths, found {value} ({error}).") from None
+    return [str(path) for path in paths]
+
+
+def _apart(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a tree of settings without those whose value is a map of plain values, and these alone."""
+    rest: dict[str, Any] = {}
+    maps: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key in Section.maps:
+            maps[key] = value
+        elif isinstance(value, dict):
+            rest[key], inner = _apart(value)
+            maps |= {key: inner} if inner else {}
+        else:
+            rest[key] = value
+    return rest, maps
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ _MOST_STRUCTURES = 64
 """Whole numbers up to this one stand for structures, however many there are."""
 _NEARLY_ALL = 0.95
 _BORDER = 255
+_SAME_AREA = 0.5
 _SMALL = 1024
 KnownValues = Mapping[int | str, int | Literal["ignore"]]
 """Labels by the values or colours of masks."""
@@ -103,6 +104,7 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: KnownValues
         _set(found, classes=settings.classes, class_names=settings.class_names)
     else:
         _find_labels(found, looks)
+    _check_overlap(found, looks)
     _check_pictures(found, [one.record for one in looks])
     return found
 
@@ -395,6 +397,25 @@ def _find_colours(found: Found, masks: Sequence[Picture]) -> None:
 
 def _mean(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=2)).astype(pixels.dtype)
+
+
+def _check_overlap(found: Found, looks: Sequence[_Look]) -> None:
+    """Warns of several masks of an image that mark the same area, as those of several annotators do."""
+    several = [one for one in looks if len(one.masks) > 1]
+    alike = sum(_overlap(one.masks[0].pixels, one.masks[1].pixels) > _SAME_AREA for one in several)
+    if alike > len(several) / 2:
+        found.warnings.append(
+            f"Of {len(several)} images looked at that have several masks, {alike} have two that mark the same area, as "
+            "those of several annotators do. They are united; if one of them is meant, name it with --corpus.masks."
+        )
+
+
+def _overlap(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Returns the intersection over the union of what two masks mark; 0 if they differ in size."""
+    if one.shape[:2] != other.shape[:2]:
+        return 0.0
+    first, second = (pixels.reshape(*pixels.shape[:2], -1).max(axis=2) > 0 for pixels in (one, other))
+    return float((first & second).sum() / max((first | second).sum(), 1))
 
 
 def _check_pictures(found: Found, records: Sequence[Record]) -> None:

@@ -13,9 +13,10 @@ from typing import Literal
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_NAMES: Mapping[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainset", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "development"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "ts", "holdout"), "test"),
+    **dict.fromkeys(("train", "training", "trainset", "tr", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "vld", "dev", "development"), "val"),
+    **dict.fromkeys(("eval", "evaluate", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "ts", "tst", "holdout", "heldout"), "test"),
 }
 """The words for a split, in the names of folders and in tables."""
 
@@ -74,7 +75,8 @@ class Record:
             depending on the layout.
         image_uri: The URI of the image file.
         masks: The sources that form the mask together (left and right lung); empty if the image is unlabelled.
-        patient_id: The id of the patient; that of the image if the corpus does not specify the patient.
+        patient_id: The id of the patient. In a listing, that of the image if the corpus does not specify the patient;
+            before that, empty.
         split: The split that the corpus prescribes; None if the hash of the patient determines it.
         groups: Further columns of the corpus, by name (`finding`, `sex`). Evaluation reports them as subgroups.
         size: The size of the image and mask files together as listed, bytes. It is part of the identity of the corpus.

@@ -81,7 +81,8 @@ def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -
     """Lists the images of another corpus.
 
     Settings of the corpus that the user has not set are those of the training, but for those with `Mark.OF_FILES`,
-    which describe the files of a corpus: they have their default values if they are not set.
+    which describe the files of a corpus: they have their default values if they are not set. So has `empty_masks`,
+    unless the model was trained on images with nothing to mark.
 
     Args:
         trained: The settings of the run.
@@ -95,6 +96,9 @@ def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -
         UserError: If the corpus does not fit the model, or if it cannot be listed.
     """
     of_model = trained.corpus.model_dump(exclude=set(marked(CorpusSettings, Mark.OF_FILES)))
+    if trained.corpus.empty_masks != "keep":
+        # Where a corpus says of some images that nothing is marked, these are kept as in sharding.
+        del of_model["empty_masks"]
     try:
         corpus = CorpusSettings.model_validate(merge(of_model, explicitly_set(asked)))
     except ValidationError as error:

@@ -131,11 +131,11 @@ def what_was_found(listing: Listing, settings: CorpusSettings) -> dict[str, list
     missing = missing_splits(listing.records, settings.split)
     if missing:
         recognition.append(f"splits: the corpus has no {' and no '.join(missing)}, which is taken from train")
-    if len(listing.records) > 1 and listing.layout == "pairs" and settings.patients == "auto":
-        patients = {record.patient_id for record in listing.records}
-        if len(patients) == len(listing.records):
-            warnings.append(
-                "Nothing says which images are of one patient, so that each image counts as a patient of its own. If "
-                "patients have several images, the figures are too good: name them with --corpus.patients, or a table."
-            )
+    unknown, images = listing.unknown_patients, len(listing.records)
+    if unknown > 1 and settings.patients == "auto":
+        what = "which images are of one patient" if unknown == images else f"whose {unknown} of {images} images are"
+        warnings.append(
+            f"Nothing says {what}, so that each of them counts as a patient of its own. If patients have several "
+            "images, the figures are too good: name them with --corpus.patients, or a table."
+        )
     return {"recognition": recognition, "warnings": warnings}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from lungseg_ray.config import EvaluateJob, PredictJob, Settings, SweepJob, TrainJob, load_settings
+from lungseg_ray.config import EvaluateJob, PredictJob, Settings, ShardJob, SweepJob, TrainJob, load_settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location, locate
 from tests.helpers import ROOT
@@ -219,3 +219,28 @@ def test_paths_with_commas(config: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_file_of_defaults() -> None:
     assert load_settings(Settings, ["--config", str(ROOT / "configs/local.yaml")]) == Settings()
+
+
+@pytest.mark.parametrize("arguments", [["--corpus.root"], ["--corpus.root", ""], ["--corpus.root="]])
+def test_a_root_without_a_value(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--corpus.root: expected a folder.*found nothing"):
+        load_settings(ShardJob, arguments)
+
+
+def test_a_root_that_is_an_option() -> None:
+    with pytest.raises(UserError, match="found the option --dry_run"):
+        load_settings(ShardJob, ["--corpus.root", "--dry-run"])
+
+
+def test_roots_as_a_list() -> None:
+    job = load_settings(ShardJob, ["--corpus.root", '["/tmp/a, b", "/tmp/c"]'])
+    assert str(job.corpus.root) == "/tmp/a, b and /tmp/c"
+
+
+def test_a_map_replaces_that_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("corpus:\n  mask_values: {0: 0, 127: ignore, 255: 1}\n  channels: 3\n")
+    job = load_settings(ShardJob, ["--config", str(file), "--corpus.mask_values", '{"#000000": 0, "#ff0000": 1}'])
+    assert job.corpus.mask_values == {"#000000": 0, "#ff0000": 1}
+    assert job.corpus.channels == 3
+    assert load_settings(ShardJob, ["--config", str(file)]).corpus.mask_values == {0: 0, 127: "ignore", 255: 1}

@@ -194,6 +194,15 @@ class TestOtherStructures:
         with pytest.raises(UserError, match=r"4 of 4 images have several masks whose names do not say.*annotators"):
             listing(tmp_path)
 
+    def test_numbers_of_masks_that_overlap(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        (tmp_path / "masks").mkdir()
+        for number in range(4):
+            for part, pixels in enumerate((LEFT, cv2.erode(LEFT, np.ones((3, 3), np.uint8)))):
+                (tmp_path / "masks" / f"{number}_mask_{part}.png").write_bytes(png(pixels))
+        (warning,) = listing(tmp_path).warnings
+        assert warning.startswith("Of 4 images looked at that have several masks, 4 have two that mark the same area")
+
     def test_annotations_of_several(self, tmp_path: Path) -> None:
         write(tmp_path)
         polygon = [10, 10, 30, 10, 30, 50, 10, 50]

@@ -401,3 +401,54 @@ def test_several_roots(tmp_path: Path) -> None:
     assert again.corpus.root == job.corpus.root
     with pytest.raises(UserError, match=r"corpus\.root: expected different folders"):
         load_settings(ShardJob, ["--corpus.root", roots[0], "--corpus.root", roots[0]])
+
+
+class TestNumbers:
+    """Numbers in the names of masks: of the image, of the part, or of nothing."""
+
+    @pytest.mark.parametrize("number", ["_1", "(1)", " (1)"])
+    def test_of_a_second_image(self, number: str, tmp_path: Path) -> None:
+        names = [str(name) for name in range(20)] + [f"3{number}"]
+        fill(tmp_path, *(f"images/{name}.png" for name in names))
+        fill(tmp_path, *(f"masks/{name}_mask.png" for name in names[:-1]), f"masks/3_mask{number}.png")
+        wanted = {f"images/{name}.png": [f"masks/{name}_mask.png"] for name in names[:-1]}
+        assert paired(listing(tmp_path), tmp_path) == wanted | {f"images/3{number}.png": [f"masks/3_mask{number}.png"]}
+
+    def test_of_parts(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"images/{name}.png" for name in range(4)))
+        fill(tmp_path, *(f"masks/{name}_mask_{part}.png" for name in range(4) for part in (0, 1)))
+        found = listing(tmp_path)
+        assert all(len(record.masks) == 2 for record in found.records)
+        assert "names differ by _mask_<number> (8)" in found.recognition[0]
+
+    def test_of_nothing(self, tmp_path: Path) -> None:
+        """Each mask has a number of its own behind the word, as exports of annotation tools do."""
+        fill(tmp_path, *(f"images/{name:05d}.png" for name in range(2500)))
+        fill(tmp_path, *(f"masks/{name:05d}_mask_{20230000000 + 37 * name}.png" for name in range(2500)))
+        found = listing(tmp_path)
+        assert (len(found.records), found.set_aside) == (2500, [])
+
+
+def test_a_mask_deep_in_folders(tmp_path: Path) -> None:
+    deep = "/".join("abcdefghijklmnopqrstuvwx")
+    fill(tmp_path, *(f"images/{deep}/{name}.png" for name in range(30)), *(f"masks/{name}.png" for name in range(30)))
+    assert len(listing(tmp_path).records) == 30
+
+
+class TestCopies:
+    def tree(self, root: Path, suffix: str, changed: str) -> None:
+        for reader in ("reader1", "reader2"):
+            for folder in ("images", "masks"):
+                (root / reader / folder).mkdir(parents=True)
+                for name in range(40):
+                    content = b"changed" if (reader, folder, name) == ("reader2", changed, 21) else b"content"
+                    (root / reader / folder / f"{name}{suffix}").write_bytes(content)
+
+    @pytest.mark.parametrize("suffix", [".bmp", ".tif", ".npy"])
+    def test_every_file_of_a_fixed_size_is_compared(self, suffix: str, tmp_path: Path) -> None:
+        self.tree(tmp_path, suffix, "masks")
+        assert not any("reader2" in line for line in listing(tmp_path).recognition if line.startswith("left out"))
+
+    def test_equal_folders(self, tmp_path: Path) -> None:
+        self.tree(tmp_path, ".bmp", "")
+        assert listing(tmp_path).recognition[0] == ("left out: reader2/, whose files are all in reader1/, too")

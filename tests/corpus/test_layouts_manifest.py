@@ -58,8 +58,8 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("scan,mask_uri\na,b\n", r"found scan, mask_uri\. .*: --corpus\.columns\.image COLUMN$"),
-            ("one,two\na,b\n", r"found one, two\. .*columns\.image COLUMN --corpus\.columns\.mask COLUMN$"),
+            ("scan,mask_uri\na,b\n", r"found scan, mask_uri\. .*: --corpus\.columns image=COLUMN$"),
+            ("one,two\na,b\n", r"found one, two\. .*columns image=COLUMN --corpus\.columns mask=COLUMN$"),
             ("image_uri,mask_uri,split\na.png,b.png,\nc.png,d.png,third\n", "row 2 .*'third' in the column split; exp"),
             ("image_uri,mask_uri\na.png,b.png\na.png,c.png\n", "rows 1 and 2 .* both name a"),
             ("image_uri,mask_uri\n,b.png\n", "row 1 .* no image_uri"),

@@ -32,3 +32,12 @@ def test_how_files_are_read_is_not_taken_from_the_training(tmp_path: Path) -> No
     )
     assert len(images) == 3
     assert (images.corpus.images, images.corpus.mask_values, images.corpus.mask_threshold) == ([], {}, None)
+
+
+def test_images_of_which_a_corpus_says_that_nothing_is_marked_are_kept(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"images/{number}.png" for number in range(3)))
+    (tmp_path / "rle.csv").write_text("ImageId,EncodedPixels\n0,1 4 20 4\n1,-1\n2,3 5\n")
+    asked = CorpusSettings.model_validate({"root": str(tmp_path)})
+    for empty_masks in ("set_aside", "keep"):
+        images, _ = corpus_images(make_settings(corpus={"empty_masks": empty_masks}), asked, None)
+        assert images.corpus.empty_masks == "keep"

@@ -85,16 +85,44 @@ def _list_corpus(settings: CorpusSettings, outputs: Sequence[Location]) -> Listi
         listing = _list_root(settings, outputs)
     if listing.keep_empty and "empty_masks" not in settings.model_fields_set:
         settings = settings.model_copy(update={"empty_masks": "keep"})
+    listing = _with_patients(listing)
     settings, said = _classes(listing, settings)
     found = look(listing.records, settings, _known_values(listing, settings))
     return replace(
         listing,
         records=found.records,
         recognition=[*listing.recognition, *said, *found.recognition],
-        warnings=[*listing.warnings, *found.warnings],
+        warnings=[*listing.warnings, *_doubts_of_splits(listing.records), *found.warnings],
         glances=found.glances,
         corpus=found.settings,
     )
+
+
+def _with_patients(listing: Listing) -> Listing:
+    """Makes each image of an unknown patient one of a patient of its own, and counts them."""
+
+    def known(records: Iterable[Record]) -> list[Record]:
+        return [record if record.patient_id else replace(record, patient_id=record.image_id) for record in records]
+
+    return replace(
+        listing,
+        records=known(listing.records),
+        unlabelled=known(listing.unlabelled),
+        unknown_patients=sum(not record.patient_id for record in listing.records),
+    )
+
+
+def _doubts_of_splits(records: Sequence[Record]) -> list[str]:
+    """Returns a sentence for the user if the corpus prescribes the split of some images only."""
+    free = [record for record in records if record.split is None]
+    if not free or len(free) == len(records):
+        return []
+    folders = list(dict.fromkeys(record.image_id.rpartition("/")[0] for record in free))
+    where = f", in {named(folders)}" if any(folders) else ""
+    return [
+        f"The corpus prescribes the split of {len(records) - len(free)} of {len(records)} images. The others{where} "
+        "are assigned by patient. If a folder or a table among them is that of a split, name it train, val or test."
+    ]
 
 
 def _classes(listing: Listing, settings: CorpusSettings) -> tuple[CorpusSettings, list[str]]:
@@ -282,8 +310,6 @@ def _of_root(listing: Listing, name: str) -> Listing:
             replace(
                 record,
                 image_id=f"{name}/{record.image_id}",
-                # Who has no name is a patient of an image; patients of one name may be the same.
-                patient_id=f"{name}/{record.image_id}" if record.patient_id == record.image_id else record.patient_id,
                 groups={"root": name, **record.groups},
                 split=record.split or split,
             )

@@ -115,7 +115,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         entries = [part.entry for part in parts]
         record = make_record(image_id, image.item.entry, entries, settings, _groups(image.tags, salt))
         sources = tuple(part.source or MaskSource(part.entry.place.uri) for part in parts)
-        patient = _patient(image.tags, salt) or image_id
+        patient = _patient(image.tags, salt)
         record = replace(record, masks=sources, patient_id=patient, split=image.item.parsed.split, private=True)
         (found.records if parts else found.unlabelled).append(record)
     if not (found.records or found.unlabelled or found.set_aside):
@@ -189,7 +189,7 @@ def tag_patients(records: Sequence[Record]) -> tuple[list[Record], int]:
     """Gives the patients that tags name to records of DICOM files that have no patient.
 
     Args:
-        records: The records. One whose `patient_id` is not its `image_id` has a patient already, and keeps it.
+        records: The records. One with a `patient_id` keeps it.
 
     Returns:
         The records, with keys of patients, and the number of these patients.
@@ -198,11 +198,7 @@ def tag_patients(records: Sequence[Record]) -> tuple[list[Record], int]:
         UserError: If there is no salt for the keys.
         OSError: If a disk, or a bucket (`StorageError`), cannot be read.
     """
-    free = [
-        record
-        for record in records
-        if record.patient_id == record.image_id and record.image_uri.lower().endswith(DICOM_SUFFIXES)
-    ]
+    free = [record for record in records if not record.patient_id and record.image_uri.lower().endswith(DICOM_SUFFIXES)]
     if not free:
         return list(records), 0
     salt = find_salt()

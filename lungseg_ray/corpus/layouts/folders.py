@@ -339,7 +339,7 @@ def _unannotated(listing: Listing, found: _Sorted, annotations: Annotations, ids
     without = {one.image_id for one in listing.set_aside if one.reason == "no_mask"}
     absent = {ids[item.entry.path] for item in found.masks if item.entry.path in ids}
     unlabelled = [
-        Record(ids[item.entry.path], item.entry.place.uri, (), ids[item.entry.path], size=item.entry.size)
+        Record(ids[item.entry.path], item.entry.place.uri, (), "", size=item.entry.size)
         for item in found.images
         if ids[item.entry.path] in without
     ]

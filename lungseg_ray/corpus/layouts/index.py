@@ -10,7 +10,7 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.matching import bare
 from lungseg_ray.corpus.layouts.patients import AUTO
-from lungseg_ray.corpus.layouts.roles import normal, words_of
+from lungseg_ray.corpus.layouts.roles import normal, read_words, words_of
 from lungseg_ray.corpus.layouts.table import (
     TABLES,
     Column,
@@ -191,8 +191,10 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
             raise
         found.doubts.append(f"Splits are not taken from a table: {error}")
         splits = [None] * len(table.rows)
+    # A table of no column for the split may be that of a split, as train.csv is.
+    whole = None if split else read_words(entry.place.stem).split
     fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
-    used = 0
+    used = contradicted = 0
     for number, row in enumerate(table.rows, start=1):
         image_id = names.find(row[column])
         if image_id is None:
@@ -203,15 +205,23 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
             continue
         used += 1
         told = found.entries.setdefault(image_id, _Entry())
-        told.patient = told.patient or (row[patient] if patient else "")
-        told.split = told.split or splits[number - 1]
+        whose, side = row[patient] if patient else "", splits[number - 1] or whole
+        contradicted += bool(whose and told.patient and whose != told.patient)
+        contradicted += bool(side and told.split and side != told.split)
+        told.patient, told.split = told.patient or whose, told.split or side
         told.groups = {**groups_of(row, fixed), **told.groups}
+    if contradicted:
+        found.doubts.append(
+            f"{counted(contradicted, 'row')} of the table {shown(entry.path)} give an image another patient or split "
+            "than a row before did, which counts."
+        )
     meanings = [
         f"{what} from its column {shown(name)}" for what, name in (("patients", patient), ("splits", split)) if name
     ]
     found.said.append(
         f"table {shown(entry.path)}: {counted(used, 'image')} by its column {shown(column)}"
         + "".join(f", {one}" for one in meanings)
+        + (f", which are to {whole}" if whole else "")
         + (f"; read {table.note}" if table.note else "")
     )
 

@@ -33,6 +33,7 @@ class Listing:
         glances: Warnings of the few images that were looked at, which whoever reads all of them knows better.
         value_names: Names of structures by the values or colours of masks, where a file of the corpus says so.
         structures: The names of the structures that masks distinguish, by their files or annotations.
+        unknown_patients: The number of records of which nothing says whose they are.
         keep_empty: Whether the corpus says of some images that nothing in them is marked.
         files: The state of the files of each root, by which a later change is noticed.
         corpus: The settings by which the files are read: those of the user, and what was found out from some files.
@@ -49,6 +50,7 @@ class Listing:
     glances: Sequence[str] = ()
     value_names: Mapping[str, str] = field(default_factory=dict)
     structures: Sequence[str] = ()
+    unknown_patients: int = 0
     keep_empty: bool = False
     files: Sequence[FilesState] = ()
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
@@ -79,9 +81,14 @@ class Layout:
 
 
 def make_record(
-    image_id: str, image: Entry, masks: Sequence[Entry], settings: CorpusSettings, groups: Mapping[str, str]
+    image_id: str,
+    image: Entry,
+    masks: Sequence[Entry],
+    settings: CorpusSettings,
+    groups: Mapping[str, str],
+    patient_id: str = "",
 ) -> Record:
-    """Builds the record of an image, with the `image_id` as its patient.
+    """Builds the record of an image.
 
     Args:
         image_id: The id of the image.
@@ -89,6 +96,7 @@ def make_record(
         masks: The files that form the mask together; empty if the image is unlabelled.
         settings: The settings of the corpus, of which `mask_scale` is used.
         groups: The subgroups of the image, by name.
+        patient_id: The id of the patient; empty if it is not known.
 
     Returns:
         The record, with the total size and the latest time of change of all its files.
@@ -98,7 +106,7 @@ def make_record(
         image_id=image_id,
         image_uri=image.place.uri,
         masks=tuple(MaskSource(mask.place.uri) for mask in masks),
-        patient_id=image_id,
+        patient_id=patient_id,
         groups=groups,
         size=sum(entry.size for entry in files),
         modified_ns=max(entry.modified_ns for entry in files),

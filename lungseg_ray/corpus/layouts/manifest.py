@@ -101,7 +101,9 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
         if tagged:
             recognition.append(f"patients: {counted(tagged, 'patient')} from the tags of the DICOM files")
         records, patients = name_patients(
-            records, {record.image_id: record.image_uri for record in records}, settings.patients
+            records,
+            {record.image_id: record.image_uri.removeprefix(f"{folder.uri}/") for record in records},
+            settings.patients,
         )
         recognition += [f"patients: {said}" for said in patients.said]
         warnings += patients.doubts
@@ -135,7 +137,7 @@ def _columns(table: UserTable, settings: CorpusSettings) -> dict[Column, str | N
         raise UserError(
             f"{table.place}: expected a column for images and one for masks, such as image_uri and mask_uri (and where "
             f"known patient_id, split), found {named(table.columns)}. Name the missing one: "
-            + " ".join(f"--corpus.columns.{name} COLUMN" for name in missing)
+            + " ".join(f"--corpus.columns {name}=COLUMN" for name in missing)
         )
     return found
 
@@ -168,7 +170,7 @@ def _record(
         image_id=image_id,
         image_uri=image,
         masks=tuple(MaskSource(mask) for mask in dict.fromkeys(masks)),
-        patient_id=(row[columns["patient"]] if columns["patient"] else "") or image_id,
+        patient_id=row[columns["patient"]] if columns["patient"] else "",
         split=split_of(row, columns["split"], manifest, number),
         groups=groups_of(row, columns.values()),
         mask_scale=1.0 if settings.mask_scale == "auto" else settings.mask_scale,

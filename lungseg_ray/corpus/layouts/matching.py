@@ -140,7 +140,9 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
     by_stem: dict[tuple[object, str], list[Item]] = defaultdict(list)
     by_folder: dict[tuple[str, str], list[Item]] = defaultdict(list)
     anywhere: dict[str, list[Item]] = defaultdict(list)
+    places: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for item in images:
+        places[item.stem].add(item.rest)
         by_name[item.rest, item.name].append(item)
         by_stem[item.rest, item.stem].append(item)
         anywhere[item.stem].append(item)
@@ -152,12 +154,11 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
             return there
         # Names such as view1_frontal.png repeat in each folder, so that not all images of a name are compared: those in
         # fewer folders are looked up, and those in more folders are in the rarest folder of the mask.
-        fewer = [
-            item
-            for size in range(len(mask.rest))
-            for rest in set(combinations(mask.rest, size))
-            for item in by_stem.get((rest, stem), ())
-        ]
+        if len(places.get(stem, ())) < 2 ** len(mask.rest):
+            rests = [rest for rest in places.get(stem, ()) if len(rest) < len(mask.rest) and _within(rest, mask.rest)]
+        else:
+            rests = [*dict.fromkeys(rest for size in range(len(mask.rest)) for rest in combinations(mask.rest, size))]
+        fewer = [item for rest in sorted(rests) for item in by_stem.get((rest, stem), ())]
         rarest = min(
             (by_folder.get((folder, stem), []) for folder in mask.rest), key=len, default=anywhere.get(stem, [])
         )

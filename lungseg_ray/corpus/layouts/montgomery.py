@@ -52,7 +52,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     texts = read_texts(tree.match(_READING))
 
     def make(image_id: str, image: Entry, files: Sequence[Entry]) -> Record:
-        return make_record(image_id, image, files, settings, reading_groups(image_id, texts))
+        return make_record(image_id, image, files, settings, reading_groups(image_id, texts), image_id)
 
     known = sum(len(found) for part in (images, *masks.values()) for found in part.values())
     listing = join("montgomery", {"CXR_png": images}, masks, make)

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from lungseg_ray.corpus.layouts.roles import normal
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, shown, without_suffix
@@ -77,7 +78,7 @@ def name_patients(records: Sequence[Record], paths: Mapping[str, str], setting: 
     """Gives patients to the records that have none, and says how they were found.
 
     Args:
-        records: The records. One whose `patient_id` is not its `image_id` has a patient already, and keeps it.
+        records: The records. One with a `patient_id` keeps it.
         paths: The path below the root of the corpus of each image, by image id, for those that have one.
         setting: The setting `corpus.patients`: "auto", "none", or a pattern with one group.
 
@@ -88,7 +89,7 @@ def name_patients(records: Sequence[Record], paths: Mapping[str, str], setting: 
         UserError: If the setting is a pattern that does not fit the names.
     """
     stems = {record.image_id: without_suffix(paths[record.image_id]) for record in records if record.image_id in paths}
-    told = {record.image_id: record.patient_id for record in records if record.patient_id != record.image_id}
+    told = {record.image_id: record.patient_id for record in records if record.patient_id}
     if setting == NONE or not stems.keys() - told.keys():
         return list(records), Patients()
     if setting != AUTO:
@@ -147,7 +148,7 @@ def _by_names(paths: Mapping[str, str]) -> Patients:
     said: list[str] = []
     for names in _KNOWN:
         found = {
-            image_id: match["patient"]
+            image_id: normal(match["patient"])
             for image_id, path in paths.items()
             if image_id not in patient and (match := names.pattern.fullmatch(path))
         }
@@ -172,13 +173,13 @@ def _by_repetition(paths: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """Groups images by the beginning of their names, or else by their folders, if that leaves several in a group."""
     stems = {image_id: path.rpartition("/") for image_id, path in paths.items()}
     by_name = {
-        image_id: f"{folder}/{match.string[: match.start()]}" if folder else match.string[: match.start()]
+        image_id: normal(f"{folder}/{match.string[: match.start()]}" if folder else match.string[: match.start()])
         for image_id, (folder, _, stem) in stems.items()
         if (match := _LAST.search(stem.lower())) and any(letter.isdigit() for letter in stem[: match.start()])
     }
     if _repeats(by_name, len(paths)):
         return by_name, "the beginnings of names"
-    by_folder = {image_id: folder for image_id, (folder, _, _) in stems.items() if folder}
+    by_folder = {image_id: normal(folder) for image_id, (folder, _, _) in stems.items() if folder}
     folders = set(by_folder.values())
     if _repeats(by_folder, len(paths)) and len(folders) > max(12, len(paths) // 40) and _name_many(folders):
         return by_folder, "folders"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -87,7 +87,7 @@ def read_words(name: str) -> Words:
     Returns:
         What they say.
     """
-    words = [_known(word) for word in words_of(name)]
+    words = _joined([_known(word) for word in words_of(name)])
     if name.isupper() or not any(word in _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK for word in words):
         # "IMAGES" is one word; "SegmentationClass" and "ground_truth" have two.
         joined = "".join(words)
@@ -99,6 +99,17 @@ def read_words(name: str) -> Words:
     side = next((_SIDE[word] for word in words if word in _SIDE), None)
     known = _IMAGE | _MASK | _WEAK_IMAGE | _WEAK_MASK | SPLIT_NAMES.keys() | _SIDE.keys() | _FILLERS
     return Words(role, weak and role is not None, split, side, tuple(word for word in words if word not in known))
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Joins two words that name a split together, such as "hold" and "out"."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] + word in SPLIT_NAMES:
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
 
 
 def _known(word: str) -> str:

@@ -54,7 +54,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     texts = read_texts(tree.match(_READING))
 
     def make(image_id: str, image: Entry, files: Sequence[Entry]) -> Record:
-        return make_record(image_id, image, files, settings, reading_groups(image_id, texts))
+        return make_record(image_id, image, files, settings, reading_groups(image_id, texts), image_id)
 
     listing = join("shenzhen", {"CXR_png": images}, {"mask": tree.match(_MASK)}, make, may_lack=True)
     return complete(listing, set_aside=tree.unusable(), ignored=others)

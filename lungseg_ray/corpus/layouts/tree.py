@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from pyarrow import fs
 
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import Location
+from lungseg_ray.storage import REQUESTS, Location
 from lungseg_ray.text import counted, escaped, is_utf8, named, shown, without_suffix
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -33,7 +34,8 @@ _FEWEST_COPIED = 4
 _MOST_COPIES = 4
 """More folders than this with files of the same names and sizes are those of patients, and not a corpus and copies."""
 _COMPARED = 8
-"""The number of files of two equal folders whose content is compared."""
+"""The number of compressed files of two equal folders whose content is compared."""
+_COMPRESSED = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".jp2", ".j2k", ".gz", ".zip", ".xlsx", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ class FileTree:
             ) from error
         if not listed and not root.exists():
             raise UserError(f"{root}: there is no such folder. Correct corpus.root.")
+        if any(output.uri.rstrip("/") == root.uri.rstrip("/") for output in outputs):
+            raise UserError(
+                f"{root}: this folder is the corpus, and the job would write into it. Set shards.root and runs.root to "
+                "other folders, which may be in it."
+            )
         start = len(root.uri.rstrip("/")) + 1
         files: list[Entry] = []
         misnamed: list[Entry] = []
@@ -321,12 +328,20 @@ def above(path: str) -> list[str]:
 
 
 def _equal_files(one: str, other: str, content: Sequence[tuple[str, int]], places: Mapping[str, Location]) -> bool:
-    step = max(len(content) // _COMPARED, 1)
+    """Whether the files of two folders, whose names and sizes are equal, are equal as far as they are compared.
+
+    Sizes say much of compressed files. Of others, which are as large as any of their kind, all are compared.
+    """
+    compressed = [path for path, _ in content if path.lower().endswith(_COMPRESSED)]
+    compared = [path for path, _ in content if not path.lower().endswith(_COMPRESSED)]
+    compared += compressed[:: max(len(compressed) // _COMPARED, 1)]
+
+    def equal(path: str) -> bool:
+        return places[f"{one}/{path}"].read_bytes() == places[f"{other}/{path}"].read_bytes()
+
     try:
-        return all(
-            places[f"{one}/{path}"].read_bytes() == places[f"{other}/{path}"].read_bytes()
-            for path, _ in content[::step]
-        )
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            return all(pool.map(equal, compared))
     except OSError:
         return False
 

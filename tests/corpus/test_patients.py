@@ -1,0 +1,91 @@
+"""Whose images are, and in which split, by tables, names of files, folders and roots."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts import list_corpus
+from tests.corpus.trees import fill, listing
+
+
+class TestPatients:
+    def test_a_table_may_name_a_patient_as_the_image(self, tmp_path: Path) -> None:
+        for root in ("one", "two"):
+            names = [name for number in range(6) for name in (f"A{number:03d}", f"A{number:03d}_lat")]
+            fill(tmp_path / root, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))
+            rows = "".join(f"{name},{root}-{name}\n" if root == "two" else f"{name},{name[:4]}\n" for name in names)
+            (tmp_path / root / "index.csv").write_text(f"image_id,patient_id\n{rows}")
+        found = list_corpus(CorpusSettings(root=[str(tmp_path / "one"), str(tmp_path / "two")]))
+        assert found.unknown_patients == 0
+        assert found.warnings == []
+        assert len({record.patient_id for record in found.records}) == 6 + 12
+        assert {record.patient_id for record in found.records if record.groups["root"] == "one"} == {
+            f"A{number:03d}" for number in range(6)
+        }
+
+    def test_a_table_wins_over_names(self, tmp_path: Path) -> None:
+        names = [f"{patient:08d}_{visit:03d}" for patient in range(4) for visit in range(3)]
+        fill(tmp_path, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))
+        (tmp_path / "index.csv").write_text("image_id,patient_id\n" + "".join(f"{name},{name}\n" for name in names))
+        assert len({record.patient_id for record in listing(tmp_path).records}) == 12
+
+    def test_capitals_are_no_difference(self, tmp_path: Path) -> None:
+        names = [f"{'Pp'[visit]}atient_{patient:02d}_{visit}" for patient in range(8) for visit in (0, 1)]
+        fill(tmp_path, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))
+        assert len({record.patient_id for record in listing(tmp_path).records}) == 8
+
+    def test_a_pattern_sees_the_path_below_the_table(self, tmp_path: Path) -> None:
+        root = tmp_path / "set_2024_x"
+        fill(root, *(f"{kind}/{name}_0.png" for kind in ("i", "m") for name in range(1001, 1007)))
+        rows = "".join(f"i/{name}_0.png,m/{name}_0.png\n" for name in range(1001, 1007))
+        (root / "list.csv").write_text(f"image_uri,mask_uri\n{rows}")
+        found = list_corpus(CorpusSettings(root=str(root / "list.csv"), patients=r"(\d{4})_"))
+        assert len({record.patient_id for record in found.records}) == 6
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("folders", "expected"),
+        [
+            (("train", "validate", "test"), ("train", "val", "test")),
+            (("training", "evaluation", "testing"), ("train", "val", "test")),
+            (("train", "val", "hold-out"), ("train", "val", "test")),
+            (("Train", "Dev", "Held_Out"), ("train", "val", "test")),
+        ],
+    )
+    def test_words(self, folders: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
+        for folder in folders:
+            fill(tmp_path, *(f"{folder}/{kind}/{folder[0]}{n}.png" for kind in ("images", "masks") for n in range(4)))
+        splits = {record.image_id.partition("/")[0]: record.split for record in listing(tmp_path).records}
+        assert tuple(splits[name] for name in folders) == expected
+
+    def test_a_folder_that_is_none_is_named(self, tmp_path: Path) -> None:
+        for folder in ("train", "extra"):
+            fill(tmp_path, *(f"{folder}/{kind}/{folder[0]}{n}.png" for kind in ("images", "masks") for n in range(4)))
+        (warning,) = listing(tmp_path).warnings
+        assert warning.startswith("The corpus prescribes the split of 4 of 8 images. The others, in extra are assigned")
+
+    def test_names_of_roots(self, tmp_path: Path) -> None:
+        for folder in ("train", "test"):
+            fill(tmp_path / folder, *(f"{kind}/{folder[1]}{n}.png" for kind in ("images", "masks") for n in range(4)))
+        found = list_corpus(CorpusSettings(root=[str(tmp_path / "train"), str(tmp_path / "test")]))
+        assert Counter(record.split for record in found.records) == {"train": 4, "test": 4}
+
+    def test_tables_of_the_splits(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(8)))
+        for name, numbers in (("train.csv", range(5)), ("test.csv", range(5, 8))):
+            (tmp_path / name).write_text("image_id,age\n" + "".join(f"{n},5{n}\n" for n in numbers))
+        assert Counter(record.split for record in listing(tmp_path).records) == {"train": 5, "test": 3}
+
+    def test_rows_that_contradict_each_other(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(4)))
+        rows = "".join(f"{n},p{n},train\n" for n in range(4)) + "0,p9,test\n"
+        (tmp_path / "people.csv").write_text(f"image_id,patient_id,split\n{rows}")
+        (warning,) = listing(tmp_path).warnings
+        assert warning == (
+            "2 rows of the table people.csv give an image another patient or split than a row before did, which counts."
+        )
