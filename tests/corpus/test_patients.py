@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.split import assign_splits
 from tests.corpus.trees import fill, listing
 
 
@@ -37,6 +39,43 @@ class TestPatients:
         names = [f"{'Pp'[visit]}atient_{patient:02d}_{visit}" for patient in range(8) for visit in (0, 1)]
         fill(tmp_path, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))
         assert len({record.patient_id for record in listing(tmp_path).records}) == 8
+
+    def test_numbers_that_restart_in_each_split(self, tmp_path: Path) -> None:
+        """Kermany et al. count their patients from 1 in the folders to train and to test."""
+        people = [(split, n) for split in ("train", "test") for n in (1, 2, 3)]
+        names = [f"{split}/{{}}/PNEUMONIA/person{n}_virus_{n + k}" for split, n in people for k in (0, 9)]
+        fill(tmp_path, *(f"{name.format(kind)}.jpeg" for kind in ("images", "masks") for name in names))
+        found = listing(tmp_path)
+        assert Counter(record.patient_id for record in found.records) == {
+            f"{split}/person{n}": 2 for split in ("train", "test") for n in (1, 2, 3)
+        }
+        assign_splits(found.records, found.corpus.split)
+
+    def test_a_compressed_table(self, tmp_path: Path) -> None:
+        """MIMIC-CXR-JPG has its tables as .csv.gz, and the split of an image under the name of its file."""
+        names = [f"files/p1{n}/p1{n}000032/s5041426{n}/{n}aa804e-bde0afdd" for n in range(6)]
+        fill(tmp_path, *(f"{name}.jpg" for name in names), *(f"masks/{name.rpartition('/')[2]}.png" for name in names))
+        sides = ["train"] * 4 + ["validate"] * 2
+        rows = "".join(f"{n}aa804e-bde0afdd,5041426{n},1{n}000032,{side}\n" for n, side in enumerate(sides))
+        table = gzip.compress(f"dicom_id,study_id,subject_id,split\n{rows}".encode())
+        (tmp_path / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(table)
+        found = listing(tmp_path)
+        assert Counter(record.split for record in found.records) == {"train": 4, "val": 2}
+        assert {record.patient_id for record in found.records} == {f"1{n}000032" for n in range(6)}
+        (tmp_path / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(table[:-9])
+        assert "compressed, found another or a damaged one" in listing(tmp_path).warnings[0]
+
+    def test_paths_from_above_the_root(self, tmp_path: Path) -> None:
+        """The tables of CheXpert name its own folder; a patient whose files are absent is not taken for another."""
+        for number in (1, 2, 3):
+            study = f"train/patient0000{number}/study1"
+            fill(tmp_path, f"{study}/view1_frontal.jpg", f"masks/{study}/view1_frontal.png")
+        head = "CheXpert-v1.0-small/train/patient0000"
+        rows = "".join(f"{head}{n}/study{2 if n == 4 else 1}/view1_frontal.jpg,{'FM'[n % 2]}\n" for n in range(1, 5))
+        (tmp_path / "train.csv").write_text(f"Path,Sex\n{rows}")
+        found = listing(tmp_path)
+        assert [record.groups["Sex"] for record in found.records] == ["M", "F", "M"]
+        assert {record.split for record in found.records} == {"train"}
 
     def test_a_pattern_sees_the_path_below_the_table(self, tmp_path: Path) -> None:
         root = tmp_path / "set_2024_x"

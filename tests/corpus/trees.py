@@ -187,14 +187,16 @@ def chexmask(root: Path, *, count: int = 30, size: int = 64, first: int = 1) -> 
         name = f"{patient:08d}_{visit:03d}.png"
         image, mask = chest(index, size)
         _write(pixels / f"images_{index * 12 // count + 1:03d}" / "images" / name, _png(Image.fromarray(image)))
-        entries.append(f"{name},{'No Finding' if visit else 'Effusion'},{visit},{patient},{20 + patient % 60},F,PA")
+        finding = "No Finding" if visit else "Effusion|Mass"
+        entries.append(f"{name},{finding},{visit},{patient},{20 + patient % 60},F,PA,{size},{size},0.143,0.143,")
         lists["test_list.txt" if patient % 5 == 0 else "train_val_list.txt"] += f"{name}\n"
         right, left = _sides(mask)
         heart = np.zeros_like(mask)
         heart[size // 2 : size * 3 // 4, size * 2 // 5 : size * 3 // 5] = 255
         quality = 0.4 if index % 10 == 9 else 0.85
         rows.append((name, quality, left, right, heart))
-    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    header += "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
     _write(pixels / "Data_Entry_2017_v2020.csv", (header + "\n".join(entries) + "\n").encode())
     for name, text in lists.items():
         _write(pixels / name, text.encode())

@@ -161,8 +161,24 @@ class _Names:
         """Returns the id of the image that a value names; None if none, or several."""
         if value in self.ids:
             return value
-        name = normal(value.replace("\\", "/").removeprefix("./"))
+        name = _slashed(value)
         return self._known.get(name) or self._known.get(bare(name))
+
+    def find_all(self, values: Sequence[str]) -> list[str | None]:
+        """Returns the id of the image that each value of a column names; None for those that name none, or several.
+
+        Paths may begin with folders above the root, as those of CheXpert do, if all of the column do so alike.
+        """
+        found = [self.find(value) for value in values]
+        paths = [_slashed(value).split("/") for value in values]
+        while not any(found) and len({path[0] for path in paths}) == 1 and all(len(path) > 2 for path in paths):
+            paths = [path[1:] for path in paths]
+            found = [self.find("/".join(path)) for path in paths]
+        return found
+
+
+def _slashed(value: str) -> str:
+    return normal(value.replace("\\", "/").removeprefix("./"))
 
 
 def _is_index(entry: Entry) -> bool:
@@ -195,8 +211,8 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
     whole = None if split else read_words(entry.place.stem).split
     fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
     used = contradicted = 0
-    for number, row in enumerate(table.rows, start=1):
-        image_id = names.find(row[column])
+    images = names.find_all([row[column] for row in table.rows])
+    for number, (row, image_id) in enumerate(zip(table.rows, images, strict=True), start=1):
         if image_id is None:
             if _is_index(entry):
                 name = shown(row[column])
@@ -282,7 +298,7 @@ def _image_column(table: UserTable, names: _Names, settings: CorpusSettings, *, 
     if "image" in settings.columns:
         return _find(table, "image", settings)
     hits = {
-        column: sum(names.find(row[column]) is not None for row in table.rows if row[column])
+        column: len(table.rows) - names.find_all([row[column] for row in table.rows]).count(None)
         for column in table.columns
     }
     best = max(hits, key=lambda column: hits[column], default=None)

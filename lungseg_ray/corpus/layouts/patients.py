@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lungseg_ray.corpus.layouts.roles import normal
+from lungseg_ray.corpus.layouts.roles import normal, read_words
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, shown, without_suffix
@@ -36,14 +36,29 @@ class _Names:
     Attributes:
         who: Who names them so, for the user.
         pattern: Finds the group `patient` in a path without suffix, ignoring capitals.
+        restarts: Whether patients are numbered from 1 in each folder of a split.
     """
 
     who: str
     pattern: re.Pattern[str]
+    restarts: bool = False
+
+    def find(self, path: str) -> str | None:
+        """Returns the patient of an image, in the form in which names are compared; None if its path has another form.
+
+        Args:
+            path: The path without suffix.
+        """
+        match = self.pattern.fullmatch(path)
+        if not match:
+            return None
+        folders = path.split("/")[:-1] if self.restarts else []
+        split = next((word for folder in folders if (word := read_words(folder).split)), None)
+        return normal(f"{split}/{match['patient']}" if split else match["patient"])
 
 
-def _names(who: str, pattern: str) -> _Names:
-    return _Names(who, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+def _names(who: str, pattern: str, *, restarts: bool = False) -> _Names:
+    return _Names(who, re.compile(pattern, re.IGNORECASE | re.DOTALL), restarts)
 
 
 _KNOWN = (
@@ -52,7 +67,7 @@ _KNOWN = (
     _names("BIDS", r"(?:.*/)?(?P<patient>sub-[a-z0-9]+)(?:/.*|_[^/]*)?"),
     _names("NIH ChestX-ray14", r"(?:.*/)?(?P<patient>\d{8})_\d{3}(?:_[^/]*)?"),
     _names("PadChest, by study", r"(?:.*/)?(?P<patient>\d{20,})_[^/]*"),
-    _names("Kermany et al.", r"(?:.*/)?(?P<patient>person\d+)_(?:virus|bacteria)_[^/]*"),
+    _names("Kermany et al.", r"(?:.*/)?(?P<patient>person\d+)_(?:virus|bacteria)_[^/]*", restarts=True),
     _names("Kermany et al.", r"(?:.*/)?(?P<patient>(?:normal2-)?im-\d{4})-\d{4}(?:-\d{4})?"),
     _names("TCGA", r"(?:.*/)?(?P<patient>TCGA-[a-z0-9]{2}-[a-z0-9]{4})[^/]*(?:/.*)?"),
     _names("the word before a number", rf"(?:.*/)?(?P<patient>{_WORD}[-_ ]?\d+)(?:/.*|[-_ .][^/]*)?"),
@@ -148,9 +163,7 @@ def _by_names(paths: Mapping[str, str]) -> Patients:
     said: list[str] = []
     for names in _KNOWN:
         found = {
-            image_id: normal(match["patient"])
-            for image_id, path in paths.items()
-            if image_id not in patient and (match := names.pattern.fullmatch(path))
+            image_id: who for image_id, path in paths.items() if image_id not in patient and (who := names.find(path))
         }
         if _plausible(found, len(paths)):
             patient |= found

@@ -38,7 +38,7 @@ _MASK = {
 # These words are also in the names of whole corpora ("Lung Segmentation", "chest_xray"), so that they count only where
 # no word of the first kind does.
 _WEAK_IMAGE = {"cxr", "cxrs", "xray", "xrays", "radiograph", "radiographs", "radiography", "scan", "scans", "dicom"}
-_WEAK_IMAGE |= {"dicoms", "dcm", "input", "inputs", "raw", "original", "originals", "orig"}
+_WEAK_IMAGE |= {"dicoms", "dcm", "input", "inputs", "raw", "original", "originals", "orig", "org"}
 _WEAK_MASK = {"segmentation", "segmentations", "segmentationclass", "seg", "segs", "gt", "gts", "groundtruth", "truth"}
 _WEAK_MASK |= {"target", "targets", "roi", "rois", "contour", "contours", "outline", "outlines", "manual"}
 _SIDE: dict[str, Side] = {"left": "left", "right": "right"}

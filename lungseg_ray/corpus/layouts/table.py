@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 from lungseg_ray.text import named, shown
 
-TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx")
 MOST_BYTES = 1 << 30
 """The maximum size of a table, bytes. Larger tables are not read."""
 MOST_ROWS = 10_000_000
@@ -126,7 +128,8 @@ def is_table(place: Location) -> bool:
 
 
 def read_table(place: Location) -> UserTable:
-    """Reads a CSV file with any of the usual separators, an Excel workbook, or a Parquet file of plain columns.
+    """Reads a CSV file with any of the usual separators, which may be compressed (.gz), an Excel workbook, or a Parquet
+    file of plain columns.
 
     Text is UTF-8, or UTF-16 with a byte order mark.
 
@@ -150,7 +153,7 @@ def read_table(place: Location) -> UserTable:
     elif name.endswith(".xlsx"):
         columns, rows = _of_excel(place, data)
     else:
-        columns, rows, note = _of_csv(place, data)
+        columns, rows, note = _of_csv(place, _inflated(place, data) if name.endswith(".gz") else data)
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise UserError(f"{place}: expected each column once, found {named(twice)} more than once. Rename one of them.")
@@ -213,6 +216,17 @@ def groups_of(row: TableRow, known: Iterable[str | None]) -> dict[str, str]:
     """
     without = {*known}
     return {name: value for name, value in row.items() if value and name not in without and name not in _NO_GROUPS}
+
+
+def _inflated(place: Location, data: bytes) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            text = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{place}: expected a file that gzip compressed, found another or a damaged one.") from error
+    if len(text) > MOST_BYTES:
+        raise UserError(f"{place}: expected a table of at most {MOST_BYTES >> 20} MiB, found more in the .gz file.")
+    return text
 
 
 def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], str]:
