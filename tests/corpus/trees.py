@@ -200,9 +200,9 @@ def chexmask(root: Path, *, count: int = 30, size: int = 64, first: int = 1) -> 
     _write(pixels / "Data_Entry_2017_v2020.csv", (header + "\n".join(entries) + "\n").encode())
     for name, text in lists.items():
         _write(pixels / name, text.encode())
-    _write(masks / "OriginalResolution" / "ChestX-Ray8.csv", _run_lengths("Image Index", rows))
+    _write(masks / "OriginalResolution" / "ChestX-Ray8.csv", run_lengths("Image Index", rows))
     others = [(f"/train/patient{n:05d}/study1/view1_frontal.jpg", *rows[n][1:]) for n in range(min(count, 5))]
-    _write(masks / "OriginalResolution" / "CheXpert.csv", _run_lengths("Path", others))
+    _write(masks / "OriginalResolution" / "CheXpert.csv", run_lengths("Path", others))
     _write(masks / "README.md", b"# CheXmask Database")
     return pixels, masks
 
@@ -229,7 +229,7 @@ def covid_qu_ex(root: Path, *, count: int = 36, size: int = 64) -> Path:
     return top
 
 
-def _run_lengths(column: str, rows: Sequence[tuple[str, float, Pixels, Pixels, Pixels]]) -> bytes:
+def run_lengths(column: str, rows: Sequence[tuple[str, float, Pixels, Pixels, Pixels]]) -> bytes:
     """A table of CheXmask. Its landmarks are a printed array, with line breaks in the cell."""
     lines = [f"{column},Dice RCA (Mean),Dice RCA (Max),Landmarks,Left Lung,Right Lung,Heart,Height,Width"]
     for name, quality, *organs in rows:
