@@ -133,6 +133,9 @@ class OptimSettings(Section):
     clip: NonNegativeFloat = Field(1.0, description="Largest norm of the gradient. 0: no clipping.")
 
 
+BestBy = Literal["loss", "iou", "dice", "dice_positives"]
+
+
 class TrainSettings(Section):
     """The training loop."""
 
@@ -161,8 +164,14 @@ class TrainSettings(Section):
         1, description="Passes per optimiser step. More passes need less memory for the same batch."
     )
     average: Share = Field(0.0, description="Decay per step of the moving average of the weights. 0: no average.")
+    best_by: Annotated[BestBy, Mark.NOT_SEARCHED] = Field(
+        "loss",
+        description="Validation figure by which epochs are ranked: that of the best is exported, and those of sweeps "
+        "compare by it (loss: by IoU). dice_positives: mean Dice of the images that have the structure, for sets in "
+        "which most masks are empty.",
+    )
     early_stop: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        0, description="Number of epochs without a better validation loss after which training stops. 0: never."
+        0, description="Number of epochs without a better one, by train.best_by, after which training stops. 0: never."
     )
     min_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0,

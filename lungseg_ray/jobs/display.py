@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lungseg_ray.run.progress import badness
 from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
 from lungseg_ray.storage import Location
 from lungseg_ray.training.events import EpochDone, Event, Note, Started, StepDone
@@ -74,7 +75,7 @@ class TrainingDisplay:
                 f"  {len(event.frozen)} parameters get no gradient in this pair of architecture and encoder and are "
                 f"frozen, {event.frozen[0]} the first"
             )
-        self._best = event.best_loss
+        self._best = badness(event.best) if event.best else float("inf")
         self._tensorboard.open(epoch=event.epoch)
 
     def _step_done(self, event: StepDone) -> None:
@@ -87,8 +88,8 @@ class TrainingDisplay:
         )
 
     def _epoch_done(self, row: dict[str, float]) -> None:
-        mark = " *" if row["val_loss"] < self._best else ""
-        self._best = min(self._best, row["val_loss"])
+        mark = " *" if badness(row) < self._best else ""
+        self._best = min(self._best, badness(row))
         self._console.print(
             f"epoch {row['epoch']:3d}/{self._epochs}"
             f"  loss {row['loss']:.4f} (Dice {row['loss_dice']:.4f}, BCE {row['loss_bce']:.4f})"

@@ -16,6 +16,7 @@ from lungseg_ray.evaluation.finished_run import evaluate_test_split
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.page.render import write_sweep_page
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
+from lungseg_ray.run.progress import SCORES
 from lungseg_ray.shards.format import ShardIndex, read_table
 from lungseg_ray.storage import Location, retry
 from lungseg_ray.sweep.compare import summarise_sweep
@@ -82,7 +83,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         found = sweep.summary()
         assert found is not None, "a finished sweep has a summary"
         page = sweep.place / REPORT
-        _tell(found, page if page.exists() else write_sweep_page(sweep.place, shards=job.shards.root), console)
+        _tell(job, found, page if page.exists() else write_sweep_page(sweep.place, shards=job.shards.root), console)
         return found
     with held(sweep.place, console, processes=_processes(job) - 1) as lease:
         cpus, gpus = available()
@@ -119,16 +120,17 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         lease.check()
         found = _conclude(job, sweep)
         page = write_sweep_page(sweep.place, shards=job.shards.root)
-        _tell(found, page, console)
+        _tell(job, found, page, console)
         return found
 
 
-def _tell(found: SweepSummary, page: Location, console: Console) -> None:
+def _tell(job: SweepJob, found: SweepSummary, page: Location, console: Console) -> None:
     winner, final = found["winner"], found["finalists"]
     label = winner["label"] if winner else "none"
     if final:
         spread = f" +- {final[0]['sd']:.4f} (sd)" if final[0]["sd"] is not None else ""
-        score = f"validation IoU {final[0]['mean']:.4f}{spread} over {len(final[0]['seeds'])} seed(s)"
+        of, seeds = SCORES[job.train.best_by], len(final[0]["seeds"])
+        score = f"validation {of} {final[0]['mean']:.4f}{spread} over {seeds} seed(s)"
         console.print(f"Winner: {label}: {score}", highlight=False, markup=False)
         for row in final[1:]:
             behind = row["behind"]

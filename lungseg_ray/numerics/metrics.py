@@ -138,6 +138,8 @@ class ValidationSums:
     """
 
     _MEANS = ("loss", "loss_dice", "loss_bce", "iou", "dice")
+    # After them come the number of images, the sum of Dice over those with foreground, and the number of these.
+    _BEFORE_PIXELS = len(_MEANS) + 3
 
     def __init__(
         self,
@@ -153,7 +155,7 @@ class ValidationSums:
         self.bce_weight = bce_weight
         self.threshold = threshold
         foreground = max(classes - 1, 1)
-        self._sums = torch.zeros(len(self._MEANS) + 1 + 3 * foreground, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(self._BEFORE_PIXELS + 3 * foreground, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
@@ -168,9 +170,10 @@ class ValidationSums:
         )
         prediction = predict_labels(probabilities(logits), threshold=self.threshold)
         counts = confusion_counts(prediction, target, classes=self.classes)
-        per_image = torch.stack(
-            [*losses, iou(counts).mean(dim=1), dice(counts).mean(dim=1), torch.ones_like(losses.total)]
-        )
+        dices = dice(counts).mean(dim=1)
+        positive = ((counts.tp + counts.fn).sum(dim=1) > 0).double()
+        ones = torch.ones_like(losses.total)
+        per_image = torch.stack([*losses, iou(counts).mean(dim=1), dices, ones, dices * positive, positive])
         pooled = torch.cat([count.sum(dim=0) for count in counts])
         self._sums += torch.cat([per_image.sum(dim=1), pooled.double()])
 
@@ -188,7 +191,8 @@ class ValidationSums:
         Returns:
             `loss`, `loss_dice`, `loss_bce`, `iou` and `dice` (means over images; IoU and Dice are first averaged over
             the foreground classes of an image), `iou_pooled` (from the pixels of all images together, averaged over the
-            foreground classes), and `n` (number of images).
+            foreground classes), `n` (number of images), and, if there are any, `dice_positives` (mean Dice of the
+            images with foreground).
 
         Raises:
             UserError: If no image was added.
@@ -200,9 +204,11 @@ class ValidationSums:
                 "The validation set holds no image, expected at least one: check that the validation split is not "
                 "empty."
             )
-        tp, fp, fn = sums[len(self._MEANS) + 1 :].reshape(3, -1)
+        tp, fp, fn = sums[self._BEFORE_PIXELS :].reshape(3, -1)
+        dice_sum, positives = sums[self._BEFORE_PIXELS - 2 : self._BEFORE_PIXELS].tolist()
+        of_positives = {"dice_positives": dice_sum / positives} if positives else {}
         means = {name: float(total) / n for name, total in zip(self._MEANS, sums, strict=False)}
-        return {**means, "iou_pooled": float(iou(Counts(tp, fp, fn)).mean()), "n": n}
+        return {**means, "iou_pooled": float(iou(Counts(tp, fp, fn)).mean()), "n": n, **of_positives}
 
 
 def surface_distances(

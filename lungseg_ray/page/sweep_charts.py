@@ -9,17 +9,17 @@ from lungseg_ray.page.elements import Chapter, Chart, Charts, Note, Part
 from lungseg_ray.page.sweep_view import SweepView, value_of
 from lungseg_ray.run.exported import SIDECAR
 from lungseg_ray.run.folder import BEST
+from lungseg_ray.run.progress import score_of
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep.ledger import Trial, describe_params
 
 ENCODER, ARCHITECTURE, RATE = "model.encoder", "model.architecture", "optim.lr"
-SCORE = "validation IoU"
 _MOST_LOOKS = 12
 """The largest number of sets of values that have a style each; with more, their lines would be hard to distinguish."""
 
 
 def curves(view: SweepView) -> Iterator[Chapter]:
-    """Yields a chapter with validation IoU against the epoch: a panel for each architecture, a line for each trial."""
+    """Yields a chapter with the score against the epoch: a panel for each architecture, a line for each trial."""
     histories = {trial.number: history for trial in view.search if (history := view.sweep.history(trial))}
     trials = [trial for trial in view.search if trial.number in histories]
     if not trials:
@@ -29,25 +29,27 @@ def curves(view: SweepView) -> Iterator[Chapter]:
     others = {trial.number: _others(trial) for trial in trials}
     if ENCODER not in view.job.sweep.space and len(set(others.values())) <= _MOST_LOOKS:
         looks, names = charts.styles(others.values()), others
-    values = [row["val_iou"] for history in histories.values() for row in history]
+    values = [score_of(row) for history in histories.values() for row in history]
     margin = 0.03 * (max(values) - min(values)) + 1e-4
     panels: dict[str, list[charts.Series]] = {name: [] for name in view.styles(ARCHITECTURE)}
     for trial in trials:
         history = histories[trial.number]
-        epochs, scores = [row["epoch"] for row in history], [row["val_iou"] for row in history]
+        epochs, scores = [row["epoch"] for row in history], [score_of(row) for row in history]
         notes = [_note(trial)] * len(history)
         panels[value_of(trial, ARCHITECTURE)].append(charts.Series(looks[names[trial.number]], epochs, scores, notes))
     made = [
         Chart(
             name if ARCHITECTURE in view.job.sweep.space else "",
-            charts.scatter(series, "epoch", SCORE, lines=True, y_bounds=(min(values) - margin, max(values) + margin)),
+            charts.scatter(
+                series, "epoch", view.score, lines=True, y_bounds=(min(values) - margin, max(values) + margin)
+            ),
         )
         for name, series in panels.items()
         if series
     ]
     yield Chapter(
         "Training curves",
-        "Validation IoU after each epoch of the search, a line for each trial; short lines are trials that left off "
+        f"The {view.score} after each epoch of the search, a line for each trial; short lines are trials that left off "
         "early; the magnifier that a touch brings up zooms.",
         [Charts(made, [look.key for look in looks.values()])],
     )
@@ -58,7 +60,7 @@ def quality(view: SweepView) -> Iterator[Chapter]:
     sizes = _series(view, ARCHITECTURE, lambda trial: trial.parameters and trial.parameters / 1e6)
     times = _series(view, ARCHITECTURE, lambda trial: trial.seconds or None)
     axes = (("Against size", "parameters, millions", sizes), ("Against time", "training and validation, s", times))
-    made = [Chart(title, charts.scatter(series, x_title, SCORE)) for title, x_title, series in axes if series]
+    made = [Chart(title, charts.scatter(series, x_title, view.score)) for title, x_title, series in axes if series]
     if made:
         yield Chapter(
             "Quality and cost",
@@ -72,7 +74,7 @@ def rates(view: SweepView) -> Iterator[Chapter]:
     """Yields a chapter with scores against the learning rate, by encoder, if the learning rate is searched."""
     series = _series(view, ENCODER, lambda trial: trial.params.get(RATE))
     if series:
-        item = charts.scatter(series, "learning rate (optim.lr)", SCORE, x_log=True)
+        item = charts.scatter(series, "learning rate (optim.lr)", view.score, x_log=True)
         yield Chapter(
             "Learning rate",
             "Each point is a trial of the search; rings are trials that did not go to full length.",

@@ -27,7 +27,7 @@ from lungseg_ray.page.elements import (
     make_table,
 )
 from lungseg_ray.page.run_page import environment
-from lungseg_ray.page.sweep_charts import SCORE, curves, overlays, quality, rates
+from lungseg_ray.page.sweep_charts import curves, overlays, quality, rates
 from lungseg_ray.page.sweep_view import SweepView
 from lungseg_ray.run.summary import IntervalFigures
 from lungseg_ray.storage import Location
@@ -92,7 +92,7 @@ def _headline(view: SweepView) -> Chapter:
             how = "the best of the search, by one seed: a small lead may be chance"
             best = next(view.order())
             score, of = f"{best.score:.4f}", f"trial {best.number}, after {counted(best.epochs, 'epoch')}"
-        facts = [KeyFigure(name, winner["label"], how), KeyFigure("Its validation IoU", score, of)]
+        facts = [KeyFigure(name, winner["label"], how), KeyFigure(f"Its {view.score}", score, of)]
     done, whole = spent["epochs_search"], spent["epochs_full_search"]
     share = f" of {whole} ({100 * done / whole:.0f} %)" if whole else ""
     facts += [
@@ -116,8 +116,8 @@ def _headline(view: SweepView) -> Chapter:
     notes: list[Part] = [] if winner else [Note("No trial has a score yet.")]
     return Chapter(
         "Result",
-        "The score is the IoU of the validation images (0 to 1, higher is better) at the epoch with the lowest "
-        "validation loss.",
+        f"The score is the {view.score} (0 to 1, higher is better) at the best epoch, which is the one with the "
+        f"{'lowest validation loss' if view.job.train.best_by == 'loss' else 'highest score'}.",
         [*notes, KeyFigures(facts)],
     )
 
@@ -132,7 +132,7 @@ def _finalists(view: SweepView) -> Chapter:
     }
     columns: dict[Column, Show] = {
         Column("values"): lambda row: row["label"],
-        Column("IoU, mean"): lambda row: decimals(row["mean"], 4),
+        Column(f"{view.figure}, mean"): lambda row: decimals(row["mean"], 4),
         Column("sd"): lambda row: decimals(row["sd"], 4),
         Column("seeds"): lambda row: ", ".join(map(str, row["seeds"])),
         Column("behind the first (95 % interval)"): lambda row: _figure(row["behind"], 4),
@@ -177,8 +177,11 @@ def _pairs(view: SweepView) -> Chapter:
     for pair in view.found["pairs"]:
         looks = view.styles(pair["setting"])
         of, over = looks[pair["of"]], looks[pair["over"]]
-        chart = Chart("", charts.dumbbells(pair["pairs"], of, over, SCORE))
-        parts += [Note(_said(pair), f"{pair['of']} minus {pair['over']}"), Charts([chart], [of.key, over.key])]
+        chart = Chart("", charts.dumbbells(pair["pairs"], of, over, view.score))
+        parts += [
+            Note(_said(pair, view.figure), f"{pair['of']} minus {pair['over']}"),
+            Charts([chart], [of.key, over.key]),
+        ]
     return Chapter(
         "Value against value",
         "Trials that differ in one setting alone, joined by a line and compared after as many epochs as both have; "
@@ -187,11 +190,11 @@ def _pairs(view: SweepView) -> Chapter:
     )
 
 
-def _said(pair: Comparison) -> str:
+def _said(pair: Comparison, figure: str) -> str:
     of, over, name = pair["of"], pair["over"], pair["setting"]
     text = (
         f"{of} is better in {pair['wins']} of {counted(pair['n'], 'pair')} that differ in {name} alone; the mean "
-        f"difference in IoU is {interval(pair, sign='+')}. "
+        f"difference in {figure} is {interval(pair, sign='+')}. "
     )
     if pair["low"] is None or pair["high"] is None:
         return f"{text}One pair has no interval, and does not tell which is better."
@@ -213,7 +216,7 @@ def _trials(view: SweepView) -> Chapter:
         Column("state", filtered=True): lambda trial: trial.state,
         Column("epochs"): lambda trial: trial.epochs,
         Column("best epoch"): lambda trial: trial.best_epoch,
-        Column("IoU"): lambda trial: decimals(trial.score, 4),
+        Column(view.figure): lambda trial: decimals(trial.score, 4),
         Column("Dice"): lambda trial: decimals(trial.val_dice, 4),
         Column("loss"): lambda trial: decimals(trial.val_loss, 4),
         Column("parameters, M"): lambda trial: decimals(trial.parameters and trial.parameters / 1e6, 2),
@@ -226,8 +229,8 @@ def _trials(view: SweepView) -> Chapter:
     }
     return Chapter(
         "All trials",
-        "A click on a column's title sorts; the sign beside it chooses among its values; IoU, Dice and loss are of the "
-        "validation images; paused trials left off early because others were better.",
+        "A click on a column's title sorts; the sign beside it chooses among its values; IoU, Dice and loss are of "
+        "the validation images; paused trials left off early because others were better.",
         [make_table(view.trials, columns, sortable=True)] if view.trials else [Note("There is no trial yet.")],
     )
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from lungseg_ray.config import SweepJob
 from lungseg_ray.page import charts
+from lungseg_ray.run.progress import SCORES
 from lungseg_ray.sweep.ledger import Sweep, Trial
 from lungseg_ray.sweep.summary import SweepSummary
 
@@ -31,6 +32,16 @@ class SweepView:
     found: SweepSummary
     finished: bool
     base: str
+
+    @property
+    def figure(self) -> str:
+        """The name of the figure by which trials are compared, such as `IoU`."""
+        return SCORES[self.job.train.best_by]
+
+    @property
+    def score(self) -> str:
+        """The same, with the images of which it is: `validation IoU`."""
+        return f"validation {self.figure}"
 
     @cached_property
     def search(self) -> list[Trial]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 History = list[dict[str, float]]
 """A row of figures for each finished epoch, as in `history.csv`."""
+SCORES = {"loss": "IoU", "iou": "IoU", "dice": "Dice", "dice_positives": "Dice of positives"}
+"""The name of the figure by which trials are compared, by `train.best_by`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Progress:
 
     @property
     def best(self) -> dict[str, float]:
-        """The row of the epoch with the lowest validation loss; the last one of several with the same loss."""
+        """The row of the best epoch; the last one of several that are equally good."""
         return rank_epochs(self.history)[0]
 
     def is_complete(self, *, epochs: int, early_stop: int) -> bool:
@@ -48,20 +50,34 @@ class Progress:
         return self.epoch >= epochs or self.stops_early(early_stop)
 
     def stops_early(self, patience: int) -> bool:
-        """Whether a number of epochs have passed without a better validation loss; never for a patience of 0.
+        """Whether a number of epochs have passed without a better one; never for a patience of 0.
 
         Args:
             patience: The number of epochs.
         """
         if not patience or not self.history:
             return False
-        first = min(self.history, key=lambda row: row["val_loss"])
+        first = min(self.history, key=badness)
         return self.epoch - first["epoch"] >= patience
+
+
+def badness(row: dict[str, float]) -> float:
+    """Returns the figure that is lowest for the best epoch: the validation loss, or else minus the `score`.
+
+    Args:
+        row: The epoch's row of the history. It has a score if `train.best_by` is not the loss.
+    """
+    return -row["score"] if "score" in row else row["val_loss"]
+
+
+def score_of(row: dict[str, float]) -> float:
+    """Returns the figure by which trials are compared: the `score`, or else the validation IoU."""
+    return row.get("score", row["val_iou"])
 
 
 def rank_epochs(history: History) -> History:
     """Returns the rows of a history from the best epoch to the worst."""
-    return sorted(history, key=lambda row: (row["val_loss"], -row["epoch"]))
+    return sorted(history, key=lambda row: (badness(row), -row["epoch"]))
 
 
 def steps_to_keep(history: History, steps: Iterable[int], *, best: int) -> set[int]:

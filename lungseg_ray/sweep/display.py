@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lungseg_ray.config import SweepJob
+from lungseg_ray.run.progress import SCORES
 from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
 from lungseg_ray.sweep.ledger import Sweep, Trial, rank_trials
 from lungseg_ray.sweep.search import epochs_to_come
@@ -36,6 +37,7 @@ class SweepDisplay:
         self._sweep = sweep
         self._job = job
         self._stage = stage
+        self._score = SCORES[job.train.best_by]
         self._trials: Sequence[Trial] = []
         self._boards: dict[int, TensorBoardWriter] = {}
         self._start = time.monotonic()
@@ -103,9 +105,9 @@ class SweepDisplay:
         elif trial.score is not None:
             best = rank_trials(self._trials)[0]
             self.note(
-                f"  {trial.name}: {trial.state} after {trial.epochs} of {self._job.epochs} epochs, IoU "
-                f"{trial.score:.4f} in epoch {trial.best_epoch}, {trial.seconds:.0f} s; best so far {best.name} "
-                f"{best.score:.4f}; {self._left()}"
+                f"  {trial.name}: {trial.state} after {trial.epochs} of {self._job.epochs} epochs, "
+                f"{self._score} {trial.score:.4f} in epoch {trial.best_epoch}, {trial.seconds:.0f} s; best so far "
+                f"{best.name} {best.score:.4f}; {self._left()}"
             )
 
     def _left(self) -> str:
@@ -116,7 +118,7 @@ class SweepDisplay:
         return f"about {timedelta(seconds=round(seconds))} left"
 
     def _table(self) -> Group:
-        table = Table("trial", "epoch", "IoU", "best in", "state", "left", box=None, pad_edge=False)
+        table = Table("trial", "epoch", self._score, "best in", "state", "left", box=None, pad_edge=False)
         best = rank_trials(self._trials)
         running = [trial for trial in self._trials if trial.state == "running"]
         others = [trial for trial in best if trial.state != "running"]

@@ -33,7 +33,8 @@ class _Result(Section):
 
     Attributes:
         reason: Why it failed or was refused.
-        scores: After each epoch, the validation IoU of the best epoch so far, which is the one with the lowest loss.
+        scores: After each epoch, the score of the best epoch so far: the validation IoU of that with the lowest loss,
+            or the figure that `train.best_by` names.
         val_loss: The validation loss of the best epoch.
         val_dice: The validation Dice of the best epoch.
         best_epoch: The best epoch, from 1.
@@ -91,7 +92,7 @@ class Trial(_Result):
 
     @property
     def score(self) -> float | None:
-        """The validation IoU of the best epoch; None before the first."""
+        """The score of the best epoch; None before the first."""
         return self.scores[-1] if self.scores else None
 
     @property

@@ -27,7 +27,7 @@ from lungseg_ray.inference.export import export_best
 from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import Lease, LeaseToken
-from lungseg_ray.run.progress import History, rank_epochs
+from lungseg_ray.run.progress import History, rank_epochs, score_of
 from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.sweep.ledger import Sweep, Trial, TrialUpdate
 from lungseg_ray.training.events import EpochDone, Event, Note, StepDone
@@ -157,7 +157,7 @@ def reached(history: History) -> TrialUpdate:
     if not bests:
         return TrialUpdate()
     return TrialUpdate(
-        scores=tuple(row["val_iou"] for row in bests),
+        scores=tuple(score_of(row) for row in bests),
         val_loss=bests[-1]["val_loss"],
         val_dice=bests[-1]["val_dice"],
         best_epoch=int(bests[-1]["epoch"]),

@@ -36,7 +36,7 @@ class Started:
         threads: CPU threads of each worker.
         parameters: Number of parameters of the network.
         frozen: Names of the parameters that get no gradient.
-        best_loss: Lowest validation loss so far; infinity before the first epoch.
+        best: The row of the best epoch so far; None before the first.
     """
 
     epoch: int
@@ -49,7 +49,7 @@ class Started:
     threads: int
     parameters: int
     frozen: tuple[str, ...]
-    best_loss: float
+    best: dict[str, float] | None
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def train_loop(
                 threads=torch.get_num_threads(),
                 parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
                 frozen=tuple(learner.frozen),
-                best_loss=progress.best["val_loss"] if progress.history else float("inf"),
+                best=progress.best if progress.history else None,
             )
         )
         while progress.epoch < last_epoch and not progress.stops_early(settings.train.early_stop):
@@ -111,53 +111,21 @@ def _train_epoch(
         The progress of the run, and whether it is to stop, which may be before the end of the epoch.
     """
     epoch, every = progress.epoch, learner.settings.checkpoint.every_steps
-    rates = learner.schedule.rates()
-    partial = progress.partial or {
-        **dict.fromkeys((*STEP_SUMS, "skipped", "waited", "saving", "seconds"), 0.0),
-        "lr": rates["decoder"],
-        "encoder_lr": rates.get("encoder", rates["decoder"]),
-    }
-    sums = torch.tensor([partial[key] for key in STEP_SUMS], dtype=torch.float64)
-    waited, skipped, saving = partial["waited"], 0, partial["saving"]
-    start = reported = time.perf_counter()
-
-    def progress_at(step: int) -> Progress:
-        nonlocal saving
-        saving += runtime.checkpoint_wait_seconds()
-        now = {
-            **partial,
-            **dict(zip(STEP_SUMS, sums.tolist(), strict=True)),
-            "skipped": partial["skipped"] + skipped,
-            "waited": waited,
-            "saving": saving,
-            "seconds": partial["seconds"] + time.perf_counter() - start,
-        }
-        return replace(
-            progress,
-            step=step,
-            partial=now,
-            skipped=progress.skipped + skipped,
-            workers=runtime.world_size,
-            threads=torch.get_num_threads(),
-        )
-
+    sums = _EpochSums(learner, runtime, progress)
+    reported = 0.0
     for step in range(progress.step, (epoch + 1) * steps):
         number = step - epoch * steps + 1
         place = f"step {step + 1}, {number} of {steps} in epoch {epoch + 1}"
         runtime.report_activity(f"the images of {place}")
-        before = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - before
+        batch = sums.next_batch(batches)
         runtime.report_activity(place)
         try:
-            sums += learner.step(batch)
+            sums.add(learner.step(batch))
         except NotFiniteError as error:
-            skipped += 1
-            _skip(error, batch, progress.skipped + skipped, learner.settings, runtime)
-        now = time.perf_counter()
-        if now - reported > 0.5 or number in (1, steps):
-            reported = now
-            runtime.emit(StepDone(epoch + 1, number, steps, loss=float(sums[0] / sums[3]), time=time.time()))
+            _skip(error, batch, sums.skip(), learner.settings, runtime)
+        if time.perf_counter() - reported > 0.5 or number in (1, steps):
+            reported = time.perf_counter()
+            runtime.emit(StepDone(epoch + 1, number, steps, loss=sums.mean_loss, time=time.time()))
         request = runtime.poll_request()
         # The last step of an epoch is followed by the epoch's own checkpoint.
         within = number < steps
@@ -165,11 +133,11 @@ def _train_epoch(
             which = f"of step {step + 1}" if within else f"of epoch {epoch + 1}, after its validation"
             _note_preemption(runtime, which, step + 1)
         if within and (request or (every and (step + 1) % every == 0)):
-            here = progress_at(step + 1)
+            here = sums.progress(step + 1)
             runtime.save(learner.content(here), skip_if_busy=not request)
             if request == Request.STOP:
                 return here, True
-    done = progress_at((epoch + 1) * steps)
+    done = sums.progress((epoch + 1) * steps)
     row = _validate(learner, runtime, done)
     done = replace(done, epoch=epoch + 1, history=[*progress.history, row], partial={})
     runtime.save(learner.content(done), skip_if_busy=False)
@@ -178,6 +146,74 @@ def _train_epoch(
     if request == Request.SAVE:
         _note_preemption(runtime, f"of epoch {epoch + 1}", done.step)
     return done, request == Request.STOP
+
+
+class _EpochSums:
+    """The sums over the steps of an epoch, which `Progress.partial` keeps where the epoch is interrupted.
+
+    Args:
+        learner: The learner, whose learning rates are those of the epoch if it begins here.
+        runtime: The runtime, of which the wait for checkpoints is read.
+        progress: The progress of the run before the next step.
+    """
+
+    def __init__(self, learner: Learner, runtime: Runtime, progress: Progress) -> None:
+        rates = learner.schedule.rates()
+        self._runtime = runtime
+        self._before = progress
+        self._partial = progress.partial or {
+            **dict.fromkeys((*STEP_SUMS, "skipped", "waited", "saving", "seconds"), 0.0),
+            "lr": rates["decoder"],
+            "encoder_lr": rates.get("encoder", rates["decoder"]),
+        }
+        self._sums = torch.tensor([self._partial[key] for key in STEP_SUMS], dtype=torch.float64)
+        self._skipped, self._waited, self._saving = 0, self._partial["waited"], self._partial["saving"]
+        self._start = time.perf_counter()
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the images so far."""
+        return float(self._sums[0] / self._sums[3])
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """Returns the next batch, and adds the time that it took to the wait for data."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - before
+        return batch
+
+    def add(self, step: torch.Tensor) -> None:
+        """Adds the `STEP_SUMS` of a step."""
+        self._sums += step
+
+    def skip(self) -> int:
+        """Counts a step that was skipped, and returns the number of these in the whole run."""
+        self._skipped += 1
+        return self._before.skipped + self._skipped
+
+    def progress(self, step: int) -> Progress:
+        """Returns the progress of the run within the epoch.
+
+        Args:
+            step: The number of optimiser steps made.
+        """
+        self._saving += self._runtime.checkpoint_wait_seconds()
+        partial = {
+            **self._partial,
+            **dict(zip(STEP_SUMS, self._sums.tolist(), strict=True)),
+            "skipped": self._partial["skipped"] + self._skipped,
+            "waited": self._waited,
+            "saving": self._saving,
+            "seconds": self._partial["seconds"] + time.perf_counter() - self._start,
+        }
+        return replace(
+            self._before,
+            step=step,
+            partial=partial,
+            skipped=self._before.skipped + self._skipped,
+            workers=self._runtime.world_size,
+            threads=torch.get_num_threads(),
+        )
 
 
 def _note_preemption(runtime: Runtime, which: str, step: int) -> None:
@@ -208,6 +244,7 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
 
     Raises:
         TrainingDivergedError: If the validation loss is not finite.
+        JobFailedError: If there is no image by which the epochs are to be ranked.
     """
     start = time.perf_counter()
     sums = progress.partial
@@ -228,6 +265,9 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
     learner.schedule.after_epoch(found["loss"])
     waited = runtime.all_reduce_sum(torch.tensor([sums["waited"]], dtype=torch.float64))
     images = max(sums["images"], 1.0)
+    by = learner.settings.train.best_by
+    if by not in found:
+        raise JobFailedError(f"train.best_by is {by}, and no image of the validation split has the structure.")
     return {
         "epoch": progress.epoch + 1,
         "step": progress.step,
@@ -235,6 +275,7 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
         "loss_dice": sums["loss_dice"] / images,
         "loss_bce": sums["loss_bce"] / images,
         **{f"val_{key}": value for key, value in found.items()},
+        **({"score": found[by]} if by != "loss" else {}),
         "lr": sums["lr"],
         "encoder_lr": sums["encoder_lr"],
         "skipped": sums["skipped"],

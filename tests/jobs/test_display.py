@@ -24,7 +24,7 @@ START = Started(
     threads=1,
     parameters=3_015_811,
     frozen=(),
-    best_loss=float("inf"),
+    best=None,
 )
 ROW = {
     **{"epoch": 1, "step": 10, "loss": 0.61234, "loss_dice": 0.30004, "loss_bce": 0.39037},

@@ -262,6 +262,16 @@ class TestKept:
         assert steps_to_keep(rows, [6, 8, 9, 10], best=1) == {6, 9, 10}
         assert steps_to_keep([], [1], best=1) == {1}
 
+    def test_epochs_are_ranked_by_a_score_where_there_is_one(self) -> None:
+        """With `train.best_by`, the epoch of the lowest loss need not be the best."""
+        scores = {1: 0.2, 2: 0.7, 3: 0.5}
+        rows = [{"epoch": n, "step": 2 * n, "val_loss": 1.0 / n, "score": score} for n, score in scores.items()]
+        progress = Progress(3, 6, "fp32", rows)
+        assert progress.best["epoch"] == 2
+        assert steps_to_keep(rows, [2, 4, 6], best=1) == {4, 6}
+        assert not progress.stops_early(2)
+        assert progress.stops_early(1)
+
 
 def test_a_snapshot_stays_when_training_goes_on() -> None:
     model, optimizer = model_and_optimizer(0)

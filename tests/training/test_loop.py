@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from lungseg_ray.config import CheckpointSettings, Settings
+from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.run import checkpoint
@@ -240,6 +242,39 @@ def test_history_and_events(tmp_path: Path) -> None:
     assert isinstance(start, Started)
     assert start.parameters == parameters
     assert (start.precision, start.device, start.workers) == ("fp32", "cpu", 1)
+
+
+class TestBestBy:
+    """Epochs are ranked by the figure that the user names."""
+
+    @pytest.mark.parametrize("by", ["iou", "dice", "dice_positives"])
+    def test_the_score_is_that_figure(self, by: str, tmp_path: Path) -> None:
+        _, progress = run(make_settings(train={"epochs": 3, "best_by": by}), tmp_path)
+        assert [row["score"] for row in progress.history] == [row[f"val_{by}"] for row in progress.history]
+        assert progress.best["score"] == max(row["score"] for row in progress.history)
+
+    def test_images_without_the_structure_do_not_count(self, tmp_path: Path) -> None:
+        class Negatives(Memory):
+            def validation(self) -> Iterator[Batch]:
+                yield from super().validation()
+                empty = make_batch(1002)
+                yield replace(empty, masks=torch.zeros_like(empty.masks))
+
+        _, alone = run(make_settings(train={"epochs": 1}), tmp_path / "alone")
+        settings = make_settings(train={"epochs": 1, "best_by": "dice_positives"})
+        progress = train_loop(settings, steps_per_epoch=STEPS, runtime=Negatives(tmp_path / "with"))
+        assert progress.history[0]["val_n"] == 9
+        assert progress.history[0]["score"] == pytest.approx(alone.history[0]["val_dice"], rel=1e-9)
+
+    def test_no_image_has_the_structure(self, tmp_path: Path) -> None:
+        class Empty(Memory):
+            def validation(self) -> Iterator[Batch]:
+                batch = make_batch(1000)
+                yield replace(batch, masks=torch.zeros_like(batch.masks))
+
+        settings = make_settings(train={"epochs": 1, "best_by": "dice_positives"})
+        with pytest.raises(JobFailedError, match="no image of the validation split has the structure"):
+            train_loop(settings, steps_per_epoch=STEPS, runtime=Empty(tmp_path))
 
 
 class TestBetweenSteps:
