@@ -6,13 +6,15 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 
 from lungseg_ray.config import CorpusSettings, ShardJob, dump, load_settings
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.errors import UserError
-from tests.corpus.trees import fill, listing, reasons
+from tests.corpus.kinds import png
+from tests.corpus.trees import chest, fill, listing, reasons
 
 
 def paired(found: Listing, root: Path) -> dict[str, list[str]]:
@@ -452,3 +454,44 @@ class TestCopies:
     def test_equal_folders(self, tmp_path: Path) -> None:
         self.tree(tmp_path, ".bmp", "")
         assert listing(tmp_path).recognition[0] == ("left out: reader2/, whose files are all in reader1/, too")
+
+
+class TestByPixels:
+    """Two folders whose names say nothing."""
+
+    def fill(self, root: Path, *places: str) -> None:
+        for number in range(6):
+            for place, pixels in zip(places, chest(number, 64), strict=True):
+                target = root / place.format(number)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                coded = cv2.imencode(target.suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+                target.write_bytes(coded.tobytes())
+
+    @pytest.mark.parametrize(
+        ("image", "mask"),
+        [
+            ("a/{}.png", "b/{}.png"),
+            ("b/{}.png", "a/{}.png"),
+            ("x/one/{}.png", "x/two/{}.png"),
+            ("A/{}.jpg", "B/{}.jpg"),
+        ],
+    )
+    def test_masks_are_found(self, image: str, mask: str, tmp_path: Path) -> None:
+        self.fill(tmp_path, image, mask)
+        found = listing(tmp_path)
+        assert paired(found, tmp_path) == {image.format(n): [mask.format(n)] for n in range(6)}
+        assert "told apart by their pixels" in found.recognition[0]
+        assert {record.image_id for record in found.records} == {str(n) for n in range(6)}
+
+    def test_in_folders_of_splits(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            self.fill(tmp_path, f"{split}/a/{split}{{}}.png", f"{split}/b/{split}{{}}.png")
+        assert Counter(record.split for record in listing(tmp_path).records) == {"train": 6, "test": 6}
+
+    def test_two_folders_of_images(self, tmp_path: Path) -> None:
+        for number in range(6):
+            for place in ("a", "b"):
+                (tmp_path / place).mkdir(exist_ok=True)
+                (tmp_path / place / f"{number}.png").write_bytes(png(chest(number, 64)[0]))
+        with pytest.raises(UserError, match="nothing is named as a mask"):
+            listing(tmp_path)

@@ -19,6 +19,7 @@ from lungseg_ray.corpus.layouts.labelmaps import find_value_names
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
 from lungseg_ray.corpus.layouts.patients import name_patients
+from lungseg_ray.corpus.layouts.pixels import tell_apart
 from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
@@ -42,12 +43,14 @@ class _Sorted:
         masks: Masks, or what may be a mask.
         others: Files that are neither.
         by_name: Whether masks are told from images by the names of files instead of folders.
+        by_pixels: Whether they are told from images by their pixels.
     """
 
     images: list[Item] = field(default_factory=list)
     masks: list[Item] = field(default_factory=list)
     others: list[Item] = field(default_factory=list)
     by_name: bool = False
+    by_pixels: bool = False
 
 
 def recognise(tree: FileTree) -> str:
@@ -89,6 +92,8 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         annotations = find_annotations(tree, settings)
         if annotations.items:
             found = _Sorted([*found.images, *found.masks], annotations.items, found.others, by_name=found.by_name)
+        elif (apart := tell_apart([*found.images, *found.masks])) and not (settings.images or settings.masks):
+            found = _Sorted(*apart, found.others, by_pixels=True)
     matches = match(found.images, found.masks)
     if not any(matches.parts.values()) and not matches.ambiguous:
         _refuse(tree, found)
@@ -443,6 +448,8 @@ def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) ->
     text = "side by side, told apart by their names"
     if images or masks:
         text = f"{_folders(images) or 'elsewhere'}, {_folders(masks) or 'elsewhere'}"
+    if found.by_pixels:
+        text += ", told apart by their pixels"
     if kind:
         text += f", of which those of the kind {' '.join(kind)!r}"
     differences = [f"{shown(text)} ({count})" for text, count in matches.differences.most_common(3)]
