@@ -177,3 +177,26 @@ def complete(listing: Listing, *, set_aside: Iterable[SetAside] = (), ignored: i
 
 def _folders(names: Iterable[str]) -> str:
     return " and ".join(f"{name}/" for name in names)
+
+
+def united(listings: Sequence[Listing]) -> Listing:
+    """Joins the listings of several corpora."""
+    return Listing(
+        records=sorted((one for each in listings for one in each.records), key=_by_id),
+        # Each of several sets in a folder sets aside what is no file.
+        set_aside=sorted(dict.fromkeys(one for each in listings for one in each.set_aside), key=_by_id),
+        layout=" and ".join(dict.fromkeys(listing.layout for listing in listings)),
+        unlabelled=sorted((one for each in listings for one in each.unlabelled), key=_by_id),
+        ignored=sum(listing.ignored for listing in listings),
+        because="; ".join(listing.because for listing in listings if listing.because),
+        recognition=[line for listing in listings for line in listing.recognition],
+        warnings=[line for listing in listings for line in listing.warnings],
+        value_names=dict(item for listing in listings for item in listing.value_names.items()),
+        structures=list(dict.fromkeys(name for listing in listings for name in listing.structures)),
+        keep_empty=any(listing.keep_empty for listing in listings),
+        files=[state for listing in listings for state in listing.files],
+    )
+
+
+def _by_id(one: Record | SetAside) -> str:
+    return one.image_id
