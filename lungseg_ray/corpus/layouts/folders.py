@@ -468,10 +468,15 @@ def _refuse(tree: FileTree, found: _Sorted) -> None:
     if not images and not masks:
         raise NoLayoutError(f"{there}; expected images and masks ({', '.join(SUFFIXES)}).")
     if not masks:
+        folders = Counter(item.entry.path.rpartition("/")[0] for item in found.others)
+        nearest = next((folder for folder, _ in folders.most_common(1) if folder), "")
+        option = (
+            f"--corpus.masks {shown(nearest)!r}, if its files are the masks" if nearest else "--corpus.masks FOLDER"
+        )
         raise NoLayoutError(
             f"{there}. Of these, {counted(len(images), 'image')} may be used, such as {shown(images[0])}, and nothing "
-            "is named as a mask. Name the folder of masks (--corpus.masks FOLDER), or a pattern of its files; masks or "
-            "annotations that are elsewhere are a second --corpus.root."
+            f"is named as a mask. Name the folder of masks ({option}), or a pattern of its files; masks or annotations "
+            "that are elsewhere are a second --corpus.root."
         )
     if not images:
         raise NoLayoutError(

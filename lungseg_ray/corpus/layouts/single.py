@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lungseg_ray.config import PHANTOM, CorpusSettings
 from lungseg_ray.corpus.layouts import manifest
+from lungseg_ray.corpus.layouts.annotated import names_runs
 from lungseg_ray.corpus.layouts.dicom import DICOM
 from lungseg_ray.corpus.layouts.folders import PAIRS
 from lungseg_ray.corpus.layouts.jsrt import JSRT
@@ -36,6 +37,11 @@ def list_root(settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
     """
     root = settings.root if isinstance(settings.root, Location) else locate(str(settings.root))
     if settings.layout == "manifest" or (settings.layout == "auto" and is_table(root)):
+        if settings.layout == "auto" and names_runs(root):
+            raise UserError(
+                f"{root}: this table has run lengths, and the folder of its images is not known. Give both: "
+                f"--corpus.root IMAGES --corpus.root {root}"
+            )
         return list_manifest(root, settings)
     tree = FileTree.of(root, outputs)
     return replace(list_tree(tree, settings), files=[tree.state])

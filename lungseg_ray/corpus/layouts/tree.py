@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from pyarrow import fs
@@ -136,7 +139,9 @@ class FileTree:
                 "the corpus holds. Make it readable, or move it out of corpus.root."
             ) from error
         if not listed and not root.exists():
-            raise UserError(f"{root}: there is no such folder. Correct corpus.root.")
+            near = _nearest(root)
+            advice = f"Is it {near}?" if near else "Correct corpus.root."
+            raise UserError(f"{root}: there is no such folder. {advice}")
         if any(output.uri.rstrip("/") == root.uri.rstrip("/") for output in outputs):
             raise UserError(
                 f"{root}: this folder is the corpus, and the job would write into it. Set shards.root and runs.root to "
@@ -263,6 +268,17 @@ class FileTree:
             return f"no file in {named([f'{folder}/' for folder in empty])}" if empty else "nothing"
         more = f" and files in {len(kinds) - _SHOWN_KINDS} more places" if len(kinds) > _SHOWN_KINDS else ""
         return ", ".join(kinds[:_SHOWN_KINDS]) + more
+
+
+def _nearest(root: Location) -> str:
+    """Returns the folder beside a local one that does not exist whose name is most like its own; empty if none is."""
+    above = Path(root.path).parent
+    if not root.is_local or not above.is_dir():
+        return ""
+    with suppress(OSError):
+        names = [entry.name for entry in above.iterdir() if entry.is_dir()]
+        return next((str(above / name) for name in difflib.get_close_matches(root.name, names, n=1)), "")
+    return ""
 
 
 def _suffix(name: str) -> str:
