@@ -5,17 +5,22 @@ What they say of a person is planted, and must be in no message.
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
+import json
 from typing import Any
 
 import cv2
 import imagecodecs
+import nibabel
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
+from pycocotools import mask as coco
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -23,11 +28,13 @@ from pydicom.pixels.encoders.base import get_encoder
 
 from tests.corpus.dicoms import dataset, encoded, real
 from tests.corpus.kinds import pillow, tiff
+from tests.corpus.test_segmentation import segmentation
 
 GREY: NDArray[np.uint8] = np.add.outer(np.arange(24) * 7, np.arange(20) * 3).astype(np.uint8)
 DEEP: NDArray[np.uint16] = GREY.astype(np.uint16) * 16
 COLOUR: NDArray[np.uint8] = np.stack([GREY, GREY // 2, GREY // 3], 2)
 PLANTED = "Plantedname Zora"
+_TOOLS = ("coco", "labelme", "darwin")
 # fmt: off
 _REAL = [
     "JPEG2000", "JPEG2000-embedded-sequence-delimiter", "JPEGLSNearLossless_08", "JPEGLSNearLossless_16",
@@ -42,7 +49,7 @@ _REAL = [
 
 def images() -> dict[str, bytes]:
     """Image files, DICOM among them, by a name that says their kind."""
-    return {**_png(), **_jpeg(), **_gif(), **_tiff(), **dicoms()}
+    return {**_png(), **_jpeg(), **_gif(), **_tiff(), **_others(), **dicoms()}
 
 
 def dicoms() -> dict[str, bytes]:
@@ -132,6 +139,117 @@ def indexes() -> dict[str, bytes]:
         "twice": b"stem\na\na\n",
         "wrong": b"name,split\na,training\n",
         "quoted": f'stem,patient,site\n"a","{PLANTED}, Jr","n\n""o"""\n'.encode(),
+    }
+
+
+def workbooks() -> dict[str, bytes]:
+    """Manifests as Excel workbooks."""
+    book = openpyxl.Workbook()
+    sheet = book.worksheets[0]
+    for row in (("image_uri", "mask_uri", "age"), ("a.png", "m.png", 41), ("b.png", "", PLANTED)):
+        sheet.append(row)
+    file = io.BytesIO()
+    book.save(file)
+    return {"plain": file.getvalue()}
+
+
+def shapes() -> dict[str, bytes]:
+    """Annotations of one image, and of several, as JSON."""
+    polygon = [2, 3, 14, 3, 14, 12, 2, 12]
+    compressed = coco.encode(np.asfortranarray(GREY > 60))
+    areas = [[polygon], {"size": [24, 20], "counts": [8, 20, 452]}]
+    areas.append({"size": [24, 20], "counts": compressed["counts"].decode()})
+    collection = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 24, "width": 20}],
+        "categories": [{"id": 1, "name": "lung"}],
+        "annotations": [
+            {"id": at, "image_id": 1, "category_id": 1, "segmentation": area, "iscrowd": 0}
+            for at, area in enumerate(areas)
+        ],
+    }
+    points = [[2, 3], [14.5, 3], [14, 12]]
+    labelme = {
+        "imagePath": "a.png",
+        "imageHeight": 24,
+        "imageWidth": 20,
+        "shapes": [
+            {"label": PLANTED, "points": points, "shape_type": "polygon"},
+            {"label": "left lung", "points": points[:2], "shape_type": "rectangle"},
+        ],
+    }
+    paths = [
+        [{"x": 2.5, "y": 3}, {"x": 14, "y": 3}, {"x": 14, "y": 12}],
+        [{"x": 4, "y": 4}, {"x": 6, "y": 4}, {"x": 6, "y": 6}],
+    ]
+    darwin = {
+        "item": {"name": "a.png", "slots": [{"width": 20, "height": 24}]},
+        "annotations": [{"name": "lung", "polygon": {"paths": paths}}],
+    }
+    return {name: json.dumps(one).encode() for name, one in zip(_TOOLS, (collection, labelme, darwin), strict=True)}
+
+
+def drawings() -> dict[str, bytes]:
+    """Annotations of CVAT, as XML."""
+    return {
+        "cvat": f"""<annotations><image id="0" name="a.png" width="20" height="24">
+<polygon label="lung" points="2.0,3.0;14.0,3.0;14.0,12.0" /><box label="{PLANTED}" xtl="1" ytl="1" xbr="5" ybr="6" />
+<mask label="lung" rle="3, 4, 9" left="2" top="2" width="4" height="4" /></image></annotations>""".encode()
+    }
+
+
+def run_lengths() -> dict[str, bytes]:
+    """Tables of run lengths of the images a and b."""
+    header = "Image Index,Dice RCA (Mean),Landmarks,Left Lung,Right Lung,Heart,Height,Width\n"
+    return {
+        "competition": b"ImageId, EncodedPixels\na,1 5 20 8\nb,-1\na,40 4\n",
+        "relative": b"ImageId,EncodedPixels\na,10 5 3 8 2 2\nb,\n",
+        "chexmask": f'{header}a.png,0.8,"[[1 2]\n [3 4]]",1 5,30 4,,24,20\nb.png,0.1,x,3 3,,9 1,24,20\n'.encode(),
+    }
+
+
+def value_names() -> dict[str, bytes]:
+    """Names of the values of masks, by nnU-Net."""
+    labels: list[dict[str, Any]] = [{"background": 0, "lung": 1, "ignore": 2}, {"0": "background", "1": PLANTED}]
+    return {str(at): json.dumps({"labels": one, "channel_names": {"0": "x"}}).encode() for at, one in enumerate(labels)}
+
+
+def label_maps() -> dict[str, bytes]:
+    """Names of the colours of masks, by CVAT."""
+    return {"cvat": f"# label:color_rgb:parts:actions\nbackground:0,0,0::\n{PLANTED}:1,1,1::\n".encode()}
+
+
+def split_lists() -> dict[str, bytes]:
+    """The names of the images to train, a line each."""
+    return {
+        "ids": b"a\nb\n",
+        "paths": b"images/a.png masks/a.png\nimages/b.png masks/b.png\n",
+        "marked": b"a  1\nb -1\n",
+    }
+
+
+def segmentations() -> dict[str, bytes]:
+    """DICOM segmentations of two structures, and pydicom's own."""
+    image = dataset(GREY, StudyTime="", AccessionNumber="", SeriesNumber=1, InstanceNumber=1)
+    mask = np.stack([GREY > 60, GREY < 20], axis=-1).astype(np.uint8)
+    return {
+        "binary": segmentation([image], [mask], "Left Lung", PLANTED),
+        "fractional": segmentation([image], [mask[..., :1] * 0.7], "Lung", kind="FRACTIONAL"),
+        "real": real("liver_1frame.dcm").read_bytes(),
+    }
+
+
+def _others() -> dict[str, bytes]:
+    nifti, array = io.BytesIO(), io.BytesIO()
+    np.save(array, GREY)
+    nifti.write(nibabel.Nifti1Image(GREY.T, np.eye(4)).to_bytes())
+    return {
+        "bmp": pillow(Image.fromarray(GREY), "BMP"),
+        "webp": pillow(Image.fromarray(COLOUR), "WEBP"),
+        "jp2": bytes(imagecodecs.jpeg2k_encode(GREY, 0, codecformat="jp2")),
+        "pgm": pillow(Image.fromarray(GREY), "PPM"),
+        "npy": array.getvalue(),
+        "nifti": nifti.getvalue(),
+        "nifti-gz": gzip.compress(nifti.getvalue(), mtime=0),
     }
 
 

@@ -15,11 +15,14 @@ import numpy as np
 from pydicom import uid
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import decode, dicom
+from lungseg_ray.corpus import decode, dicom, read_sample
+from lungseg_ray.corpus.annotations.documents import read_annotation, read_collection
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.picture import MOST_PIXELS
 from lungseg_ray.corpus.record import REASONS, SPLITS
+from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.errors import BadFileError, UserError
+from tests.corpus.kinds import png
 from tests.fuzz import seeds
 from tests.helpers import mapped
 
@@ -99,6 +102,67 @@ def index_csv(data: bytes) -> None:
     _list_table("index.csv", data)
 
 
+def workbook(data: bytes) -> None:
+    """A manifest that is said to be an Excel workbook."""
+    _list_table("list.xlsx", data)
+
+
+def annotation(data: bytes) -> None:
+    """A JSON file that annotates one image."""
+    try:
+        found = read_annotation(data).rasterise(lambda name: len(name) % 3, height=24, width=20)
+    except BadFileError as error:
+        _check_words(error, data)
+        return
+    assert found.dtype == np.uint8
+    assert found.ndim == 2
+    assert found.max(initial=0) <= 2
+
+
+def collection_json(data: bytes) -> None:
+    """A JSON file that annotates many images."""
+    _collection(data, ".json")
+
+
+def collection_xml(data: bytes) -> None:
+    """An XML file that annotates many images."""
+    _collection(data, ".xml")
+
+
+def run_table(data: bytes) -> None:
+    """A table of run lengths beside images."""
+    _list_tree({"rle.csv": data})
+
+
+def value_table(data: bytes) -> None:
+    """Names of the values of masks, beside images and masks."""
+    _list_tree({"dataset.json": data}, masks=True)
+
+
+def label_map(data: bytes) -> None:
+    """The label map of CVAT beside images and masks."""
+    _list_tree({"labelmap.txt": data}, masks=True)
+
+
+def split_list(data: bytes) -> None:
+    """The images to train, in a text file."""
+    _list_tree({"train.txt": data}, masks=True)
+
+
+def segmentation(data: bytes) -> None:
+    """A DICOM segmentation."""
+    try:
+        if not is_segmentation(data):
+            return
+        found = draw_segmentation(data, lambda name: len(name) % 3)
+    except BadFileError as error:
+        _check_words(error, data)
+        return
+    assert found.dtype == np.uint8
+    assert found.ndim == 2
+    assert found.max(initial=0) <= 2
+
+
 TARGETS = {
     "image": Target(image, seeds.images),
     "mask": Target(mask, seeds.images),
@@ -106,6 +170,15 @@ TARGETS = {
     "manifest-csv": Target(manifest_csv, seeds.manifests),
     "manifest-parquet": Target(manifest_parquet, seeds.parquets),
     "index-csv": Target(index_csv, seeds.indexes),
+    "workbook": Target(workbook, seeds.workbooks),
+    "annotation": Target(annotation, seeds.shapes),
+    "collection-json": Target(collection_json, seeds.shapes),
+    "collection-xml": Target(collection_xml, seeds.drawings),
+    "run-lengths": Target(run_table, seeds.run_lengths),
+    "value-names": Target(value_table, seeds.value_names),
+    "label-map": Target(label_map, seeds.label_maps),
+    "split-list": Target(split_list, seeds.split_lists),
+    "segmentation": Target(segmentation, seeds.segmentations),
 }
 
 
@@ -162,6 +235,69 @@ def _list_table(name: str, data: bytes) -> None:
         _check_message(str(error), LONGEST_ERROR)
         return
     _check_listing(found)
+
+
+def _collection(data: bytes, suffix: str) -> None:
+    try:
+        found = read_collection(data, suffix)
+        for drawing in (found or {}).values():
+            mask = drawing.rasterise(lambda name: len(name) % 3, height=24, width=20)
+            assert mask.dtype == np.uint8
+            assert mask.max(initial=0) <= 2
+    except BadFileError as error:
+        _check_words(error, data)
+
+
+@cache
+def _tree(*, masks: bool) -> Path:
+    """A corpus of two images, with masks or without, in memory where the system has a place for it."""
+    memory = Path("/dev/shm")
+    keep = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+    _kept.append(keep)
+    root = Path(keep.name)
+    for folder in ("images", *(["masks"] if masks else [])):
+        (root / folder).mkdir()
+        for name in "ab":
+            (root / folder / f"{name}.png").write_bytes(png((seeds.GREY > 60).astype(np.uint8) + (folder == "images")))
+    return root
+
+
+def _list_tree(files: Mapping[str, bytes], *, masks: bool = False) -> None:
+    """Lists a small corpus with one more file, and reads its images and masks."""
+    root = _tree(masks=masks)
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    try:
+        found = list_corpus(CorpusSettings(root=str(root)))
+    except UserError as error:
+        _check_lines(str(error))
+        return
+    finally:
+        for name in files:
+            (root / name).unlink()
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    _check_listing(found)
+    for line in (*found.recognition, *found.warnings):
+        _check_message(line)
+    for record in found.records:
+        try:
+            sample = read_sample(record, found.corpus, longer_side=64)
+        except BadFileError as error:
+            _check_reason(error)
+            continue
+        assert sample.mask.shape == sample.image.shape[:2]
+
+
+def _check_reason(error: BadFileError) -> None:
+    assert error.reason in REASONS
+    _check_message(str(error))
+
+
+def _check_lines(message: str) -> None:
+    """Messages that list the layouts have several lines."""
+    assert len(message) <= LONGEST_ERROR, f"its message has {len(message)} characters"
+    assert all(line.isprintable() for line in message.splitlines()), "its message holds control characters"
 
 
 def _check_listing(found: Listing) -> None:

@@ -88,13 +88,15 @@ def cells_of(row: str, separator: str) -> list[str]:
     """Returns the cells of a row, which may be longer than those that the csv module reads by default.
 
     Args:
-        row: The row; quoted cells may have line breaks.
+        row: The row; quoted cells may have line breaks. One that is no row of a table has no cells.
         separator: The separator of the cells.
     """
     with _LIMIT:
         before = csv.field_size_limit(LONGEST_ROW)
         try:
             return next(csv.reader([row], delimiter=separator), [])
+        except csv.Error:
+            return []
         finally:
             csv.field_size_limit(before)
 

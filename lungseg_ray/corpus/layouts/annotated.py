@@ -30,6 +30,7 @@ _ORGANS = ("left lung", "right lung", "heart")
 _IMAGE_COLUMNS = ("imageid", "imageindex", "image", "dicomid", "path", "filename", "imagename", "file", "id", "uid")
 _QUALITY = "dicercamean"
 _FIRST_ROWS = 200
+_LONGEST_HEADER = 1 << 16
 
 
 @dataclass
@@ -224,16 +225,24 @@ def names_runs(place: Location) -> bool:
     Raises:
         OSError: If the file cannot be read.
     """
-    is_text = place.name.lower().endswith(_TABLES) and place.is_file()
-    return is_text and _columns(next(_lines(place, _separator(place)), None)) is not None
+    return place.name.lower().endswith(_TABLES) and place.is_file() and _columns(_header(place)) is not None
+
+
+def _header(place: Location) -> _Line | None:
+    """Returns the first row of a table; None if it has none, or one that is too long for names of columns."""
+    with translate_errors(place), place.filesystem.open_input_stream(place.path) as stream:
+        first, end, _ = stream.read(_LONGEST_HEADER).partition(b"\n")
+    whole = end or len(first) < _LONGEST_HEADER
+    cells = cells_of(first.decode("utf-8-sig", errors="replace"), _separator(place)) if whole else []
+    return _Line(0, len(first) + len(end), cells) if cells else None
 
 
 def _add_table(found: Annotations, tree: FileTree, entry: Entry, settings: CorpusSettings) -> None:
-    separator = _separator(entry.place)
-    rows = _lines(entry.place, separator)
-    columns = _columns(next(rows, None))
+    columns = _columns(_header(entry.place))
     if columns is None:
         return
+    separator = _separator(entry.place)
+    rows = islice(_lines(entry.place, separator), 1, None)
     first = list(islice(rows, _FIRST_ROWS))
     relative = not columns.by_organ and _is_relative(first, columns.runs[0][0], entry)
     by_image: dict[str, list[tuple[int, int]]] = defaultdict(list)
