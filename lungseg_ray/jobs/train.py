@@ -21,6 +21,7 @@ from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary, describe_detection
+from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.training.model import with_start
 from lungseg_ray.workers.fit import fit
@@ -63,14 +64,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
     run = Run(settings.runs.root / settings.runs.name)
     settings, index = known_shards(settings, run.place, console)
     settings, start = with_start(settings, run.config)
-    models.check(
-        architecture=settings.model.architecture,
-        encoder=settings.model.encoder,
-        in_channels=settings.corpus.channels,
-        classes=settings.corpus.classes,
-        size=settings.feed.size,
-        images=settings.images_per_pass,
-    )
+    _check_model(settings)
     run.can_resume(settings, fingerprint=index.fingerprint if index else None)
     if finished := _finished(run, settings):
         early = finished["epochs"] < settings.train.epochs
@@ -95,15 +89,10 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         settings, index = usable_shards(settings, index, run.place, console)
         resuming = run.can_resume(settings, fingerprint=index.fingerprint)
         source = Source.of(settings, index)
-        if not resuming:
+        if resuming:
+            _extend(run, settings, index, console)
+        else:
             run.start(settings, fingerprint=index.fingerprint)
-        elif settings.train.epochs > (epochs := run.started_with().settings.train.epochs):
-            run.extend(settings, fingerprint=index.fingerprint)
-            text = f"Training for {settings.train.epochs} epochs in place of {epochs}."
-            if settings.optim.schedule in ("one_cycle", "cosine"):
-                text += f" The learning rate follows the schedule of {settings.train.epochs} epochs from here on."
-            run.events.append("extended", text)
-            console.print(text, highlight=False)
         console.print(f"{'Resuming' if resuming else 'Starting'} the run {run.place}", highlight=False)
         if start and not resuming:
             run.events.append("started_from", start)
@@ -123,6 +112,30 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
+
+
+def _check_model(settings: Settings) -> None:
+    models.check(
+        architecture=settings.model.architecture,
+        encoder=settings.model.encoder,
+        in_channels=settings.corpus.channels,
+        classes=settings.corpus.classes,
+        size=settings.feed.size,
+        images=settings.images_per_pass,
+    )
+
+
+def _extend(run: Run, settings: Settings, index: ShardIndex, console: Console) -> None:
+    """Makes a run longer, if more epochs are asked for than it was started with, and says so."""
+    epochs = run.started_with().settings.train.epochs
+    if settings.train.epochs <= epochs:
+        return
+    run.extend(settings, fingerprint=index.fingerprint)
+    text = f"Training for {settings.train.epochs} epochs in place of {epochs}."
+    if settings.optim.schedule in ("one_cycle", "cosine"):
+        text += f" The learning rate follows the schedule of {settings.train.epochs} epochs from here on."
+    run.events.append("extended", text)
+    console.print(text, highlight=False)
 
 
 def _finished(run: Run, settings: Settings) -> RunSummary | None:

@@ -67,13 +67,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         OSError: If a file cannot be read or written.
     """
     sweep = Sweep(job.runs.root / job.runs.name)
-    if not job.sweep.space:
-        raise UserError(
-            "sweep.space: nothing is searched. Name settings and their values in a file, as configs/encoders.yaml "
-            "does, and give it with --config."
-        )
-    if (sweep.place / RUN_CONFIG).exists():
-        raise UserError(f"{sweep.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
+    _check(job, sweep)
     if job.train.precision == "auto" and Sweep.is_one(sweep.place):
         job = _in_precision(job, sweep.started_with().settings.train.precision)
     job, index = known_shards(job, sweep.place, console)
@@ -122,6 +116,17 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         page = write_sweep_page(sweep.place, shards=job.shards.root)
         _tell(job, found, page, console)
         return found
+
+
+def _check(job: SweepJob, sweep: Sweep) -> None:
+    """Raises a `UserError` if nothing is searched, or if a run lies in the folder of the sweep."""
+    if not job.sweep.space:
+        raise UserError(
+            "sweep.space: nothing is searched. Name settings and their values in a file, as configs/encoders.yaml "
+            "does, and give it with --config."
+        )
+    if (sweep.place / RUN_CONFIG).exists():
+        raise UserError(f"{sweep.place}: a run lies there; a sweep needs a folder of its own. Use another runs.name.")
 
 
 def _tell(job: SweepJob, found: SweepSummary, page: Location, console: Console) -> None:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from lungseg_ray.config import CorpusSettings
@@ -77,32 +77,20 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     items = [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files]
     masks = [item for item in items if item.parsed.role == "mask" and item.name.endswith(SUFFIXES)]
     annotations = find_annotations(tree, settings) if not masks else Annotations()
-    found = Listing([], [], "dicom", warnings=annotations.doubts)
+    found = _sort(items, salt)
+    listing = Listing([], found.unreadable, "dicom", warnings=annotations.doubts)
 
     def set_aside(entry: Entry, reason: str, detail: str) -> None:
         image_id = salt.key("path", entry.path)
-        found.set_aside.append(SetAside(image_id, image_id, reason, detail))
+        listing.set_aside.append(SetAside(image_id, image_id, reason, detail))
 
-    images: dict[str, _Tagged] = {}
-    segmentations: list[_Tagged] = []
-    read_files = {item.entry.path for item in masks} | annotations.used
-    files = [item for item in items if may_be_dicom(item.entry.path.rpartition("/")[2])]
-    for item, tags in zip(files, _all_tags([item.entry for item in files], salt), strict=True):
-        if tags is not None:
-            read_files.add(item.entry.path)
-        if isinstance(tags, dicom.Tags) and tags.marks is not None:
-            segmentations.append(_Tagged(item, tags))
-        elif item.parsed.role != "mask" and isinstance(tags, dicom.Tags):
-            images[item.entry.path] = _Tagged(item, tags)
-        elif item.parsed.role != "mask" and isinstance(tags, BadFileError):
-            set_aside(item.entry, tags.reason, tags.detail)
-    referring = _referring(images, segmentations)
+    referring = _referring(found.images, found.segmentations)
     used = {one.item.entry.path for several in referring.values() for one in several}
-    by_name = {one.entry.path: one for one in [*masks, *(one.item for one in segmentations)]}
+    by_name = {one.entry.path: one for one in [*masks, *(one.item for one in found.segmentations)]}
     named = [item for path, item in by_name.items() if path not in used]
-    matches = match([one.item for one in images.values()], [*named, *annotations.items])
+    matches = match([one.item for one in found.images.values()], [*named, *annotations.items])
     claimed = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
-    for path, image in images.items():
+    for path, image in found.images.items():
         segments = referring.get(path, [])
         parts = [*(part.item for part in matches.parts[path]), *(one.item for one in segments)]
         names = [name for one in segments for name in one.tags.structures]
@@ -111,29 +99,25 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
             detail = f"expected one image and one mask of a name, found {several} and {max(len(parts), 1)}"
             set_aside(image.item.entry, "ambiguous", detail)
             continue
-        image_id = salt.key("path", path)
-        entries = [part.entry for part in parts]
-        record = make_record(image_id, image.item.entry, entries, settings, _groups(image.tags, salt))
-        sources = tuple(part.source or MaskSource(part.entry.place.uri) for part in parts)
-        patient = _patient(image.tags, salt)
-        record = replace(record, masks=sources, patient_id=patient, split=image.item.parsed.split, private=True)
-        (found.records if parts else found.unlabelled).append(record)
-    if not (found.records or found.unlabelled or found.set_aside):
+        record = _record(image, parts, settings, salt)
+        (listing.records if parts else listing.unlabelled).append(record)
+    if not (listing.records or listing.unlabelled or listing.set_aside):
         raise UserError(f"{tree.name}: the layout dicom expects {EXPECTS}; found no DICOM file.")
     for lonely in [] if annotations.items else matches.lonely:
         set_aside(lonely.entry, "no_image", "expected its image, found the mask alone")
     for unusable in tree.unusable():
         image_id = salt.key("path", unusable.uri)
-        found.set_aside.append(replace(unusable, image_id=image_id, uri=image_id))
-    for group in (found.records, found.unlabelled, found.set_aside):
+        listing.set_aside.append(replace(unusable, image_id=image_id, uri=image_id))
+    for group in (listing.records, listing.unlabelled, listing.set_aside):
         group.sort(key=lambda one: one.image_id)
-    structures = Counter(name for one in segmentations for name in one.tags.structures)
+    structures = Counter(name for one in found.segmentations for name in one.tags.structures)
     said = ", ".join(f"{shown(name)} ({count})" for name, count in structures.most_common(6))
-    lines = [f"annotations: {counted(len(segmentations), 'DICOM segmentation')}: {said}"] if segmentations else []
+    lines = [f"annotations: {counted(len(found.segmentations), 'DICOM segmentation')}: {said}"] if structures else []
+    known = found.paths | {item.entry.path for item in masks} | annotations.used
     return replace(
-        found,
+        listing,
         recognition=[*annotations.said, *lines],
-        ignored=sum(entry.path not in read_files for entry in tree.files),
+        ignored=sum(entry.path not in known for entry in tree.files),
         keep_empty=annotations.marks_nothing,
         structures=list(structures) if len(structures) > 1 else annotations.structures,
     )
@@ -145,6 +129,41 @@ class _Tagged:
 
     item: Item
     tags: dicom.Tags
+
+
+@dataclass
+class _Sorted:
+    """The DICOM files of a tree, sorted by what their tags say.
+
+    Attributes:
+        images: The images, by path.
+        segmentations: The segmentations.
+        unreadable: The images whose tags cannot be read.
+        paths: The paths of all of them.
+    """
+
+    images: dict[str, _Tagged] = field(default_factory=dict)
+    segmentations: list[_Tagged] = field(default_factory=list)
+    unreadable: list[SetAside] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
+
+
+def _sort(items: Sequence[Item], salt: Salt) -> _Sorted:
+    """Reads the tags of all files that may be DICOM. Those in folders of masks count only if they are segmentations."""
+    found = _Sorted()
+    files = [item for item in items if may_be_dicom(item.entry.path.rpartition("/")[2])]
+    for item, tags in zip(files, _all_tags([item.entry for item in files], salt), strict=True):
+        path = item.entry.path
+        if tags is not None:
+            found.paths.add(path)
+        if isinstance(tags, dicom.Tags) and tags.marks is not None:
+            found.segmentations.append(_Tagged(item, tags))
+        elif item.parsed.role != "mask" and isinstance(tags, dicom.Tags):
+            found.images[path] = _Tagged(item, tags)
+        elif item.parsed.role != "mask" and isinstance(tags, BadFileError):
+            image_id = salt.key("path", path)
+            found.unreadable.append(SetAside(image_id, image_id, tags.reason, tags.detail))
+    return found
 
 
 def _referring(images: Mapping[str, _Tagged], segmentations: Sequence[_Tagged]) -> dict[str, list[_Tagged]]:
@@ -159,6 +178,14 @@ def _referring(images: Mapping[str, _Tagged], segmentations: Sequence[_Tagged]) 
             for path in by_instance.get(instance, ()):
                 found[path].append(_Tagged(replace(item, source=source), tags))
     return found
+
+
+def _record(image: _Tagged, parts: Sequence[Item], settings: CorpusSettings, salt: Salt) -> Record:
+    entry, tags = image.item.entry, image.tags
+    groups, patient = _groups(tags, salt), _patient(tags, salt)
+    record = make_record(salt.key("path", entry.path), entry, [part.entry for part in parts], settings, groups, patient)
+    sources = tuple(part.source or MaskSource(part.entry.place.uri) for part in parts)
+    return replace(record, masks=sources, split=image.item.parsed.split, private=True)
 
 
 def find_path(root: Location, key: str) -> str:
