@@ -8,6 +8,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from lungseg_ray.errors import BadFileError
+from lungseg_ray.text import shown
 
 Spacing = tuple[float, float] | None
 Purpose = Literal["image", "mask", "alpha", "alone"]
@@ -68,16 +69,15 @@ def check_size(height: int, width: int, *, bits: int = 8) -> None:
     Raises:
         BadFileError: With the reason `unreadable` if the image is empty, or `too_large` if it exceeds a limit.
     """
+    # A file of text may declare numbers of any length.
+    size = shown(f"{width} x {height}", 60)
     if height < 1 or width < 1:
-        raise BadFileError("unreadable", f"expected an image, found {width} x {height} px")
+        raise BadFileError("unreadable", f"expected an image, found {size} px")
     if height * width > MOST_PIXELS:
-        raise BadFileError(
-            "too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels, found {width} x {height} px"
-        )
+        raise BadFileError("too_large", f"expected at most {MOST_PIXELS / 1e6:.0f} million pixels, found {size} px")
     if height * width * bits > 8 * MOST_DECODED:
         raise BadFileError(
-            "too_large",
-            f"expected at most {MOST_DECODED >> 20} MiB of pixels, found {width} x {height} px of {bits} bits",
+            "too_large", f"expected at most {MOST_DECODED >> 20} MiB of pixels, found {size} px of {bits} bits"
         )
 
 

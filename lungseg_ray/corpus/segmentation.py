@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from io import BytesIO
 
@@ -16,6 +17,8 @@ from lungseg_ray.corpus.picture import check_size
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels
 
+# Its warnings quote the UIDs of the file.
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
 _SYNTAXES = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless)
 _MOST_FRAMES = 256
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import openpyxl
 import pyarrow as pa
@@ -286,7 +286,10 @@ def _of_excel(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
             lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
         finally:
             book.close()
-    except (BadZipFile, KeyError, ValueError, TypeError, OSError, IndexError, AttributeError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # A damaged workbook raises whatever zip files, XML and openpyxl can raise.
         raise UserError(f"{place}: expected an Excel workbook (.xlsx): {shown(str(error), 240)}") from error
     columns = lines[0] if lines else []
     while columns and not columns[-1]:
