@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.found import Found
 from lungseg_ray.corpus.layouts import Listing, list_corpus, table
-from lungseg_ray.corpus.probe import Found
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate, location
 from tests.corpus.trees import listing, reasons

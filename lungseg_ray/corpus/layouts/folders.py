@@ -6,11 +6,9 @@ it is used.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import translate
+from dataclasses import replace
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import index
@@ -21,7 +19,8 @@ from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, m
 from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.pixels import tell_apart
 from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
-from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above
+from lungseg_ray.corpus.layouts.sorting import Sorted, readable, sort_files
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.corpus.structures import is_other
 from lungseg_ray.errors import UserError
@@ -34,32 +33,13 @@ _FEWEST_IN_A_GROUP = 3
 """Nor are folders that hold fewer images than this on average."""
 
 
-@dataclass
-class _Sorted:
-    """The files of a tree, sorted by what they are.
-
-    Attributes:
-        images: Images, or what may be an image.
-        masks: Masks, or what may be a mask.
-        others: Files that are neither.
-        by_name: Whether masks are told from images by the names of files instead of folders.
-        by_pixels: Whether they are told from images by their pixels.
-    """
-
-    images: list[Item] = field(default_factory=list)
-    masks: list[Item] = field(default_factory=list)
-    others: list[Item] = field(default_factory=list)
-    by_name: bool = False
-    by_pixels: bool = False
-
-
 def recognise(tree: FileTree) -> str:
     """Returns the evidence for this layout, a folder of images and one of masks; empty if there is none.
 
     Folders whose images are all DICOM belong to the layout `dicom`.
     """
     by_folder: dict[str, bool] = defaultdict(bool)
-    for entry in _readable(tree):
+    for entry in readable(tree):
         by_folder[entry.path.rpartition("/")[0]] |= not entry.path.lower().endswith(DICOM_SUFFIXES)
     roles = Roles(by_folder)
     parsed = {folder: roles.parse(folder) for folder in by_folder}
@@ -87,13 +67,13 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
             a table is wrong.
         OSError: If a table cannot be read from a disk, or from a bucket (`StorageError`).
     """
-    found, annotations = _sort(tree, settings), Annotations()
+    found, annotations = sort_files(tree, settings), Annotations()
     if not found.masks or not found.images:
         annotations = find_annotations(tree, settings)
         if annotations.items:
-            found = _Sorted([*found.images, *found.masks], annotations.items, found.others, by_name=found.by_name)
+            found = Sorted([*found.images, *found.masks], annotations.items, found.others, by_name=found.by_name)
         elif (apart := tell_apart([*found.images, *found.masks])) and not (settings.images or settings.masks):
-            found = _Sorted(*apart, found.others, by_pixels=True)
+            found = Sorted(*apart, found.others, by_pixels=True)
     matches = match(found.images, found.masks)
     if not any(matches.parts.values()) and not matches.ambiguous:
         _refuse(tree, found)
@@ -140,84 +120,6 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         structures=annotations.structures or structures,
         warnings=[*doubts, *annotations.doubts, *tables.doubts, *patients.doubts],
     )
-
-
-def _readable(tree: FileTree) -> list[Entry]:
-    return [entry for entry in tree.files if entry.path.lower().endswith(SUFFIXES)]
-
-
-def _items(tree: FileTree) -> list[Item]:
-    files = _readable(tree)
-    roles = Roles(entry.path.rpartition("/")[0] for entry in files)
-    return [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in files]
-
-
-def _sort(tree: FileTree, settings: CorpusSettings) -> _Sorted:
-    items = _items(tree)
-    if settings.images or settings.masks:
-        return _as_told(items, settings)
-    by_role: dict[str | None, list[Item]] = defaultdict(list)
-    for item in items:
-        by_role[item.parsed.role].append(item)
-    images, masks, others = by_role["image"] or by_role[None], by_role["mask"], by_role[None]
-    if not by_role["image"]:
-        others = []
-    if masks and images:
-        return _Sorted(images, masks, others)
-    # All in one folder, or in folders that say nothing: masks have a word in their names.
-    pool = [*images, *masks]
-    marked = [item for item in pool if _has_mask_word(item)]
-    plain = [item for item in pool if not _has_mask_word(item)]
-    if not images and not (marked and plain):
-        return _Sorted([], masks, others)
-    return _Sorted(plain, marked, others, by_name=True)
-
-
-def _as_told(items: Sequence[Item], settings: CorpusSettings) -> _Sorted:
-    """Sorts files by the patterns of corpus.images and corpus.masks."""
-    images, masks = (_pattern(texts) for texts in (settings.images, settings.masks))
-    found = _Sorted()
-    for item in items:
-        path = item.entry.path
-        if masks and masks.fullmatch(path):
-            found.masks.append(item)
-        elif images.fullmatch(path) if images else item.parsed.role != "mask":
-            found.images.append(item)
-        elif not masks and item.parsed.role == "mask":
-            found.masks.append(item)
-        else:
-            found.others.append(item)
-    found.images, found.masks = _without_common_folders(found.images), _without_common_folders(found.masks)
-    for role, texts, there in (("images", settings.images, found.images), ("masks", settings.masks, found.masks)):
-        if texts and not there:
-            raise UserError(
-                f"corpus.{role}: no file below corpus.root matches {', '.join(texts)}. Expected a folder, such as "
-                "scans, or a pattern, such as '*/scans/*.png'."
-            )
-    return found
-
-
-def _without_common_folders(items: Sequence[Item]) -> list[Item]:
-    """Leaves out the folders that all files have in common, such as the one that the user named."""
-    rests = [item.parsed.rest for item in items]
-    shared = 0
-    while rests and all(len(rest) > shared and rest[shared] == rests[0][shared] for rest in rests):
-        shared += 1
-    return [Item(item.entry, replace(item.parsed, rest=item.parsed.rest[shared:])) for item in items]
-
-
-def _pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
-    """Compiles folders and patterns; a folder stands for everything in it."""
-    parts = [
-        translate(text) if any(sign in text for sign in "*?[") else rf"(?s:{re.escape(text.strip('/'))}/.*)"
-        for text in texts
-    ]
-    return re.compile("|".join(parts)) if parts else None
-
-
-def _has_mask_word(item: Item) -> bool:
-    words = words_of(item.stem)
-    return len(words) > 1 and any(read_words(word).role == "mask" for word in (words[0], words[-1], *words[-2:]))
 
 
 def _is_weak(folder: str) -> bool:
@@ -289,7 +191,7 @@ def _stem(name: str) -> str:
 
 
 def _list(
-    found: _Sorted,
+    found: Sorted,
     matches: Matches,
     ids: Mapping[str, str],
     settings: CorpusSettings,
@@ -337,7 +239,7 @@ def _list(
     return listing
 
 
-def _unannotated(listing: Listing, found: _Sorted, annotations: Annotations, ids: Mapping[str, str]) -> Listing:
+def _unannotated(listing: Listing, found: Sorted, annotations: Annotations, ids: Mapping[str, str]) -> Listing:
     """Takes images that a collection leaves out for unlabelled, and annotations of absent images for no fault."""
     if not any(item.source for item in found.masks):
         return listing
@@ -432,18 +334,18 @@ def _at(item: Item, depth: int) -> str:
     return rest[depth] if depth < len(rest) else ""
 
 
-def _roots(found: _Sorted) -> list[str]:
+def _roots(found: Sorted) -> list[str]:
     return sorted({item.parsed.folder for item in [*found.images, *found.masks] if item.parsed.folder})
 
 
-def _count_unread(tree: FileTree, found: _Sorted) -> int:
+def _count_unread(tree: FileTree, found: Sorted) -> int:
     """Counts the files in folders of images and masks that are neither."""
     roots = set(_roots(found))
     read = {item.entry.path for item in [*found.images, *found.masks]}
     return sum(entry.path not in read and not roots.isdisjoint(above(entry.path)) for entry in tree.files)
 
 
-def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) -> str:
+def _describe(found: Sorted, matches: Matches, kind: tuple[str, ...] | None) -> str:
     images, masks = ({item.parsed.folder for item in items} - {""} for items in (found.images, found.masks))
     text = "side by side, told apart by their names"
     if images or masks:
@@ -461,7 +363,7 @@ def _describe(found: _Sorted, matches: Matches, kind: tuple[str, ...] | None) ->
     return text
 
 
-def _refuse(tree: FileTree, found: _Sorted) -> None:
+def _refuse(tree: FileTree, found: Sorted) -> None:
     """Raises the `NoLayoutError` of a tree in which no mask has an image."""
     images, masks = ([item.entry.path for item in items] for items in (found.images, found.masks))
     there = f"{tree.name}: found {tree.describe()}"
