@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lungseg_ray.corpus.decode import colour_name, packed_colours
 from lungseg_ray.corpus.found import Found
 from lungseg_ray.corpus.picture import Picture
+from lungseg_ray.text import counted
 
 _NEAR = 0.15
 _FEW_VALUES = 16
@@ -22,6 +24,8 @@ _MOST_STRUCTURES = 64
 """Whole numbers up to this one stand for structures, however many there are."""
 _NEARLY_ALL = 0.95
 _BORDER = 255
+_THIN_PIXELS, _THIN_SHARE = 3.0, 0.01
+"""Half of the width of a border, at most: pixels, or a share of the longer side."""
 
 
 def find_values(found: Found, masks: Sequence[Picture]) -> None:
@@ -35,7 +39,14 @@ def find_values(found: Found, masks: Sequence[Picture]) -> None:
     grey = [mask.pixels if mask.pixels.ndim == 2 else mask.pixels[:, :, 0] for mask in masks]
     by_mask = [_counted(pixels) for pixels in grey]
     border: dict[int | str, int | Literal["ignore"]] = {}
-    if any(_has_border(counts) for counts in by_mask):
+    with_both = [pixels for pixels, counts in zip(grey, by_mask, strict=True) if _has_both(counts)]
+    thin = sum(_is_thin(pixels) for pixels in with_both)
+    if with_both and thin < len(with_both) / 2:
+        found.warnings.append(
+            f"{counted(len(with_both), 'mask')} of {len(masks)} looked at have the value {_BORDER} and small values in "
+            "one file. Say what each of them means with corpus.mask_values."
+        )
+    elif with_both:
         border = {_BORDER: "ignore"}
         by_mask = [Counter({value: count for value, count in one.items() if value != _BORDER}) for one in by_mask]
         found.recognition.append(
@@ -65,7 +76,13 @@ def _counted(pixels: NDArray[Any]) -> Counter[float]:
     return Counter(dict(zip(present.tolist(), numbers.tolist(), strict=True)))
 
 
-def _has_border(counts: Counter[float]) -> bool:
+def _is_thin(pixels: NDArray[Any]) -> bool:
+    """Whether the value 255 marks lines, and not areas."""
+    distance = cv2.distanceTransform((pixels == _BORDER).astype(np.uint8), cv2.DIST_L2, 3)
+    return float(distance.max()) <= max(_THIN_PIXELS, _THIN_SHARE * max(pixels.shape))
+
+
+def _has_both(counts: Counter[float]) -> bool:
     """Whether a mask has the value 255 beside the small numbers of structures."""
     others = counts.keys() - {0, _BORDER}
     return _BORDER in counts and bool(others) and all(value <= _MOST_STRUCTURES for value in others)

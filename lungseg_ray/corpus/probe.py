@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +36,10 @@ MOST_LOOKED_AT = 16
 WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 """Values of white for 8, 10, 12, 14 and 16 bits."""
 _SAME_AREA = 0.5
+_THUMB, _ALIKE = 64, 0.9
+"""Pixels of the sides of pictures that are compared, and the correlation from which on they are alike."""
+_BETWEEN = 0.3
+"""The share of pixels between black and white that a picture has, and a mask has not."""
 _SMALL = 1024
 KnownValues = Mapping[int | str, int | Literal["ignore"]]
 """Labels by the values or colours of masks."""
@@ -70,6 +75,12 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: KnownValues
         looks = list(pool.map(_look, some))
     _find_white(found, looks)
     _find_scale(found, looks)
+    if _are_copies(looks):
+        found.warnings.append(
+            "The masks look like their images, as if both folders held X-rays. Name the folder of the masks, or a "
+            "pattern of its files: --corpus.masks"
+        )
+        return found
     if known and not settings.mask_values and _are_known(looks, known):
         found.set(mask_values=dict(known))
     elif any(has_own_label(source, settings) for one in looks for source in one.record.masks):
@@ -211,6 +222,28 @@ def _are_known(looks: Sequence[_Look], known: KnownValues) -> bool:
 def _is_constant(picture: Picture) -> bool:
     flat = picture.pixels.reshape(-1, *picture.pixels.shape[2:])
     return bool((flat == flat[:1]).all())
+
+
+def _are_copies(looks: Sequence[_Look]) -> bool:
+    """Whether most masks are pictures like their images."""
+    pairs = [(one.image.pixels, one.masks[0].pixels) for one in looks if one.image and one.masks]
+    return sum(_are_alike(image, mask) for image, mask in pairs) > len(pairs) / 2
+
+
+def _are_alike(image: NDArray[Any], mask: NDArray[Any]) -> bool:
+    small = [
+        cv2.resize(
+            np.float32(pixels).reshape(*pixels.shape[:2], -1).mean(axis=2),
+            (_THUMB, _THUMB),
+            interpolation=cv2.INTER_AREA,
+        )
+        for pixels in (image, mask)
+    ]
+    top = float(mask.max())
+    between = ((mask > 0.15 * top) & (mask < 0.85 * top)).mean()
+    if between < _BETWEEN or min(pixels.std() for pixels in small) == 0:
+        return False
+    return float(np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1]) > _ALIKE
 
 
 def _check_overlap(found: Found, looks: Sequence[_Look]) -> None:

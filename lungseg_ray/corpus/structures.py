@@ -10,6 +10,10 @@ from lungseg_ray.errors import BadFileError
 
 _BACKGROUND = {"background", "bg", "none", "void", "unlabelled", "unlabeled"}
 _IGNORED = {"ignore", "ignored"}
+# Words of names that do not say which structure it is.
+_GENERAL = {"mask", "label", "object", "structure", "region", "roi", "segment", "class", "foreground", "area", "shape"}
+_GENERAL |= {"left", "right", "l", "r", "links", "link", "recht", "rechts", "gauche", "droite", "droit", "both", "all"}
+_GENERAL |= {"izquierda", "izquierdo", "derecha", "derecho", "upper", "lower", "lobe", "side", "part"}
 # What is marked in chest X-rays beside the lungs: of these alone, none counts unless it is the class.
 _OTHERS = {"heart", "cardiac", "clavicle", "spine", "vertebra", "vertebrae", "rib", "sternum", "scapula", "bone"}
 _OTHERS |= {"trachea", "bronchus", "bronchi", "aorta", "mediastinum", "diaphragm", "abdomen", "stomach", "liver"}
@@ -48,11 +52,14 @@ def counting(names: Iterable[str], wanted: str) -> list[str]:
         wanted: The name of the class.
 
     Returns:
-        The names that share a word with the class; if none does, those that do not say that they are something else.
+        The names that share a word with the class; if none does, those that say nothing, such as "left", or the only
+        one that may be meant. Empty if nothing says which.
     """
     names = list(names)
     fitting = [name for name in names if {*words_of(name)} & {*words_of(wanted)}]
-    return fitting or [name for name in names if not is_other(name, wanted)]
+    general = [name for name in names if all(word in _GENERAL or word.isdigit() for word in words_of(name))]
+    unknown = [name for name in names if not is_other(name, wanted)]
+    return fitting or general or (unknown if len(unknown) == 1 else [])
 
 
 def as_classes(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.errors import UserError
 from tests.corpus.kinds import png
-from tests.corpus.trees import listing
+from tests.corpus.trees import chest, listing
 
 Pixels = NDArray[np.uint8]
 LEFT: Pixels = cv2.ellipse(np.zeros((64, 64), np.uint8), (18, 32), (10, 20), 0, 0, 360, 1, -1)
@@ -231,6 +231,36 @@ class TestOtherStructures:
         assert len(found.corpus.class_names) == 2
         assert {*np.unique(mask_of(found))} == {0, 1, 2}
 
+    def test_each_image_has_one_of_two(self, tmp_path: Path) -> None:
+        """A mask of the heart is no mask of the lungs, also where an image has no other."""
+        write(tmp_path)
+        for number, (folder, pixels) in enumerate((("lung", BOTH), ("lung", BOTH), ("heart", HEART), ("lung", BOTH))):
+            (tmp_path / "masks" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "masks" / folder / f"{number}.png").write_bytes(png(pixels))
+        found = listing(tmp_path)
+        assert [record.image_id for record in found.records] == ["0", "1", "3"]
+        assert [(one.image_id, one.reason) for one in found.set_aside] == [("2", "no_mask")]
+        assert "without the masks of heart" in found.recognition[0]
+
+    def test_a_kind_without_a_word_beside_an_unknown_one(self, tmp_path: Path) -> None:
+        write(tmp_path, masks=BOTH, masks_corrected=BOTH)
+        with pytest.raises(UserError, match=r"several kinds, found\n  without a word: 4 images\n  corrected: 4 images"):
+            listing(tmp_path)
+
+    @pytest.mark.parametrize("names", [("Lunge", "Herz"), ("\u80ba", "\u5fc3\u810f"), ("thorax", "hilum")])
+    def test_names_in_other_languages(self, names: tuple[str, str], tmp_path: Path) -> None:
+        write(tmp_path)
+        polygons = [[10, 10, 19, 10, 19, 50, 10, 50], [30, 30, 40, 30, 40, 40, 30, 40]]
+        (tmp_path / "a.json").write_text(json.dumps(coco(*names, polygons=polygons)))
+        with pytest.raises(UserError, match="and the class is lung"):
+            listing(tmp_path)
+        found = listing(tmp_path, structures=[names[0]])
+        assert int(mask_of(found).sum()) == 10 * 41
+
+    def test_sides_in_other_languages(self, tmp_path: Path) -> None:
+        write(tmp_path, masks__links=LEFT, masks__rechts=RIGHT)
+        assert np.array_equal(mask_of(listing(tmp_path)), BOTH)
+
 
 class TestNamesOfValues:
     def test_what_is_ignored(self, tmp_path: Path) -> None:
@@ -274,6 +304,24 @@ class TestUncommonValues:
         border = cv2.dilate(LEFT, np.ones((3, 3), np.uint8)) - LEFT
         write(tmp_path, SegmentationClass=LEFT + border * np.uint8(255))
         assert np.array_equal(mask_of(listing(tmp_path)), LEFT + border * np.uint8(255))
+
+    def test_a_stray_pixel_is_no_structure_with_a_border(self, tmp_path: Path) -> None:
+        stray = LEFT * np.uint8(255)
+        stray[0, 0] = 1
+        write(tmp_path, masks=stray)
+        found = listing(tmp_path)
+        assert int(mask_of(found).sum()) == int(LEFT.sum()) + 1
+        (warning,) = found.warnings
+        assert warning.startswith("4 masks of 4 looked at have the value 255 and small values in one file.")
+
+    def test_photographs_are_no_masks(self, tmp_path: Path) -> None:
+        for number in range(4):
+            for folder in ("images", "masks"):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                (tmp_path / folder / f"{number}.png").write_bytes(png(chest(number, 64)[0]))
+        found = listing(tmp_path)
+        assert found.corpus.mask_threshold is None
+        assert found.warnings[0].startswith("The masks look like their images")
 
     def test_files_of_two_kinds(self, tmp_path: Path) -> None:
         """Some masks have 0 and 1, and others 0 and 255: 255 is no border where it is alone."""

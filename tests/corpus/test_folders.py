@@ -155,7 +155,7 @@ def test_masks_of_several_kinds(tmp_path: Path) -> None:
         fill(tmp_path, *(f"{folder}/{n}.png" for n in range(4)))
     found = listing(tmp_path)
     assert paired(found, tmp_path)["images/0.png"] == ["lung masks/0.png"]
-    assert "of which those of the kind 'lung'" in found.recognition[0]
+    assert "without the masks of infection" in found.recognition[0]
     with pytest.raises(UserError, match=r"several kinds, found\n  infection: 4 images\n  lung: 4 images\nName"):
         listing(tmp_path, class_names=["opacity"])
     named = listing(tmp_path, class_names=["opacity"], masks=["infection masks"])

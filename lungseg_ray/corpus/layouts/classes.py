@@ -36,7 +36,8 @@ def choose_classes(listing: Listing, settings: CorpusSettings) -> tuple[CorpusSe
     if not counted:
         raise UserError(
             f"{settings.root}: the masks mark {', '.join(map(shown, names))}, and the class is {wanted}. Name the "
-            f"class, such as --corpus.class_names {shown(names[0])!r}, or count all as {wanted}: --corpus.unite true"
+            f"class, such as --corpus.class_names {shown(names[0])!r}, or those that are {wanted}, such as "
+            f"--corpus.structures {shown(names[0])!r}, or count all of them: --corpus.unite true"
         )
     if len(counted) == len(names):
         return settings, []

@@ -13,12 +13,13 @@ from dataclasses import replace
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import index
 from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
+from lungseg_ray.corpus.layouts.kinds import Kind, choose_kinds, require_single, same_part, used_parts
 from lungseg_ray.corpus.layouts.labelmaps import find_value_names
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
 from lungseg_ray.corpus.layouts.patients import name_patients
 from lungseg_ray.corpus.layouts.pixels import tell_apart
-from lungseg_ray.corpus.layouts.roles import Roles, read_words, words_of
+from lungseg_ray.corpus.layouts.roles import Roles, read_words
 from lungseg_ray.corpus.layouts.sorting import Sorted, readable, sort_files
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
@@ -77,10 +78,10 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     matches = match(found.images, found.masks)
     if not any(matches.parts.values()) and not matches.ambiguous:
         _refuse(tree, found)
-    kind = _choose_kind(tree, matches, settings)
-    _require_single(tree, matches)
+    kinds = choose_kinds(tree.name, matches, settings)
+    require_single(tree.name, matches)
     ids = _ids(found.images, matches.lonely)
-    listing = _list(found, matches, ids, settings, kind)
+    listing = _list(found, matches, ids, settings, kinds)
     if annotations.items:
         listing = _unannotated(listing, found, annotations, ids)
     unusable = tree.unusable(_roots(found))
@@ -102,7 +103,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     value_names, labels_said = find_value_names(tree, settings)
     by_id = {record.image_id: record for record in records}
     recognition = [
-        *([] if annotations.items else [f"images and masks: {_describe(found, matches, kind)}"]),
+        *([] if annotations.items else [f"images and masks: {_describe(found, matches, kinds)}"]),
         *annotations.said,
         *labels_said,
         *tables.said,
@@ -129,42 +130,6 @@ def _is_weak(folder: str) -> bool:
 def _folders(names: set[str]) -> str:
     few = sorted(names, key=lambda name: (name.count("/"), name))
     return " and ".join(f"{shown(name)}/" for name in few[:2]) + (f" and {len(few) - 2} more" if len(few) > 2 else "")
-
-
-def _choose_kind(tree: FileTree, matches: Matches, settings: CorpusSettings) -> tuple[str, ...] | None:
-    """Returns the kind of masks that is used, where images have masks of several kinds; None to use all masks.
-
-    Raises:
-        UserError: If nothing says which kind is meant.
-    """
-    kinds = families(matches.parts)
-    several = any(len({part.kind for part in parts}) > 1 for parts in matches.parts.values())
-    if len(kinds) < 2 or not several or settings.classes > 2 or settings.unite is not None:
-        return None
-    wanted = {word.rstrip("s") for name in settings.class_names for word in words_of(name)}
-    fitting = [kind for kind in kinds if wanted & {word.rstrip("s") for word in kind}]
-    fitting = fitting or [kind for kind in kinds if not kind]
-    if len(fitting) == 1:
-        return fitting[0]
-    lines = [f"  {' '.join(kind) or 'without a word'}: {count} images" for kind, count in kinds.items()]
-    raise UserError(
-        f"{tree.name}: images have masks of several kinds, found\n"
-        + "\n".join(lines)
-        + "\nName the one that is meant, "
-        "with --corpus.masks FOLDER or a pattern of its files."
-    )
-
-
-def _require_single(tree: FileTree, matches: Matches) -> None:
-    """Raises a `UserError` if most images have masks that their names do not tell apart, as those of annotators."""
-    marked = [parts for parts in matches.parts.values() if parts]
-    alike = [same for parts in marked if (same := _same_part(parts))]
-    if len(alike) > len(marked) / 2:
-        raise UserError(
-            f"{tree.name}: {len(alike)} of {len(marked)} images have several masks whose names do not say what each "
-            f"marks, such as {named(alike[0])}. Expected one mask for an image. If they are of several annotators, "
-            "name the folder of one, or a pattern of its files: --corpus.masks '*_rater1.png'"
-        )
 
 
 def _ids(images: Sequence[Item], others: Sequence[Item] = ()) -> dict[str, str]:
@@ -195,15 +160,13 @@ def _list(
     matches: Matches,
     ids: Mapping[str, str],
     settings: CorpusSettings,
-    kind: tuple[str, ...] | None,
+    kinds: set[Kind],
 ) -> Listing:
     by_id: dict[str, list[Item]] = defaultdict(list)
     for item in found.images:
         by_id[ids[item.entry.path]].append(item)
     groups = _groups(found.images)
-    used = {
-        path: [part for part in parts if kind is None or part.kind == kind] for path, parts in matches.parts.items()
-    }
+    used = used_parts(matches.parts, kinds)
     sided = [path for path, parts in used.items() if {part.side for part in parts} >= {"left", "right"}]
     both = len(sided) > sum(map(bool, used.values())) / 2
     labelled_folders = {(item.parsed.folder, item.parsed.split) for item in found.images if used[item.entry.path]}
@@ -214,7 +177,7 @@ def _list(
         item = items[0]
         path, uri = item.entry.path, item.entry.place.uri
         parts = used[path]
-        same = _same_part(parts)
+        same = same_part(parts)
         if len(items) > 1 or same or path in ambiguous:
             others = [other.entry.path for other in items] if len(items) > 1 else same
             others = others or [ambiguous[path], *matches.ambiguous[ambiguous[path]]]
@@ -259,14 +222,6 @@ def _unannotated(listing: Listing, found: Sorted, annotations: Annotations, ids:
         missing = len(absent & {one.image_id for one in listing.set_aside if one.reason == "no_image"})
         annotations.said.append(f"annotations: {counted(missing, 'annotated image')} not among the files")
     return replace(listing, set_aside=aside, unlabelled=[*listing.unlabelled, *unlabelled])
-
-
-def _same_part(parts: Sequence[Part]) -> list[str]:
-    """Returns the paths of mask files that cannot be told apart by their names; empty if all can."""
-    by_part: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for part in parts:
-        by_part[part.side, part.kind, part.number].append(part.item.entry.path)
-    return next((paths for paths in by_part.values() if len(paths) > 1), [])
 
 
 def _record(
@@ -345,19 +300,20 @@ def _count_unread(tree: FileTree, found: Sorted) -> int:
     return sum(entry.path not in read and not roots.isdisjoint(above(entry.path)) for entry in tree.files)
 
 
-def _describe(found: Sorted, matches: Matches, kind: tuple[str, ...] | None) -> str:
+def _describe(found: Sorted, matches: Matches, kinds: set[Kind]) -> str:
     images, masks = ({item.parsed.folder for item in items} - {""} for items in (found.images, found.masks))
     text = "side by side, told apart by their names"
     if images or masks:
         text = f"{_folders(images) or 'elsewhere'}, {_folders(masks) or 'elsewhere'}"
     if found.by_pixels:
         text += ", told apart by their pixels"
-    if kind:
-        text += f", of which those of the kind {' '.join(kind)!r}"
+    left_out = sorted(" ".join(kind) or "without a word" for kind in families(matches.parts) if kind not in kinds)
+    if left_out:
+        text += f", without the masks of {named(left_out)}"
     differences = [f"{shown(text)} ({count})" for text, count in matches.differences.most_common(3)]
     if differences:
         text += f"; names differ by {', '.join(differences)}"
-    several = sum(sum(kind is None or part.kind == kind for part in parts) > 1 for parts in matches.parts.values())
+    several = sum(len(parts) > 1 for parts in used_parts(matches.parts, kinds).values())
     if several:
         text += f"; {counted(several, 'image')} with several mask files, which are united"
     return text

@@ -41,11 +41,13 @@ _WEAK_IMAGE = {"cxr", "cxrs", "xray", "xrays", "radiograph", "radiographs", "rad
 _WEAK_IMAGE |= {"dicoms", "dcm", "input", "inputs", "raw", "original", "originals", "orig", "org"}
 _WEAK_MASK = {"segmentation", "segmentations", "segmentationclass", "seg", "segs", "gt", "gts", "groundtruth", "truth"}
 _WEAK_MASK |= {"target", "targets", "roi", "rois", "contour", "contours", "outline", "outlines", "manual"}
-_SIDE: dict[str, Side] = {"left": "left", "right": "right"}
+_SIDE: dict[str, Side] = {"left": "left", "right": "right", "links": "left", "rechts": "right"}
+_SIDE |= {"rechte": "right", "gauche": "left", "droite": "right", "droit": "right", "izquierda": "left"}
+_SIDE |= {"izquierdo": "left", "derecha": "right", "derecho": "right", "\u5de6": "left", "\u53f3": "right"}
 # Words that say neither what a file is nor whose it is.
 _FILLERS = {"dir", "folder", "folders", "file", "files", "png", "jpg", "jpeg", "tif", "tiff", "dataset", "data", "set"}
 _FILLERS |= {"all", "the", "of", "and", "for", "class", "classes", "only", "final", "new", "resized", "processed"}
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[\u5de6\u53f3]|[^\W\d_A-Za-z\u5de6\u53f3]+")
 
 
 @dataclass(frozen=True)
