@@ -87,7 +87,8 @@ def _prescribed_split(records: Sequence[Record]) -> dict[str, Split]:
         shown = "; ".join(f"{patient}: {', '.join(splits)}" for patient, splits in sorted(conflicts.items())[:5])
         raise UserError(
             f"The corpus puts {len(conflicts)} patient(s) in more than one split ({shown}). Expected one split for all "
-            "images of a patient: correct the split column, or leave it empty to have the patients assigned."
+            "images of a patient: correct the folders or the column that say it. If several people share a name, say "
+            "--corpus.patients none, or give a pattern that tells them apart."
         )
     return {patient: split for patient, (split,) in found.items()}
 

@@ -495,3 +495,32 @@ class TestByPixels:
                 (tmp_path / place / f"{number}.png").write_bytes(png(chest(number, 64)[0]))
         with pytest.raises(UserError, match="nothing is named as a mask"):
             listing(tmp_path)
+
+
+class TestWordsBesideThatOfTheMask:
+    def test_a_mask_of_an_absent_image(self, tmp_path: Path) -> None:
+        """What follows the name of an image is a part of another name, unless masks share it."""
+        fill(tmp_path, *(f"images/p{n:02d}.png" for n in range(20)))
+        fill(tmp_path, *(f"masks/p{n:02d}.png" for n in range(19)), "masks/p19_lateral_mask.png")
+        found = listing(tmp_path)
+        assert len(found.records) == 19
+        assert reasons(found) == {"p19": "no_mask", "p19_lateral_mask": "no_image"}
+
+    @pytest.mark.parametrize("count", [3, 2500])
+    def test_a_code_of_each(self, count: int, tmp_path: Path) -> None:
+        codes = ["".join(chr(97 + n // 26**place % 26) for place in range(3)) for n in range(count)]
+        fill(tmp_path, *(f"images/img{n:05d}.png" for n in range(count)))
+        fill(tmp_path, *(f"masks/img{n:05d}_mask_x{code}.png" for n, code in enumerate(codes)))
+        found = listing(tmp_path)
+        assert (len(found.records), found.set_aside) == (count, [])
+
+    def test_letters_for_sides_in_folders(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"images/{n}.png" for n in range(4)))
+        fill(tmp_path, *(f"masks/lung_{side}/{n}.png" for n in range(4) for side in "LR"))
+        assert all(len(record.masks) == 2 for record in listing(tmp_path).records)
+
+    def test_a_folder_for_each_image(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"pat{n:02d}/{kind}.png" for n in range(4) for kind in ("image", "mask")))
+        assert paired(listing(tmp_path), tmp_path) == {
+            f"pat{n:02d}/image.png": [f"pat{n:02d}/mask.png"] for n in range(4)
+        }

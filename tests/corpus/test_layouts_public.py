@@ -306,6 +306,29 @@ class TestSeveralRoots:
         # The files of all roots are watched, in the order in which they are given.
         assert list(found.files) == files_state(CorpusSettings(root=roots))
 
+    def test_a_table_of_patients(self, tmp_path: Path) -> None:
+        names = [f"x{number}" for number in range(4)]
+        trees.fill(tmp_path, *(f"{kind}/{name}.png" for kind in ("xrays", "lung_masks") for name in names))
+        (tmp_path / "people.csv").write_text(
+            "image_id,patient_id\n" + "".join(f"{name},p{name[1:]}7\n" for name in names)
+        )
+        roots = [str(tmp_path / name) for name in ("xrays", "lung_masks", "people.csv")]
+        found = list_corpus(CorpusSettings(root=roots))
+        assert [record.patient_id for record in found.records] == ["p07", "p17", "p27", "p37"]
+
+    def test_a_stray_mask_among_images(self, tmp_path: Path) -> None:
+        names = [f"x{number}" for number in range(20)]
+        trees.fill(tmp_path, *(f"{kind}/{name}.png" for kind in ("xrays", "lung_masks") for name in names))
+        trees.fill(tmp_path, "xrays/x3_mask.png")
+        found = list_corpus(CorpusSettings(root=[str(tmp_path / name) for name in ("xrays", "lung_masks")]))
+        assert len(found.records) >= 19
+
+    def test_folders_where_a_manifest_is_asked_for(self, tmp_path: Path) -> None:
+        for name in "ab":
+            (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match="the layout manifest expects"):
+            list_corpus(CorpusSettings(root=[str(tmp_path / name) for name in "ab"], layout="manifest"))
+
     def test_none_of_which_has_masks(self, tmp_path: Path) -> None:
         for name in ("one", "two"):
             trees.chexmask(tmp_path / name, count=3, first=1 if name == "one" else 50)

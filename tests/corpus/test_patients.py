@@ -102,6 +102,36 @@ class TestSplits:
         splits = {record.image_id.partition("/")[0]: record.split for record in listing(tmp_path).records}
         assert tuple(splits[name] for name in folders) == expected
 
+    @pytest.mark.parametrize(
+        ("folders", "expected"),
+        [
+            (("nih_chest_train", "nih_chest_test"), ("train", "test")),
+            (("train hospital A", "test hospital B"), ("train", "test")),
+            (("Brixia test of time", "Lyon dev hospital"), (None, None)),
+            (("Development Cohort", "Validation Cohort"), ("train", "val")),
+            (("TR", "FR", "DE"), (None, None, None)),
+        ],
+    )
+    def test_titles(self, folders: tuple[str, ...], expected: tuple[str | None, ...], tmp_path: Path) -> None:
+        for folder in folders:
+            names = [f"{folder[:2]}{folder[-1]}{n}" for n in range(4)]
+            fill(tmp_path, *(f"{folder}/{kind}/{name}.png" for kind in ("images", "masks") for name in names))
+        splits = {record.image_id.partition("/")[0]: record.split for record in listing(tmp_path).records}
+        assert tuple(splits[name] for name in folders) == expected
+        roots = list_corpus(CorpusSettings(root=[str(tmp_path / folder) for folder in folders]))
+        splits = {record.groups["root"]: record.split for record in roots.records}
+        assert tuple(splits[name] for name in folders) == expected
+
+    def test_names_above_the_roots(self, tmp_path: Path) -> None:
+        for folder in ("train", "test"):
+            names = [f"{kind}/{folder[1]}{n}.png" for kind in ("images", "masks") for n in range(4)]
+            fill(tmp_path / folder / "pairs", *names)
+        roots = [str(tmp_path / folder / "pairs") for folder in ("train", "test")]
+        assert Counter(record.split for record in list_corpus(CorpusSettings(root=roots)).records) == {
+            "train": 4,
+            "test": 4,
+        }
+
     def test_a_folder_that_is_none_is_named(self, tmp_path: Path) -> None:
         for folder in ("train", "extra"):
             fill(tmp_path, *(f"{folder}/{kind}/{folder[0]}{n}.png" for kind in ("images", "masks") for n in range(4)))

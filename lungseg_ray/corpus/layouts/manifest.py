@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.dicom import tag_patients
-from lungseg_ray.corpus.layouts.listing import Listing
+from lungseg_ray.corpus.layouts.listing import Listing, NoLayoutError
 from lungseg_ray.corpus.layouts.patients import AUTO, NONE, name_patients
+from lungseg_ray.corpus.layouts.roles import read_words
 from lungseg_ray.corpus.layouts.table import (
     Column,
     TableRow,
@@ -115,7 +116,7 @@ def _columns(table: UserTable, settings: CorpusSettings) -> dict[Column, str | N
     """Finds the columns of a manifest.
 
     Raises:
-        UserError: If there is none for images or none for masks.
+        NoLayoutError: If there is none for images or none for masks.
     """
     found: dict[Column, str | None] = {
         "image": table.find("image", settings.columns),
@@ -127,14 +128,18 @@ def _columns(table: UserTable, settings: CorpusSettings) -> dict[Column, str | N
         found["patient"] = patient_column(table, settings.patients)
     if "mask" not in settings.columns and not _names_files(table, found["mask"]):
         # A column "label" may hold diagnoses.
-        others = [name for name in table.columns if name != found["image"] and _names_files(table, name)]
+        others = [
+            name
+            for name in table.columns
+            if name != found["image"] and _names_files(table, name) and read_words(name).role == "mask"
+        ]
         found["mask"] = (
             others[0] if found["mask"] and len(others) == 1 and plain(others[0]) != "image" else found["mask"]
         )
     needed: tuple[Column, ...] = ("image", "mask")
     missing = [name for name in needed if not found[name]]
     if missing:
-        raise UserError(
+        raise NoLayoutError(
             f"{table.place}: expected a column for images and one for masks, such as image_uri and mask_uri (and where "
             f"known patient_id, split), found {named(table.columns)}. Name the missing one: "
             + " ".join(f"--corpus.columns {name}=COLUMN" for name in missing)

@@ -21,6 +21,10 @@ from lungseg_ray.corpus.record import MaskSource
 
 _MOST_COMPARED = 2000
 """Names of each side, at most, that are compared to find out in what they differ."""
+_MOST_RULES = 200
+_RARE, _FEW_IMAGES = 0.05, 3
+"""Differences with words besides those of masks count if more than this share of the masks have them, and more than one
+where there are at least three images."""
 _NEARLY_ALL = 0.8
 """A difference without a word that says "mask" counts if at least this share of the unmatched names have it."""
 _NUMBER = re.compile(r"\d+")
@@ -141,7 +145,9 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
     by_folder: dict[tuple[str, str], list[Item]] = defaultdict(list)
     anywhere: dict[str, list[Item]] = defaultdict(list)
     places: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    by_folder_alone: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in images:
+        by_folder_alone[item.rest].append(item)
         places[item.stem].add(item.rest)
         by_name[item.rest, item.name].append(item)
         by_stem[item.rest, item.stem].append(item)
@@ -172,7 +178,8 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
         own = by_name.get((mask.rest, mask.name.rpartition(".")[0])) or candidates(mask, mask.stem)
         if not _take(found, mask, own):
             waiting.append(mask)
-    rules = _rules([mask.stem for mask in waiting], [item.stem for item in images], found, images) if waiting else []
+    stems = [item.stem for item in images]
+    rules = _rules([mask.stem for mask in waiting], stems, found, images, len(masks)) if waiting else []
     for mask in waiting:
         for rule in rules:
             changed = rule.change(mask.stem)
@@ -180,8 +187,16 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
                 found.differences[rule.text] += 1
                 break
         else:
-            found.lonely.append(mask)
+            alone = by_folder_alone.get(mask.rest, []) if _is_nameless(mask) else []
+            if len(alone) != 1 or not _take(found, mask, alone, words_of(mask.stem)):
+                found.lonely.append(mask)
     return found
+
+
+def _is_nameless(mask: Item) -> bool:
+    """Whether the name of a file says that it is a mask, and nothing else, as `mask.png` in the folder of a patient."""
+    words = read_words(mask.stem)
+    return words.role == "mask" and not any(not word.isdigit() for word in words.others)
 
 
 def _take(found: Matches, mask: Item, images: Sequence[Item], words: Sequence[str] = ()) -> bool:
@@ -200,7 +215,9 @@ def _part(mask: Item, image: Item, words: Sequence[str]) -> Part:
     folders = [read_words(folder) for folder in mask.rest if folder in own]
     said = read_words("_".join(words)) if words else None
     side = mask.parsed.side or (said.side if said else None)
-    side = side or next((_side(word) for word in words if word in _PARTS), None)
+    side = side or next((one.side for one in folders if one.side), None)
+    letters = [*words, *(word for one in folders for word in one.others)]
+    side = side or next((_side(word) for word in letters if word in _PARTS), None)
     others = [word for one in (*folders, *([said] if said else [])) if not one.split for word in one.others]
     kind = tuple(word for word in dict.fromkeys((*mask.parsed.kind, *others)) if not _is_no_kind(word))
     # Numbers tell the parts of a mask apart, but not if they count those who drew the whole of it.
@@ -226,17 +243,30 @@ def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     return sum((Counter(one) & Counter(other)).values())
 
 
-def _rules(masks: Sequence[str], stems: Sequence[str], found: Matches, images: Sequence[Item]) -> list[_Rule]:
-    """Finds in what the names of unmatched masks differ from those of images; the most frequent difference first."""
+def _rules(
+    masks: Sequence[str], stems: Sequence[str], found: Matches, images: Sequence[Item], total: int
+) -> list[_Rule]:
+    """Finds in what the names of unmatched masks differ from those of images; the most frequent difference first.
+
+    Args:
+        masks: The names of the unmatched masks.
+        stems: The names of all images.
+        found: What was matched so far.
+        images: All images.
+        total: The number of all masks.
+    """
     known, some = set(stems), masks[:: max(len(masks) // _MOST_COMPARED, 1)]
     affixes: Counter[tuple[str, str]] = Counter()
     for stem in some:
         affixes.update((place, _NUMBER.sub("#", affix)) for place, affix in _affixes(stem, known))
+    # Rare is what few of all masks have, of which those that are equal to images are not among these.
+    rare = max(_RARE * total * len(some) / len(masks), 1.0 if len(images) >= _FEW_IMAGES else 0.0)
+    affixes = _with_any_words(affixes, rare)
+    numbered = _Numbered(known)
     rules = [
         _affix_rule(place, affix, known)
-        for (place, affix), count in affixes.most_common()
-        if (_says_mask(affix) or (count > 1 and count >= _NEARLY_ALL * len(some) and _is_word(affix)))
-        and not _numbers_images(place, affix, known)
+        for (place, affix), count in affixes.most_common(_MOST_RULES)
+        if _is_difference(affix, count, len(some), rare) and not numbered.by(place, affix)
     ]
     # Images that have a mask already are left out, so that what differs shows.
     free = [item.stem for item in images if not found.parts[item.entry.path]]
@@ -269,18 +299,48 @@ def _splits(stem: str, cut: int) -> bool:
     return not (before.isdigit() and after.isdigit()) and not (before.isalpha() and after.isalpha())
 
 
-def _numbers_images(place: str, affix: str, known: set[str]) -> bool:
+class _Numbered:
     """Whether a difference begins, or ends, with a number by which images are told apart.
 
     The number then belongs to the name of the image: `x_1_mask` is the mask of `x_1`, and not one of `x`.
     """
-    number = re.match(r"([-_ .]*)#", affix) if place == "suffix" else re.search(r"#([-_ .]*)$", affix)
-    if number is None or len(number[0]) == len(affix):
-        return False
-    sign = re.escape(number[1])
-    if place == "suffix":
-        return any((match := re.search(rf"{sign}\d+$", stem)) and stem[: match.start()] in known for stem in known)
-    return any((match := re.match(rf"\d+{sign}", stem)) and stem[match.end() :] in known for stem in known)
+
+    def __init__(self, known: set[str]) -> None:
+        self._known = known
+        self._found: dict[tuple[str, str], bool] = {}
+
+    def by(self, place: str, affix: str) -> bool:
+        number = re.match(r"([-_ .]*)#", affix) if place == "suffix" else re.search(r"#([-_ .]*)$", affix)
+        if number is None or len(number[0]) == len(affix):
+            return False
+        key = place, number[1]
+        if key not in self._found:
+            self._found[key] = any(map(self._is_numbered(place, re.escape(number[1])), self._known))
+        return self._found[key]
+
+    def _is_numbered(self, place: str, sign: str) -> Callable[[str], bool]:
+        pattern = re.compile(rf"(?P<name>.+){sign}\d+" if place == "suffix" else rf"\d+{sign}(?P<name>.+)")
+        return lambda stem: bool((match := pattern.fullmatch(stem)) and match["name"] in self._known)
+
+
+def _with_any_words(affixes: Counter[tuple[str, str]], rare: float) -> Counter[tuple[str, str]]:
+    """Joins rare differences that have a word of a mask and others, such as a code: "*" then stands for any word."""
+    joined: Counter[tuple[str, str]] = Counter()
+    for (place, affix), count in affixes.items():
+        words = read_words(affix).others if count <= rare and _says_mask(affix) else ()
+        for word in words:
+            if word not in _PARTS:
+                affix = re.sub(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", "*", affix, flags=re.IGNORECASE)
+        joined[place, affix] += count
+    return joined
+
+
+def _is_difference(affix: str, count: int, names: int, rare: float) -> bool:
+    """Whether a difference tells masks from images, and is not a part of the name of an image that is absent."""
+    if _says_mask(affix):
+        has_others = any(word not in _PARTS for word in read_words(affix).others) or "*" in affix
+        return not has_others or count > rare
+    return count > 1 and count >= _NEARLY_ALL * names and _is_word(affix)
 
 
 def _is_word(affix: str) -> bool:
@@ -294,7 +354,7 @@ def _says_mask(affix: str) -> bool:
 
 def _affix_rule(place: str, affix: str, known: set[str]) -> _Rule:
     """Returns the rule that leaves out what stands before or after the name of the image; "#" is any number."""
-    text = re.escape(affix).replace(r"\#", "#").replace("#", r"\d+")
+    text = re.escape(affix).replace(r"\#", "#").replace("#", r"\d+").replace(r"\*", r"[^\W\d_]+")
     pattern = re.compile(
         rf"(?P<name>.+?)\s*(?P<affix>{text})" if place == "suffix" else rf"(?P<affix>{text})\s*(?P<name>.+)"
     )
@@ -307,9 +367,10 @@ def _affix_rule(place: str, affix: str, known: set[str]) -> _Rule:
         numbered = name + end[0] if (end := _LAST_NUMBER.search(match["affix"])) else ""
         if place == "suffix" and numbered in known:
             return numbered, match["affix"][: -len(end[0])] if end else ""
-        return name, match["affix"]
+        # Words that differ from mask to mask say nothing of what is marked.
+        return name, affix if "*" in affix else match["affix"]
 
-    return _Rule(affix.strip().replace("#", "<number>"), change)
+    return _Rule(affix.strip().replace("#", "<number>").replace("*", "<word>"), change)
 
 
 def _longer_image_rule(place: str, affix: str) -> _Rule:

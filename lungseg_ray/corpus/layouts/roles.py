@@ -45,6 +45,9 @@ _SIDE: dict[str, Side] = {"left": "left", "right": "right", "links": "left", "re
 _SIDE |= {"rechte": "right", "gauche": "left", "droite": "right", "droit": "right", "izquierda": "left"}
 _SIDE |= {"izquierdo": "left", "derecha": "right", "derecho": "right", "\u5de6": "left", "\u53f3": "right"}
 # Words that say neither what a file is nor whose it is.
+_SHORT = {"tr", "ts"}
+"""Words of splits that are certain only beside one of images or masks, as in `imagesTr`: TR is also a country."""
+_DEVELOPMENT = {"dev", "development"}
 _FILLERS = {"dir", "folder", "folders", "file", "files", "png", "jpg", "jpeg", "tif", "tiff", "dataset", "data", "set"}
 _FILLERS |= {"all", "the", "of", "and", "for", "class", "classes", "only", "final", "new", "resized", "processed"}
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[\u5de6\u53f3]|[^\W\d_A-Za-z\u5de6\u53f3]+")
@@ -171,6 +174,12 @@ class Roles:
                     for above in range(depth):
                         roles["/".join(parts[:above])].add(words.role)
         self._wrappings = {path for path, found in roles.items() if len(found) > 1}
+        siblings: dict[str, set[str]] = defaultdict(set)
+        for path in paths:
+            parts = path.split("/")
+            for depth, part in enumerate(parts):
+                siblings["/".join(parts[:depth])].add(part)
+        self._splits = {above: splits_of(names) for above, names in siblings.items()}
 
     def parse(self, folder: str) -> Parsed:
         """Reads the path of a folder.
@@ -191,7 +200,9 @@ class Roles:
         bearing = [depth for depth in bearing if not words[depth].weak] or bearing
         role = words[bearing[-1]].role if bearing else None
         same = [depth for depth in bearing if words[depth].role == role]
-        split = next((one.split for one in reversed(words) if one.split and not _is_part_of_a_title(one)), None)
+        above = ["", *paths[:-1]] if paths else []
+        found = [self._splits.get(folder, {}).get(part) for folder, part in zip(above, parts, strict=True)]
+        split = next((one for one in reversed(found) if one), None)
         side = next((one.side for one in reversed(words) if one.side), None) if role == "mask" else None
         dropped = {*same, *(depth for depth, one in enumerate(words) if one.side and role == "mask")}
         kind = tuple(word for depth in sorted(dropped) for word in words[depth].others if not word.isdigit())
@@ -203,6 +214,26 @@ class Roles:
         return Parsed(role, paths[same[-1]] if same else "", split, side, kind, rest)
 
 
-def _is_part_of_a_title(words: Words) -> bool:
-    """Whether the word of a split stands in a longer name, such as "Brixia test of time"."""
-    return len(words.others) > 1
+def splits_of(names: Iterable[str]) -> dict[str, Split | None]:
+    """Returns the splits that the names of folders in one place, or of roots, say.
+
+    A word of a split in a longer name, such as "Brixia test of time", and a short one, which may be that of a country,
+    count only if all names have one, and one of them is to train. Where one is named by development and another by
+    validation, the first is to train.
+
+
+    Args:
+        names: The names.
+    """
+    words = {name: read_words(name) for name in names}
+    said = {one.split for one in words.values()}
+    together = None not in said and len(said) > 1 and "train" in said
+    found = {
+        name: one.split if together or (len(one.others) <= 1 and (one.role or not {*words_of(name)} & _SHORT)) else None
+        for name, one in words.items()
+    }
+    if "train" not in found.values():
+        develops = [name for name, split in found.items() if split == "val" and {*words_of(name)} & _DEVELOPMENT]
+        if develops and len(develops) < sum(split == "val" for split in found.values()):
+            found |= dict.fromkeys(develops, "train")
+    return found

@@ -10,31 +10,42 @@ from lungseg_ray.config import CorpusSettings, Roots
 from lungseg_ray.corpus.layouts.annotated import names_runs
 from lungseg_ray.corpus.layouts.labelmaps import require_same_names
 from lungseg_ray.corpus.layouts.listing import Listing, NoLayoutError, united
-from lungseg_ray.corpus.layouts.roles import read_words
+from lungseg_ray.corpus.layouts.roles import splits_of
 from lungseg_ray.corpus.layouts.single import list_manifest, list_tree
 from lungseg_ray.corpus.layouts.table import is_table
 from lungseg_ray.corpus.layouts.tree import SUFFIXES, FilesState, FileTree
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.record import Record, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 from lungseg_ray.text import named
+
+_FEWEST = 0.1
+"""A root in which a smaller share of the images has a mask is no corpus by itself, whatever a stray file is named."""
 
 
 def list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Location]) -> Listing:
     """Lists several roots, each as a corpus. Those that are none by themselves, as images and masks, are one together.
 
     Raises:
-        UserError: As for `list_corpus`, also if the roots that are no corpus by themselves are none together.
+        NoLayoutError: If the roots that are no corpus by themselves are none together.
+        UserError: As for `list_corpus`.
         OSError: If a root cannot be read.
     """
     listings: dict[str, Listing] = {}
     parts: dict[str, FileTree] = {}
     states: list[FilesState] = []
-    for name, root in zip(_names(roots), roots, strict=True):
+    names = _names(roots)
+    splits = _splits(names)
+    for name, root in zip(names, roots, strict=True):
         own = settings.model_copy(update={"root": root})
-        if is_table(root) and not names_runs(root):
-            listings[name] = _of_root(list_manifest(root, own), name)
-            continue
+        if settings.layout == "manifest" or (is_table(root) and not names_runs(root)):
+            try:
+                listings[name] = _of_root(list_manifest(root, own), name, splits[name])
+                continue
+            except NoLayoutError:
+                # A table of patients or of splits speaks of the images of another root.
+                if settings.layout == "manifest":
+                    raise
         tree = FileTree.of_file(root) if root.is_file() else FileTree.of(root, outputs)
         if not is_table(root):
             states.append(tree.state)
@@ -43,8 +54,8 @@ def list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Locatio
         if any(entry.path.lower().endswith(SUFFIXES) for entry in tree.files):
             with suppress(NoLayoutError):
                 listing = list_tree(tree, own)
-        if listing and listing.records:
-            listings[name] = _of_root(listing, name)
+        if listing and len(listing.records) > _FEWEST * (len(listing.records) + len(listing.set_aside)):
+            listings[name] = _of_root(listing, name, splits[name])
         else:
             parts[name] = tree
     if parts:
@@ -54,7 +65,7 @@ def list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Locatio
             said = f"roots: {named(list(parts))} are one corpus, since none of them has images and masks"
             listing = replace(listing, recognition=[said, *listing.recognition])
         together = "+".join(parts)
-        listings[together] = _of_root(listing, together) if listings or len(parts) == 1 else listing
+        listings[together] = _of_root(listing, together, None) if listings or len(parts) == 1 else listing
     if not settings.mask_values:
         _require_same_names(listings)
     several = list(listings.values())
@@ -74,12 +85,11 @@ def _require_same_names(listings: Mapping[str, Listing]) -> None:
         )
 
 
-def _of_root(listing: Listing, name: str) -> Listing:
+def _of_root(listing: Listing, name: str, split: Split | None) -> Listing:
     """Returns the listing of one of several roots; its name becomes a group, and a part of the ids of its images.
 
-    A root that is named by a split, such as `train`, prescribes it where nothing in the root does.
+    A root that is named by a split prescribes it where nothing in the root does.
     """
-    split = read_words(name.rpartition("/")[2]).split
 
     def of(records: Iterable[Record]) -> list[Record]:
         return [
@@ -101,6 +111,19 @@ def _of_root(listing: Listing, name: str) -> Listing:
         recognition=[f"{name}: {line}" for line in listing.recognition],
         warnings=[f"{name}: {line}" for line in listing.warnings],
     )
+
+
+def _splits(names: Sequence[str]) -> dict[str, Split | None]:
+    """Returns the split that the name of each root says, in the last of its parts in which any does."""
+    parts = [name.split("/") for name in names]
+    for depth in range(max(map(len, parts)), 0, -1):
+        by_part = splits_of(part[depth - 1] for part in parts if len(part) >= depth)
+        if any(by_part.values()):
+            return {
+                name: by_part[part[depth - 1]] if len(part) >= depth else None
+                for name, part in zip(names, parts, strict=True)
+            }
+    return dict.fromkeys(names)
 
 
 def _names(roots: Sequence[Location]) -> list[str]:

@@ -122,4 +122,7 @@ def _pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
 
 def _has_mask_word(item: Item) -> bool:
     words = words_of(item.stem)
+    if len(words) == 1:
+        # A file of that name alone is the mask of the image beside it.
+        return "/" in item.entry.path and read_words(item.stem).role == "mask"
     return len(words) > 1 and any(read_words(word).role == "mask" for word in (words[0], words[-1], *words[-2:]))
