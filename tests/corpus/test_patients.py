@@ -11,6 +11,7 @@ import pytest
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.split import assign_splits
+from lungseg_ray.errors import UserError
 from tests.corpus.trees import fill, listing
 
 
@@ -158,3 +159,67 @@ class TestSplits:
         assert warning == (
             "2 rows of the table people.csv give an image another patient or split than a row before did, which counts."
         )
+
+
+class TestLists:
+    def fill(self, root: Path, count: int = 20) -> None:
+        fill(root, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(1, count + 1)))
+
+    def test_of_a_few_images_to_test(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        (tmp_path / "test.txt").write_text("1\n2.png\nimages/3.png\n4 -1\n")
+        assert Counter(record.split for record in listing(tmp_path).records) == {"test": 4, None: 16}
+
+    def test_deep_in_the_tree(self, tmp_path: Path) -> None:
+        voc = tmp_path / "VOCdevkit" / "VOC2012"
+        fill(voc, *(f"JPEGImages/{n}.jpg" for n in range(6)), *(f"SegmentationClass/{n}.png" for n in range(6)))
+        lists = voc / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True)
+        for name, numbers in (("train", (0, 1, 2, 3)), ("val", (4, 5))):
+            (lists / f"{name}.txt").write_text("".join(f"{n}\n" for n in numbers))
+        assert Counter(record.split for record in listing(tmp_path).records) == {"train": 4, "val": 2}
+
+    def test_a_log_is_none(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        (tmp_path / "train_log.txt").write_text("".join(f"{n} loss 0.{n}\n" for n in range(1, 16)))
+        assert {record.split for record in listing(tmp_path).records} == {None}
+
+    def test_two_lists_with_the_same_image(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        (tmp_path / "train.txt").write_text("".join(f"{n}\n" for n in range(1, 16)))
+        (tmp_path / "test.txt").write_text("".join(f"{n}\n" for n in range(14, 21)))
+        (warning,) = listing(tmp_path).warnings
+        assert warning == "2 images are in the lists of two splits; the first list counts."
+
+    def test_tables_of_all_images(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        for name in ("valid_images.csv", "test_results.csv"):
+            (tmp_path / name).write_text("image_id,x\n" + "".join(f"{n},1\n" for n in range(1, 21)))
+        assert {record.split for record in listing(tmp_path).records} == {None}
+
+
+class TestColumns:
+    def test_numbers_of_rows_are_no_names(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(1, 21)))
+        rows = "".join(f"{n},{21 - n}.png,p{(21 - n) // 2}\n" for n in range(1, 21))
+        (tmp_path / "people.csv").write_text(f"nr,Datei,patient_id\n{rows}")
+        found = listing(tmp_path)
+        assert {record.image_id: record.patient_id for record in found.records}["20"] == "p10"
+        assert "20 images by its column Datei" in next(line for line in found.recognition if "people.csv" in line)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [("subset", ("train", "test")), ("Datensatz", ("Training", "Hold-out")), ("set", ("Train set", "Test set"))],
+    )
+    def test_a_split_of_another_name(self, name: str, words: tuple[str, str], tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(10)))
+        rows = "".join(f"{n},{words[n > 7]}\n" for n in range(10))
+        (tmp_path / "people.csv").write_text(f"image_id,{name}\n{rows}")
+        assert Counter(record.split for record in listing(tmp_path).records) == {"train": 8, "test": 2}
+
+    def test_an_odd_word_is_refused(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(10)))
+        rows = "".join(f"{n},{'exclude' if n == 4 else 'train'}\n" for n in range(10))
+        (tmp_path / "people.csv").write_text(f"image_id,subset\n{rows}")
+        with pytest.raises(UserError, match="row 5 after the header has the split 'exclude' in the column subset"):
+            listing(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
@@ -31,10 +31,11 @@ INDEXES = ("index.csv", "index.parquet", "index.tsv", "index.xlsx")
 _STEMS = ("stem", "image_id")
 _ENOUGH = 0.5
 """A table is used if it names at least this share of the images."""
-_DEEPEST = 2
+_DEEPEST = 4
 """Tables in more folders than this below the root are not looked at."""
 _MOST_TABLES = 8
 _LONGEST_LIST = 1 << 26
+_MOST_WORDS = 2
 
 
 @dataclass
@@ -203,12 +204,16 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
     try:
         splits = [split_of(row, split, entry.place, number) for number, row in enumerate(table.rows, start=1)]
     except UserError as error:
-        if _is_index(entry):
+        if _is_index(entry) or (split and table.has_splits(split)):
+            # What is neither to train nor to validate or test is not shared out.
             raise
         found.doubts.append(f"Splits are not taken from a table: {error}")
         splits = [None] * len(table.rows)
-    # A table of no column for the split may be that of a split, as train.csv is.
+    # A table without a column for the split may be that of a split, as train.csv is; valid_images.csv of all is not.
     whole = None if split else read_words(entry.place.stem).split
+    named_images = set(names.find_all([row[column] for row in table.rows])) - {None}
+    if whole != "train" and len(named_images) == len(names.ids):
+        whole = None
     fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
     used = contradicted = 0
     images = names.find_all([row[column] for row in table.rows])
@@ -252,31 +257,59 @@ def _split_lists(tree: FileTree) -> list[tuple[Entry, Split]]:
         if entry.path.lower().endswith(".txt") and entry.path.count("/") <= _DEEPEST and entry.size <= _LONGEST_LIST:
             words = words_of(entry.place.stem)
             splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-            both = splits == {"train", "val"} or "trainval" in words
+            both = _is_both(entry)
             if both or len(splits) == 1:
                 found.append((both, entry, "train" if both else splits.pop()))
     return [(entry, split) for _, entry, split in sorted(found, key=lambda one: one[0])][:_MOST_TABLES]
 
 
 def _add_lists(found: Indexes, lists: Sequence[tuple[Entry, Split]], names: _Names) -> None:
-    """Takes the splits from text files, if together they name at least half of the images, one on each line."""
+    """Takes the splits from text files, of which nearly each line is the name of an image."""
     splits: dict[str, Split] = {}
     used: Counter[str] = Counter()
+    contradicted = 0
     for entry, split in lists:
         text = entry.place.read_bytes().decode("utf-8-sig", errors="replace")
-        for line in filter(None, map(str.strip, text.splitlines())):
-            # Some lists have the mask beside the image, or whether a class is in it.
-            image_id = names.find(line) or names.find(line.split()[0])
-            if image_id is not None and image_id not in splits:
+        lines = list(filter(None, map(str.strip, text.splitlines())))
+        images = [_listed(line, names) for line in lines]
+        there = [image_id for image_id in images if image_id]
+        # A part of a set lacks images that its lists name.
+        named_alike = all(bare(normal(line)) != normal(line) for line in lines)
+        if not there or (
+            len(there) < _ENOUGH * len(lines) and not (named_alike and len(there) >= _ENOUGH * len(names.ids))
+        ):
+            if there:
+                found.doubts.append(f"The list {shown(entry.path)} is not used: most of its lines name no image.")
+            continue
+        for image_id in there:
+            contradicted += splits.get(image_id, split) != split and not _is_both(entry)
+            if image_id not in splits:
                 splits[image_id] = split
                 used[f"{shown(entry.path)} to {split}"] += 1
-    if len(splits) < _ENOUGH * len(names.ids) or not splits:
-        return
+    if contradicted:
+        found.doubts.append(f"{counted(contradicted, 'image')} are in the lists of two splits; the first list counts.")
     for image_id, split in splits.items():
         told = found.entries.setdefault(image_id, _Entry())
         told.split = told.split or split
-    said = ", ".join(f"{counted(count, 'image')} by {name}" for name, count in used.items())
-    found.said.append(f"splits: {said}")
+    if used:
+        said = ", ".join(f"{counted(count, 'image')} by {name}" for name, count in used.items())
+        found.said.append(f"splits: {said}")
+
+
+def _listed(line: str, names: _Names) -> str | None:
+    """Returns the image that a line of a list names; beside it may be its mask, or whether a class is in it."""
+    words = line.split()
+    return names.find(line) or (names.find(words[0]) if len(words) <= _MOST_WORDS else None)
+
+
+def _is_both(entry: Entry) -> bool:
+    words = words_of(entry.place.stem)
+    return "trainval" in words or {SPLIT_NAMES.get(word) for word in words} >= {"train", "val"}
+
+
+def _are_names(values: Iterable[str]) -> bool:
+    """Whether values of a column are more than numbers."""
+    return any(not value.isdigit() for value in values if value)
 
 
 def _usual(table: UserTable, column: Column) -> str | None:
@@ -301,14 +334,17 @@ def _image_column(table: UserTable, names: _Names, settings: CorpusSettings, *, 
         column: len(table.rows) - names.find_all([row[column] for row in table.rows]).count(None)
         for column in table.columns
     }
-    best = max(hits, key=lambda column: hits[column], default=None)
     usual = next((name for name in _STEMS if name in table.columns), None)
     if must and usual:
         return usual
     enough = _ENOUGH * min(len(names.ids), max(len(table.rows), 1))
-    for candidate in (table.find("image", {}), best):
-        if candidate is not None and hits[candidate] >= enough:
-            return candidate
+    given = table.find("image", {})
+    if given is not None and hits[given] >= enough:
+        return given
+    # Numbers of rows are names of images by chance; names of files are none.
+    fitting = [column for column in table.columns if hits[column] >= enough]
+    if fitting:
+        return max(fitting, key=lambda column: (_are_names(row[column] for row in table.rows), hits[column]))
     if must:
         raise UserError(f"{table.place}: expected a column stem (or image_id), found {named(table.columns)}.")
     return None

@@ -18,11 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lungseg_ray.corpus.layouts.patients import AUTO, NONE
-from lungseg_ray.corpus.record import SPLIT_NAMES, SPLITS, Split
+from lungseg_ray.corpus.layouts.roles import read_words
+from lungseg_ray.corpus.record import SPLITS, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 from lungseg_ray.text import named, shown
 
+_MOSTLY_SPLITS = 0.8
+"""A column counts as that of the split if this share of its values are words of splits."""
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx")
 MOST_BYTES = 1 << 30
 """The maximum size of a table, bytes. Larger tables are not read."""
@@ -95,13 +98,15 @@ class UserTable:
         by_name = {plain(name): name for name in reversed(self.columns)}
         found = [by_name[plain(usual)] for usual in USUAL[column] if plain(usual) in by_name]
         if column == "split":
-            # Columns named "set" or "phase" often hold something else.
-            found = [name for name in found if plain(name) == "split" or self._has_splits(name)]
+            # Columns named "set" or "phase" often hold something else, and others are named in other languages.
+            alike = [name for name in self.columns if self.has_splits(name)]
+            found = [name for name in found if plain(name) == "split"] + alike
         return found[0] if found else None
 
-    def _has_splits(self, column: str) -> bool:
-        values = {row[column].lower() for row in self.rows if row[column]}
-        return bool(values) and values <= SPLIT_NAMES.keys()
+    def has_splits(self, column: str) -> bool:
+        """Returns whether nearly all values of a column are words of splits, and one of them is to train."""
+        splits = [split_word(row[column]) for row in self.rows if row[column]]
+        return "train" in splits and sum(split is not None for split in splits) >= _MOSTLY_SPLITS * len(splits)
 
 
 def patient_column(table: UserTable, setting: str) -> str | None:
@@ -196,12 +201,18 @@ def split_of(row: TableRow, column: str | None, place: Location, number: int) ->
         UserError: If the row names an unknown split.
     """
     written = row.get(column, "") if column else ""
-    if written and written.lower() not in SPLIT_NAMES:
+    if written and split_word(written) is None:
         raise UserError(
             f"{place}: row {number} after the header has the split '{shown(written)}' in the column "
             f"{shown(column or '')}; expected {', '.join(SPLITS)} or nothing."
         )
-    return SPLIT_NAMES[written.lower()] if written else None
+    return split_word(written) if written else None
+
+
+def split_word(text: str) -> Split | None:
+    """Returns the split that a text says, such as "Training", "hold-out" or "Test set"; None if it says none."""
+    words = read_words(text)
+    return words.split if not words.others else None
 
 
 def groups_of(row: TableRow, known: Iterable[str | None]) -> dict[str, str]:
