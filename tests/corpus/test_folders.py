@@ -524,3 +524,10 @@ class TestWordsBesideThatOfTheMask:
         assert paired(listing(tmp_path), tmp_path) == {
             f"pat{n:02d}/image.png": [f"pat{n:02d}/mask.png"] for n in range(4)
         }
+
+
+def test_files_that_are_not_used_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"Normal/{kind}/n{n}.png" for kind in ("images", "masks") for n in range(4)))
+    fill(tmp_path, *(f"TB/t{n}{end}.png" for end in ("", "_mask") for n in range(4)))
+    (warning,) = listing(tmp_path).warnings
+    assert warning.startswith("8 files that may be images are not used, in TB/, since other folders are named")

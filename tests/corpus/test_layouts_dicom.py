@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.storage import locate
 from tests.corpus.dicoms import IDENTITY, chest, dataset, encoded, write_tree
 from tests.corpus.kinds import MASK, png
+from tests.corpus.trees import chest as drawn_chest
 from tests.corpus.trees import listing, reasons
 
 SALT = Salt("LUNGSEG_SALT", b"a salt of this test")
@@ -171,3 +173,63 @@ def test_no_dicom_at_all(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("about")
     with pytest.raises(UserError, match="found no DICOM file"):
         listing(tmp_path, layout="dicom")
+
+
+class TestMasksAndTables:
+    """DICOM images with masks of other formats, and tables beside them."""
+
+    def fill(self, root: Path, *masks: str, count: int = 6) -> None:
+        for number in range(count):
+            image, mask = drawn_chest(number, 64)
+            made = dataset(image, PatientID=f"P{number // 2}", StudyInstanceUID=f"1.2.{number}")
+            (root / f"scan{number}.dcm").write_bytes(encoded(made))
+            for place in masks:
+                target = root / place.format(number)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(png(mask))
+
+    def test_masks_beside_the_images(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "scan{}_mask.png")
+        found = listing(tmp_path)
+        assert (found.layout, len(found.records), found.set_aside) == ("dicom", 6, [])
+
+    def test_two_sides(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "masks/left/scan{}.png", "masks/right/scan{}.png")
+        assert {len(record.masks) for record in listing(tmp_path).records} == {2}
+        found = listing(tmp_path, unite=False)
+        assert found.corpus.class_names == ["left", "right"]
+
+    def test_masks_of_another_organ_do_not_count(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "masks/heart/scan{}.png", "masks/lung/scan{}.png")
+        records = listing(tmp_path).records
+        assert {source.uri.rpartition("/")[0].rpartition("/")[2] for one in records for source in one.masks} == {"lung"}
+
+    def test_splits_and_patients_of_a_table(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "masks/scan{}.png")
+        rows = "".join(f"scan{n}.dcm,{'test' if n > 3 else 'train'},Nobody {n}\n" for n in range(6))
+        (tmp_path / "table.csv").write_text(f"file,split,name\n{rows}")
+        found = listing(tmp_path)
+        assert Counter(record.split for record in found.records) == {"train": 4, "test": 2}
+        # Tags say whose the images are, and nothing of a table but splits is kept, since it may name people.
+        assert len({record.patient_id for record in found.records}) == 3
+        assert "Nobody" not in repr(found)
+
+    def test_settings_that_do_not_fit(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "drawn/scan{}.png")
+        with pytest.raises(UserError, match=r"corpus\.patients: .* is no column of a table here"):
+            listing(tmp_path, patients="(scan.)")
+        with pytest.raises(UserError, match=r"corpus\.images is not used by the layout dicom"):
+            listing(tmp_path, images=["x"])
+        assert len(listing(tmp_path, masks=["drawn"]).records) == 6
+        assert len({record.patient_id for record in listing(tmp_path, masks=["drawn"], patients="none").records}) == 6
+
+    def test_patients_of_dicom_images_in_pairs(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "masks/scan{}.png")
+        (tmp_path / "images").mkdir()
+        for number in range(6):
+            (tmp_path / f"scan{number}.dcm").rename(tmp_path / "images" / f"scan{number}.dcm")
+        (tmp_path / "images" / "scan9.png").write_bytes(png(drawn_chest(9, 64)[0]))
+        (tmp_path / "masks" / "scan9.png").write_bytes(png(drawn_chest(9, 64)[1]))
+        found = listing(tmp_path, layout="pairs")
+        assert len({record.patient_id for record in found.records}) == 4
+        assert found.unknown_patients == 1

@@ -13,9 +13,20 @@ from itertools import islice
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import dicom
 from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
+from lungseg_ray.corpus.layouts.index import IndexEntry, Indexes, read_indexes
+from lungseg_ray.corpus.layouts.kinds import (
+    choose_kinds,
+    require_single,
+    same_part,
+    structure_of,
+    used_parts,
+    with_structures,
+)
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, make_record
-from lungseg_ray.corpus.layouts.matching import Item, match
+from lungseg_ray.corpus.layouts.matching import Item, Part, match
+from lungseg_ray.corpus.layouts.patients import AUTO, NONE
 from lungseg_ray.corpus.layouts.roles import Roles
+from lungseg_ray.corpus.layouts.sorting import has_mask_word, sort_files
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree
 from lungseg_ray.corpus.picture import check_bytes
 from lungseg_ray.corpus.privacy import Salt, find_salt
@@ -75,7 +86,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     salt = find_salt()
     roles = Roles(entry.path.rpartition("/")[0] for entry in tree.files)
     items = [Item(entry, roles.parse(entry.path.rpartition("/")[0])) for entry in tree.files]
-    masks = [item for item in items if item.parsed.role == "mask" and item.name.endswith(SUFFIXES)]
+    items, masks = _masks(tree, items, settings)
     annotations = find_annotations(tree, settings) if not masks else Annotations()
     found = _sort(items, salt)
     listing = Listing([], found.unreadable, "dicom", warnings=annotations.doubts)
@@ -90,17 +101,21 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     named = [item for path, item in by_name.items() if path not in used]
     matches = match([one.item for one in found.images.values()], [*named, *annotations.items])
     claimed = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
+    used_masks = used_parts(matches.parts, choose_kinds(tree.name, matches, settings))
+    require_single(tree.name, matches, private=True)
+    tables = _tables(tree, settings, found, salt)
     for path, image in found.images.items():
-        segments = referring.get(path, [])
-        parts = [*(part.item for part in matches.parts[path]), *(one.item for one in segments)]
+        named_parts, segments = used_masks[path], referring.get(path, [])
         names = [name for one in segments for name in one.tags.structures]
-        if path in claimed or len(parts) > max(len(segments), 1) or len(set(names)) < len(names):
-            several = len(matches.ambiguous[claimed[path]]) if path in claimed else 1
-            detail = f"expected one image and one mask of a name, found {several} and {max(len(parts), 1)}"
+        several = path in claimed or same_part(named_parts) or (named_parts and segments)
+        if several or len(set(names)) < len(names):
+            images = len(matches.ambiguous[claimed[path]]) if path in claimed else 1
+            detail = f"expected one image and one mask of a name, found {images} and {len(named_parts) + len(segments)}"
             set_aside(image.item.entry, "ambiguous", detail)
             continue
-        record = _record(image, parts, settings, salt)
-        (listing.records if parts else listing.unlabelled).append(record)
+        record = _record(image, named_parts, [one.item for one in segments], settings, salt)
+        record = _told(record, tables.entries.get(record.image_id), settings, salt)
+        (listing.records if record.masks else listing.unlabelled).append(record)
     if not (listing.records or listing.unlabelled or listing.set_aside):
         raise UserError(f"{tree.name}: the layout dicom expects {EXPECTS}; found no DICOM file.")
     for lonely in [] if annotations.items else matches.lonely:
@@ -114,12 +129,15 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     said = ", ".join(f"{shown(name)} ({count})" for name, count in structures.most_common(6))
     lines = [f"annotations: {counted(len(found.segmentations), 'DICOM segmentation')}: {said}"] if structures else []
     known = found.paths | {item.entry.path for item in masks} | annotations.used
+    listing, by_name_structures = with_structures(listing, settings)
+    if tables.entries:
+        lines.append(f"tables: {counted(len(tables.entries), 'image')} in tables or lists, for splits and patients")
     return replace(
         listing,
         recognition=[*annotations.said, *lines],
         ignored=sum(entry.path not in known for entry in tree.files),
         keep_empty=annotations.marks_nothing,
-        structures=list(structures) if len(structures) > 1 else annotations.structures,
+        structures=list(structures) if len(structures) > 1 else annotations.structures or by_name_structures,
     )
 
 
@@ -180,12 +198,66 @@ def _referring(images: Mapping[str, _Tagged], segmentations: Sequence[_Tagged]) 
     return found
 
 
-def _record(image: _Tagged, parts: Sequence[Item], settings: CorpusSettings, salt: Salt) -> Record:
+def _masks(tree: FileTree, items: Sequence[Item], settings: CorpusSettings) -> tuple[list[Item], list[Item]]:
+    """Returns all files, and those that are masks by their folders, by their names, or as the user says.
+
+    Raises:
+        UserError: If a setting is given that this layout does not use.
+    """
+    if settings.images:
+        raise UserError("corpus.images is not used by the layout dicom: DICOM files are images unless they are masks.")
+    told = {item.entry.path: item for item in sort_files(tree, settings).masks} if settings.masks else {}
+    as_masks = {path: replace(item, parsed=replace(item.parsed, role="mask")) for path, item in told.items()}
+    items = [as_masks.get(item.entry.path, item) for item in items]
+    masks = [
+        item
+        for item in items
+        if item.name.endswith(SUFFIXES)
+        and (item.parsed.role == "mask" or (not item.name.endswith(DICOM_SUFFIXES) and has_mask_word(item)))
+    ]
+    return items, masks
+
+
+def _tables(tree: FileTree, settings: CorpusSettings, found: _Sorted, salt: Salt) -> Indexes:
+    """Reads the tables and lists that name images.
+
+    Raises:
+        UserError: If corpus.patients is a pattern, or a table is wrong.
+    """
+    paths = {salt.key("path", path): path for path in found.images}
+    tables = read_indexes(tree, settings, paths)
+    if settings.patients not in (AUTO, NONE) and not tables.column:
+        raise UserError(
+            f"corpus.patients: {settings.patients!r} is no column of a table here, and the layout dicom takes patients "
+            "from tags and tables, not from paths."
+        )
+    return tables
+
+
+def _told(record: Record, entry: IndexEntry | None, settings: CorpusSettings, salt: Salt) -> Record:
+    """Adds to a record what tables say of it. Tags say whose an image is, unless a column is named."""
+    if settings.patients == NONE:
+        record = replace(record, patient_id="")
+    if entry is None:
+        return record
+    whose = salt.key("patient", entry.patient) if entry.patient and settings.patients != NONE else ""
+    patient = record.patient_id if settings.patients == AUTO and record.patient_id else whose or record.patient_id
+    return replace(record, patient_id=patient, split=entry.split or record.split)
+
+
+def _record(
+    image: _Tagged, parts: Sequence[Part], segments: Sequence[Item], settings: CorpusSettings, salt: Salt
+) -> Record:
     entry, tags = image.item.entry, image.tags
     groups, patient = _groups(tags, salt), _patient(tags, salt)
-    record = make_record(salt.key("path", entry.path), entry, [part.entry for part in parts], settings, groups, patient)
-    sources = tuple(part.source or MaskSource(part.entry.place.uri) for part in parts)
-    return replace(record, masks=sources, split=image.item.parsed.split, private=True)
+    files = [*(part.item.entry for part in parts), *(item.entry for item in segments)]
+    record = make_record(salt.key("path", entry.path), entry, files, settings, groups, patient)
+    sources = [
+        replace(part.item.source or MaskSource(part.item.entry.place.uri), structure=structure_of(part))
+        for part in sorted(parts, key=lambda part: part.item.entry.path)
+    ]
+    sources += [item.source for item in segments if item.source]
+    return replace(record, masks=tuple(sources), split=image.item.parsed.split, private=True)
 
 
 def find_path(root: Location, key: str) -> str:

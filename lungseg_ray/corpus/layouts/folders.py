@@ -13,23 +13,32 @@ from dataclasses import replace
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import index
 from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
-from lungseg_ray.corpus.layouts.kinds import Kind, choose_kinds, require_single, same_part, used_parts
+from lungseg_ray.corpus.layouts.dicom import tag_patients
+from lungseg_ray.corpus.layouts.kinds import (
+    Kind,
+    choose_kinds,
+    require_single,
+    same_part,
+    structure_of,
+    used_parts,
+    with_structures,
+)
 from lungseg_ray.corpus.layouts.labelmaps import find_value_names
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
 from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
-from lungseg_ray.corpus.layouts.patients import name_patients
+from lungseg_ray.corpus.layouts.patients import AUTO, name_patients
 from lungseg_ray.corpus.layouts.pixels import tell_apart
 from lungseg_ray.corpus.layouts.roles import Roles, read_words
 from lungseg_ray.corpus.layouts.sorting import Sorted, readable, sort_files
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.corpus.structures import is_other
-from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown, without_suffix
 
 EXPECTS = "images and masks in folders such as images/ and masks/ (or x.png and x_mask.png beside it), named alike"
 _MOST_VALUES = 12
 """Folders with more different names than this are not reported as a group."""
+_MOST_UNUSED = 2
 _FEWEST_IN_A_GROUP = 3
 """Nor are folders that hold fewer images than this on average."""
 
@@ -88,7 +97,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     paths = {ids[item.entry.path]: item.entry.path for item in found.images}
     tables = index.read_indexes(tree, settings, paths, annotations.used)
     listing = index.apply(listing, tables)
-    listing, structures = _with_structures(listing, settings)
+    listing, structures = with_structures(listing, settings)
     names = {" ".join(part.kind) for parts in matches.parts.values() for part in parts}
     others = [name for name in names if is_other(name, settings.class_names[0])] if len(names) == 1 else []
     doubts = [
@@ -97,9 +106,9 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         for name in others
         if settings.classes <= 2
     ]
-    records, patients = name_patients(
-        [*listing.records, *listing.unlabelled], paths, settings.patients if not tables.column else "auto"
-    )
+    everyone = [*listing.records, *listing.unlabelled]
+    everyone, tagged = tag_patients(everyone) if settings.patients == AUTO else (everyone, 0)
+    records, patients = name_patients(everyone, paths, settings.patients if not tables.column else AUTO)
     value_names, labels_said = find_value_names(tree, settings)
     by_id = {record.image_id: record for record in records}
     recognition = [
@@ -107,6 +116,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         *annotations.said,
         *labels_said,
         *tables.said,
+        *([f"patients: {counted(tagged, 'patient')} from the tags of the DICOM files"] if tagged else []),
         *(f"patients: {said}" for said in patients.said),
     ]
     return replace(
@@ -119,8 +129,21 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         keep_empty=annotations.marks_nothing,
         value_names=value_names,
         structures=annotations.structures or structures,
-        warnings=[*doubts, *annotations.doubts, *tables.doubts, *patients.doubts],
+        warnings=[*_unused(found), *doubts, *annotations.doubts, *tables.doubts, *patients.doubts],
     )
+
+
+def _unused(found: Sorted) -> list[str]:
+    """Returns a sentence for the user if files that may be images lie in folders that say nothing, beside others."""
+    if len(found.others) <= max(_MOST_UNUSED, 0.01 * len(found.images)):
+        return []
+    folders = Counter(item.entry.path.rpartition("/")[0] or "the folder itself" for item in found.others)
+    where = named([f"{folder}/" for folder, _ in folders.most_common()])
+    return [
+        f"{counted(len(found.others), 'file')} that may be images are not used, in {where}, since other folders are "
+        "named for images and masks. Name theirs, too: --corpus.images and --corpus.masks, or leave them out of "
+        "corpus.root."
+    ]
 
 
 def _is_weak(folder: str) -> bool:
@@ -232,35 +255,12 @@ def _record(
     sources = tuple(
         replace(
             part.item.source or MaskSource(part.item.entry.place.uri),
-            structure=" ".join([*([part.side] if part.side else []), *part.kind]),
+            structure=structure_of(part),
         )
         for part in parts
     )
     splits = (item.parsed.split, *(part.item.parsed.split for part in parts))
     return replace(record, masks=sources, split=next((split for split in splits if split), None))
-
-
-def _with_structures(listing: Listing, settings: CorpusSettings) -> tuple[Listing, list[str]]:
-    """Keeps what the names of mask files say that they mark, if all of them do and distinguish several structures.
-
-    Raises:
-        UserError: If `corpus.unite` is false, and some of the files that make a mask together do not say it.
-    """
-    found = sorted({source.structure for record in listing.records for source in record.masks})
-    if len(found) > 1 and all(found):
-        return listing, found
-    several = next((record for record in listing.records if len(record.masks) > 1), None)
-    if several and settings.unite is False:
-        files = named([source.uri.rpartition("/")[2] for source in several.masks])
-        raise UserError(
-            f"corpus.unite is false, and the names of masks do not all say what they mark, such as {files} of "
-            f"{shown(several.image_id)}. Expected a name with a word for each structure, such as left or heart."
-        )
-
-    def nameless(record: Record) -> Record:
-        return replace(record, masks=tuple(replace(source, structure="") for source in record.masks))
-
-    return replace(listing, records=[nameless(record) for record in listing.records]), []
 
 
 def _groups(images: Sequence[Item]) -> dict[str, dict[str, str]]:

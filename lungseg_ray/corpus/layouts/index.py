@@ -39,7 +39,7 @@ _MOST_WORDS = 2
 
 
 @dataclass
-class _Entry:
+class IndexEntry:
     """What tables say of an image; of several tables, the first that says something counts."""
 
     patient: str = ""
@@ -60,7 +60,7 @@ class Indexes:
         named: The columns that corpus.columns names and that a table has.
     """
 
-    entries: dict[str, _Entry] = field(default_factory=dict)
+    entries: dict[str, IndexEntry] = field(default_factory=dict)
     lonely: list[SetAside] = field(default_factory=list)
     column: bool = False
     said: list[str] = field(default_factory=list)
@@ -225,7 +225,7 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
                 found.lonely.append(SetAside(name, str(entry.place), "no_image", detail))
             continue
         used += 1
-        told = found.entries.setdefault(image_id, _Entry())
+        told = found.entries.setdefault(image_id, IndexEntry())
         whose, side = row[patient] if patient else "", splits[number - 1] or whole
         contradicted += bool(whose and told.patient and whose != told.patient)
         contradicted += bool(side and told.split and side != told.split)
@@ -289,7 +289,7 @@ def _add_lists(found: Indexes, lists: Sequence[tuple[Entry, Split]], names: _Nam
     if contradicted:
         found.doubts.append(f"{counted(contradicted, 'image')} are in the lists of two splits; the first list counts.")
     for image_id, split in splits.items():
-        told = found.entries.setdefault(image_id, _Entry())
+        told = found.entries.setdefault(image_id, IndexEntry())
         told.split = told.split or split
     if used:
         said = ", ".join(f"{counted(count, 'image')} by {name}" for name, count in used.items())

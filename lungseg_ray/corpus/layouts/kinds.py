@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.matching import Matches, Part, families
+from lungseg_ray.corpus.record import Record
 from lungseg_ray.corpus.structures import is_other, words_of
 from lungseg_ray.errors import UserError
-from lungseg_ray.text import named
+from lungseg_ray.text import named, shown
 
 Kind = tuple[str, ...]
 """Words for what a mask marks; empty if its names do not say."""
+_FEW = 2
+"""So few images with several masks are set aside, whatever their share."""
 
 
 def choose_kinds(name: str, matches: Matches, settings: CorpusSettings) -> set[Kind]:
@@ -47,22 +52,24 @@ def choose_kinds(name: str, matches: Matches, settings: CorpusSettings) -> set[K
     )
 
 
-def require_single(name: str, matches: Matches) -> None:
+def require_single(name: str, matches: Matches, *, private: bool = False) -> None:
     """Checks that the names of the masks of an image tell them apart, as those of annotators do not.
 
     Args:
         name: The name of the corpus, for the message.
         matches: The masks of each image.
+        private: Whether the names of files may identify a person, so that none is shown.
 
     Raises:
         UserError: If they do not for most images.
     """
     marked = [parts for parts in matches.parts.values() if parts]
     alike = [same for parts in marked if (same := same_part(parts))]
-    if len(alike) > len(marked) / 2:
+    if len(alike) > max(len(marked) / 2, _FEW):
+        such = "" if private else f", such as {named(alike[0])}"
         raise UserError(
             f"{name}: {len(alike)} of {len(marked)} images have several masks whose names do not say what each "
-            f"marks, such as {named(alike[0])}. Expected one mask for an image. If they are of several annotators, "
+            f"marks{such}. Expected one mask for an image. If they are of several annotators, "
             "name the folder of one, or a pattern of its files: --corpus.masks '*_rater1.png'"
         )
 
@@ -79,3 +86,38 @@ def same_part(parts: Sequence[Part]) -> list[str]:
 def used_parts(parts: Mapping[str, Sequence[Part]], kinds: set[Kind]) -> dict[str, list[Part]]:
     """Returns the mask files of each image that are of some kinds, by the path of the image."""
     return {path: [part for part in several if part.kind in kinds] for path, several in parts.items()}
+
+
+def structure_of(part: Part) -> str:
+    """Returns words for what a mask file marks, such as "left lung"; empty if its names say nothing."""
+    return " ".join([*([part.side] if part.side else []), *part.kind])
+
+
+def with_structures(listing: Listing, settings: CorpusSettings) -> tuple[Listing, list[str]]:
+    """Keeps what the names of mask files say that they mark, if all of them do and distinguish several structures.
+
+    Args:
+        listing: The listing, whose records have what `structure_of` says.
+        settings: The settings of the corpus.
+
+    Returns:
+        The listing, and the names of the structures; none if the names of some files do not say them.
+
+    Raises:
+        UserError: If `corpus.unite` is false, and some of the files that make a mask together do not say it.
+    """
+    found = sorted({source.structure for record in listing.records for source in record.masks})
+    if len(found) > 1 and all(found):
+        return listing, found
+    several = next((record for record in listing.records if len(record.masks) > 1), None)
+    if several and settings.unite is False:
+        files = named([source.uri.rpartition("/")[2] for source in several.masks])
+        raise UserError(
+            f"corpus.unite is false, and the names of masks do not all say what they mark, such as {files} of "
+            f"{shown(several.image_id)}. Expected a name with a word for each structure, such as left or heart."
+        )
+
+    def nameless(record: Record) -> Record:
+        return replace(record, masks=tuple(replace(source, structure="") for source in record.masks))
+
+    return replace(listing, records=[nameless(record) for record in listing.records]), []

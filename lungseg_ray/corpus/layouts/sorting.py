@@ -71,8 +71,8 @@ def sort_files(tree: FileTree, settings: CorpusSettings) -> Sorted:
         return Sorted(images, masks, others)
     # All in one folder, or in folders that say nothing: masks have a word in their names.
     pool = [*images, *masks]
-    marked = [item for item in pool if _has_mask_word(item)]
-    plain = [item for item in pool if not _has_mask_word(item)]
+    marked = [item for item in pool if has_mask_word(item)]
+    plain = [item for item in pool if not has_mask_word(item)]
     if not images and not (marked and plain):
         return Sorted([], masks, others)
     return Sorted(plain, marked, others, by_name=True)
@@ -120,7 +120,8 @@ def _pattern(texts: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(parts)) if parts else None
 
 
-def _has_mask_word(item: Item) -> bool:
+def has_mask_word(item: Item) -> bool:
+    """Returns whether the name of a file says that it is a mask."""
     words = words_of(item.stem)
     if len(words) == 1:
         # A file of that name alone is the mask of the image beside it.
