@@ -242,6 +242,28 @@ class TestOtherStructures:
         assert [(one.image_id, one.reason) for one in found.set_aside] == [("2", "no_mask")]
         assert "without the masks of heart" in found.recognition[0]
 
+    def test_folders_of_hospitals(self, tmp_path: Path) -> None:
+        """Masks lie in folders of hospitals, and their images in one: the names say nothing of what is marked."""
+        write(tmp_path)
+        for number, folder in enumerate(("North", "North", "South", "West")):
+            (tmp_path / "masks" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "masks" / folder / f"{number}.png").write_bytes(png(BOTH))
+        for unite in (None, True, False):
+            found = listing(tmp_path, unite=unite)
+            assert np.array_equal(mask_of(found), BOTH)
+            assert found.corpus.class_names == ["lung"]
+
+    def test_partly_annotated(self, tmp_path: Path) -> None:
+        """With several classes, each file marks the class of its name, also where no image has two files."""
+        write(tmp_path)
+        for number in range(4):
+            folder, pixels = (("heart", HEART), ("lung", BOTH))[number % 2]
+            (tmp_path / "masks" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "masks" / folder / f"{number}.png").write_bytes(png(pixels))
+        found = listing(tmp_path, classes=3, class_names=["lung", "heart"])
+        masks = [read_sample(record, found.corpus, longer_side=64).mask for record in found.records]
+        assert [int(mask.max()) for mask in masks] == [2, 1, 2, 1]
+
     def test_a_kind_without_a_word_beside_an_unknown_one(self, tmp_path: Path) -> None:
         write(tmp_path, masks=BOTH, masks_corrected=BOTH)
         with pytest.raises(UserError, match=r"several kinds, found\n  without a word: 4 images\n  corrected: 4 images"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -103,7 +103,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     claimed = {path: mask for mask, paths in matches.ambiguous.items() for path in paths}
     used_masks = used_parts(matches.parts, choose_kinds(tree.name, matches, settings))
     require_single(tree.name, matches, private=True)
-    tables = _tables(tree, settings, found, salt)
+    tables = _tables(tree, settings, found, salt, annotations.used)
     for path, image in found.images.items():
         named_parts, segments = used_masks[path], referring.get(path, [])
         names = [name for one in segments for name in one.tags.structures]
@@ -218,14 +218,14 @@ def _masks(tree: FileTree, items: Sequence[Item], settings: CorpusSettings) -> t
     return items, masks
 
 
-def _tables(tree: FileTree, settings: CorpusSettings, found: _Sorted, salt: Salt) -> Indexes:
+def _tables(tree: FileTree, settings: CorpusSettings, found: _Sorted, salt: Salt, others: Collection[str]) -> Indexes:
     """Reads the tables and lists that name images.
 
     Raises:
         UserError: If corpus.patients is a pattern, or a table is wrong.
     """
     paths = {salt.key("path", path): path for path in found.images}
-    tables = read_indexes(tree, settings, paths)
+    tables = read_indexes(tree, settings, paths, others)
     if settings.patients not in (AUTO, NONE) and not tables.column:
         raise UserError(
             f"corpus.patients: {settings.patients!r} is no column of a table here, and the layout dicom takes patients "

@@ -10,8 +10,8 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.matching import Matches, Part, families
 from lungseg_ray.corpus.record import Record
-from lungseg_ray.corpus.structures import is_other, words_of
-from lungseg_ray.errors import UserError
+from lungseg_ray.corpus.structures import is_other, structure_label, words_of
+from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.text import named, shown
 
 Kind = tuple[str, ...]
@@ -107,17 +107,28 @@ def with_structures(listing: Listing, settings: CorpusSettings) -> tuple[Listing
         UserError: If `corpus.unite` is false, and some of the files that make a mask together do not say it.
     """
     found = sorted({source.structure for record in listing.records for source in record.masks})
-    if len(found) > 1 and all(found):
+    # Words that never distinguish two masks of an image may be those of hospitals or patients.
+    distinct = any(len({source.structure for source in record.masks}) > 1 for record in listing.records)
+    if len(found) > 1 and all(found) and (distinct or all(_is_class(name, settings) for name in found)):
         return listing, found
     several = next((record for record in listing.records if len(record.masks) > 1), None)
     if several and settings.unite is False:
         files = named([source.uri.rpartition("/")[2] for source in several.masks])
+        such = "" if several.private else f", such as {files} of {shown(several.image_id)}"
         raise UserError(
-            f"corpus.unite is false, and the names of masks do not all say what they mark, such as {files} of "
-            f"{shown(several.image_id)}. Expected a name with a word for each structure, such as left or heart."
+            f"corpus.unite is false, and the names of masks do not all say what they mark{such}. Expected a name with "
+            "a word for each structure, such as left or heart."
         )
 
     def nameless(record: Record) -> Record:
         return replace(record, masks=tuple(replace(source, structure="") for source in record.masks))
 
     return replace(listing, records=[nameless(record) for record in listing.records]), []
+
+
+def _is_class(name: str, settings: CorpusSettings) -> bool:
+    """Whether one of several classes has the name of a structure."""
+    try:
+        return len(settings.class_names) > 1 and structure_label(name, settings) > 0
+    except BadFileError:
+        return False
