@@ -140,57 +140,65 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
         The masks of each image, and what could not be matched.
     """
     found = Matches({item.entry.path: [] for item in images})
-    by_name: dict[tuple[object, str], list[Item]] = defaultdict(list)
-    by_stem: dict[tuple[object, str], list[Item]] = defaultdict(list)
-    by_folder: dict[tuple[str, str], list[Item]] = defaultdict(list)
-    anywhere: dict[str, list[Item]] = defaultdict(list)
-    places: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    by_folder_alone: dict[tuple[str, ...], list[Item]] = defaultdict(list)
-    for item in images:
-        by_folder_alone[item.rest].append(item)
-        places[item.stem].add(item.rest)
-        by_name[item.rest, item.name].append(item)
-        by_stem[item.rest, item.stem].append(item)
-        anywhere[item.stem].append(item)
-        for folder in set(item.rest):
-            by_folder[folder, item.stem].append(item)
-
-    def candidates(mask: Item, stem: str) -> list[Item]:
-        if there := by_stem.get((mask.rest, stem)):
-            return there
-        # Names such as view1_frontal.png repeat in each folder, so that not all images of a name are compared: those in
-        # fewer folders are looked up, and those in more folders are in the rarest folder of the mask.
-        if len(places.get(stem, ())) < 2 ** len(mask.rest):
-            rests = [rest for rest in places.get(stem, ()) if len(rest) < len(mask.rest) and _within(rest, mask.rest)]
-        else:
-            rests = [*dict.fromkeys(rest for size in range(len(mask.rest)) for rest in combinations(mask.rest, size))]
-        fewer = [item for rest in sorted(rests) for item in by_stem.get((rest, stem), ())]
-        rarest = min(
-            (by_folder.get((folder, stem), []) for folder in mask.rest), key=len, default=anywhere.get(stem, [])
-        )
-        near = fewer + [item for item in rarest if len(item.rest) > len(mask.rest) and _within(mask.rest, item.rest)]
-        most = max((_shared(item.rest, mask.rest) for item in near), default=0)
-        return [item for item in near if _shared(item.rest, mask.rest) == most]
-
-    waiting: list[Item] = []
-    for mask in masks:
-        # `predict` names the mask of x.png x.png.png, and that of x.jpg x.jpg.png.
-        own = by_name.get((mask.rest, mask.name.rpartition(".")[0])) or candidates(mask, mask.stem)
-        if not _take(found, mask, own):
-            waiting.append(mask)
+    lookup = _Lookup(images)
+    waiting = [mask for mask in masks if not _take(found, mask, lookup.of_equal_name(mask))]
     stems = [item.stem for item in images]
     rules = _rules([mask.stem for mask in waiting], stems, found, images, len(masks)) if waiting else []
     for mask in waiting:
         for rule in rules:
             changed = rule.change(mask.stem)
-            if changed and _take(found, mask, candidates(mask, changed[0]), words_of(changed[1])):
+            if changed and _take(found, mask, lookup.near(mask, changed[0]), words_of(changed[1])):
                 found.differences[rule.text] += 1
                 break
         else:
-            alone = by_folder_alone.get(mask.rest, []) if _is_nameless(mask) else []
+            alone = lookup.in_folder(mask) if _is_nameless(mask) else []
             if len(alone) != 1 or not _take(found, mask, alone, words_of(mask.stem)):
                 found.lonely.append(mask)
     return found
+
+
+class _Lookup:
+    """Finds images by names and folders."""
+
+    def __init__(self, images: Sequence[Item]) -> None:
+        self._by_name: dict[tuple[object, str], list[Item]] = defaultdict(list)
+        self._by_stem: dict[tuple[object, str], list[Item]] = defaultdict(list)
+        self._by_folder: dict[tuple[str, str], list[Item]] = defaultdict(list)
+        self._by_rest: dict[tuple[str, ...], list[Item]] = defaultdict(list)
+        self._anywhere: dict[str, list[Item]] = defaultdict(list)
+        for item in images:
+            self._by_name[item.rest, item.name].append(item)
+            self._by_stem[item.rest, item.stem].append(item)
+            self._by_rest[item.rest].append(item)
+            self._anywhere[item.stem].append(item)
+            for folder in set(item.rest):
+                self._by_folder[folder, item.stem].append(item)
+
+    def in_folder(self, mask: Item) -> list[Item]:
+        """Returns the images in the folder of a mask."""
+        return self._by_rest.get(mask.rest, [])
+
+    def of_equal_name(self, mask: Item) -> list[Item]:
+        """Returns the images of the name of a mask."""
+        # `predict` names the mask of x.png x.png.png, and that of x.jpg x.jpg.png.
+        return self._by_name.get((mask.rest, mask.name.rpartition(".")[0])) or self.near(mask, mask.stem)
+
+    def near(self, mask: Item, stem: str) -> list[Item]:
+        """Returns the images of a name that share most folders with a mask, whose other folders are left out."""
+        if there := self._by_stem.get((mask.rest, stem)):
+            return there
+        # Names such as view1_frontal.png repeat in each folder, so that not all images of a name are compared: those in
+        # fewer folders are looked up, and those in more folders are in the rarest folder of the mask.
+        alike = self._anywhere.get(stem, [])
+        if len(alike) < 2 ** len(mask.rest):
+            fewer = [item for item in alike if len(item.rest) < len(mask.rest) and _within(item.rest, mask.rest)]
+        else:
+            rests = dict.fromkeys(rest for size in range(len(mask.rest)) for rest in combinations(mask.rest, size))
+            fewer = [item for rest in rests for item in self._by_stem.get((rest, stem), ())]
+        rarest = min((self._by_folder.get((folder, stem), []) for folder in mask.rest), key=len, default=alike)
+        near = fewer + [item for item in rarest if len(item.rest) > len(mask.rest) and _within(mask.rest, item.rest)]
+        most = max((_shared(item.rest, mask.rest) for item in near), default=0)
+        return [item for item in near if _shared(item.rest, mask.rest) == most]
 
 
 def _is_nameless(mask: Item) -> bool:
