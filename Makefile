@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 
-.PHONY: help setup train test test-lowest faults fuzz check format bench-smoke clean
+.PHONY: help setup train test coverage test-lowest faults fuzz check format bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -21,7 +21,10 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
 	$(BIN)/python jobs/train.py
 
-test: $(READY) ## run all tests, and print their coverage
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest
+
+coverage: $(READY) ## run all tests, which takes a quarter longer, and print their coverage
 	$(BIN)/python -m pytest --cov=lungseg_ray --cov-report=term:skip-covered
 
 # The page of docs/input.md contains byte counts of files that the imaging libraries write, so it fits one set of them.
