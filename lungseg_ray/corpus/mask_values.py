@@ -55,6 +55,11 @@ def find_values(found: Found, masks: Sequence[Picture]) -> None:
         )
     counts = sum(by_mask, Counter[float]())
     values, single = sorted(counts), settings.classes <= 2
+    if values and values[0] < 0:
+        found.warnings.append(
+            "The masks have values below 0, as the logits of a network. Expected labels or probabilities from 0 to 1."
+        )
+        return
     if counts.keys() <= settings.labels.keys():
         if border:
             found.set(mask_values={int(value): settings.labels[int(value)] for value in values} | border)
@@ -68,7 +73,7 @@ def find_values(found: Found, masks: Sequence[Picture]) -> None:
     elif single and settings.unite is not None and values[0] == 0:
         _take_structures(found, [int(value) for value in values if value], border)
     elif len(values) <= _FEW_VALUES:
-        _ask_for_labels(found, values)
+        _ask_for_labels(found, values, border)
 
 
 def _counted(pixels: NDArray[Any]) -> Counter[float]:
@@ -139,13 +144,14 @@ def _take_structures(
     found.recognition.append(f"{text}, each a class (corpus.unite, corpus.class_names)")
 
 
-def _ask_for_labels(found: Found, values: Sequence[float]) -> None:
+def _ask_for_labels(found: Found, values: Sequence[float], border: Mapping[int | str, int | Literal["ignore"]]) -> None:
     settings = found.settings
     unknown = [value for value in values if value not in settings.labels]
     labels = max(settings.classes - 1, 1)
-    proposal = {f"{value:g}": min(number, labels) for number, value in enumerate(values)}
+    proposal: dict[str, int | str] = {f"{value:g}": min(number, labels) for number, value in enumerate(values)}
     if all(label == settings.labels.get(int(value)) for value, label in zip(values, proposal.values(), strict=True)):
         return
+    proposal |= {str(value): label for value, label in border.items()}
     text = (
         f"The masks have the values {', '.join(f'{value:g}' for value in values)}, of which "
         f"{', '.join(f'{value:g}' for value in unknown)} have no label. If they stand for the labels in this "

@@ -73,6 +73,8 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: KnownValues
         return found
     with ThreadPoolExecutor(REQUESTS) as pool:
         looks = list(pool.map(_look, some))
+    if not any(one.image for one in looks) and (why := _why_unread(looks[0].record)):
+        found.warnings.append(f"None of {counted(len(looks), 'image')} that were looked at can be opened: {why}.")
     _find_white(found, looks)
     _find_scale(found, looks)
     if _are_copies(looks):
@@ -104,6 +106,16 @@ def _look(record: Record) -> _Look:
         [found["mask"] for found in masks if "mask" in found],
         [found["alpha"] for found in masks if "alpha" in found],
     )
+
+
+def _why_unread(record: Record) -> str:
+    """Returns why the file of an image cannot be read, with its path; empty if it can, whatever it holds."""
+    try:
+        with redact_paths(record.image_id if record.private else ""):
+            fetch(record.image_uri)
+    except BadFileError as error:
+        return f"{record.shown}: {error.detail}"
+    return ""
 
 
 def _pictures(uri: str, *uses: Purpose) -> dict[Purpose, Picture]:

@@ -54,6 +54,7 @@ def draw_segmentation(
     with guarded():
         found = pydicom.dcmread(BytesIO(data))
         _check(found)
+        _complete(found)
         segments = highdicom.seg.Segmentation.from_dataset(found, copy=False)
         instances = [source for _, _, source in segments.get_source_image_uids()]
         if not instance and len(instances) != 1:
@@ -65,6 +66,17 @@ def draw_segmentation(
         if label := label_of(name):
             mask[marked[..., layer] >= (0.5 if threshold is None else threshold)] = label
     return mask
+
+
+def _complete(found: Dataset) -> None:
+    """Adds the thickness of slices, which radiographs do not have and highdicom asks for."""
+    groups = [
+        *(found.get("SharedFunctionalGroupsSequence") or []),
+        *(found.get("PerFrameFunctionalGroupsSequence") or []),
+    ]
+    for measures in (one for group in groups for one in group.get("PixelMeasuresSequence") or []):
+        if "SliceThickness" not in measures:
+            measures.SliceThickness = 1.0
 
 
 def _name(segment: highdicom.seg.SegmentDescription) -> str:

@@ -118,7 +118,7 @@ class TestPairs:
         fill(tmp_path, *(f"images/{n}{suffix}" for n, suffix in enumerate(SUFFIXES)))
         fill(tmp_path, *(f"masks/{n}{suffix.upper()}" for n, suffix in enumerate(SUFFIXES)))
         found = listing(tmp_path, layout="pairs")
-        assert len(found.records) == len(SUFFIXES) == 20
+        assert len(found.records) == len(SUFFIXES) == 21
         assert (found.set_aside, found.ignored, found.because) == ([], 0, "")
 
     def test_mask_scale(self, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ import numpy as np
 from lungseg_ray.corpus.annotations.drawing import Drawing, Shape
 from lungseg_ray.errors import BadFileError
 
+_ELLIPSE = {"cx": "nan", "cy": "nan", "rx": "nan", "ry": "nan", "rotation": "0"}
+_CORNERS = 180
+
 
 def read_annotation(data: bytes) -> Drawing:
     """Reads the annotation of a single image: a file of LabelMe or Darwin.
@@ -62,10 +65,20 @@ def read_collection(data: bytes, suffix: str) -> dict[str, Drawing] | None:
     try:
         if suffix == ".xml":
             return _cvat(data)
-        content = _json(data)
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            return None
         if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
             return _coco(content)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ElementTree.ParseError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        ElementTree.ParseError,
+        RecursionError,
+    ) as error:
         raise BadFileError("unreadable", _damaged(error)) from None
     return None
 
@@ -87,8 +100,12 @@ def _json(data: bytes) -> dict[str, Any]:
 def _coco(content: Mapping[str, Any]) -> dict[str, Drawing]:
     names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
     shapes: dict[object, list[Shape]] = defaultdict(list)
+    # A crowd beside single structures is an area that nobody took apart. Tools also export single masks as crowds.
+    crowds = {bool(one.get("iscrowd")) for one in content["annotations"]}
     for one in content["annotations"]:
         area, name = one.get("segmentation"), names.get(one.get("category_id"), "")
+        if len(crowds) > 1 and one.get("iscrowd"):
+            name = "ignore"
         if isinstance(area, list) and area:
             rings = area if isinstance(area[0], list) else [area]
             shapes[one["image_id"]].append(Shape(name=name, rings=rings))
@@ -150,6 +167,12 @@ def _cvat(data: bytes) -> dict[str, Drawing] | None:
             if one.tag == "polygon":
                 ring = [float(value) for point in (one.get("points") or "").split(";") for value in point.split(",")]
                 shapes.append(Shape(name=name, rings=[ring]))
+            elif one.tag == "ellipse":
+                shapes.append(Shape(name=name, rings=[_ellipse(one)]))
+            elif one.tag in ("cuboid", "skeleton"):
+                raise BadFileError(
+                    "unsupported", f"expected polygons, boxes, ellipses and masks of CVAT, found a {one.tag}"
+                )
             elif one.tag == "box":
                 left, top, right, bottom = (float(one.get(key, "nan")) for key in ("xtl", "ytl", "xbr", "ybr"))
                 shapes.append(Shape(name=name, rings=[[left, top, right, top, right, bottom, left, bottom]]))
@@ -161,6 +184,16 @@ def _cvat(data: bytes) -> dict[str, Drawing] | None:
                 shapes.append(_by_rows(name, runs, rows, columns, top, left))
         found[str(image.get("name"))] = Drawing(size=_size(image.get("height"), image.get("width")), shapes=shapes)
     return found
+
+
+def _ellipse(shape: ElementTree.Element) -> list[float]:
+    """Returns the outline of an ellipse of CVAT, whose rotation is in degrees."""
+    x, y, across, down, turn = (float(shape.get(key, default)) for key, default in _ELLIPSE.items())
+    angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    points = np.stack([across * np.cos(angles), down * np.sin(angles)])
+    cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    turned = np.array([[cos, -sin], [sin, cos]]) @ points + [[x], [y]]
+    return [float(value) for value in turned.T.ravel()]
 
 
 def _by_rows(name: str, runs: list[int], rows: int, columns: int, top: int, left: int) -> Shape:

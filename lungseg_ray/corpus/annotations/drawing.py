@@ -11,8 +11,10 @@ from pycocotools import mask as coco
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lungseg_ray.corpus.picture import check_size
+from lungseg_ray.corpus.structures import is_background, is_ignored
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels
+from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 _MOST_POINTS = 1_000_000
 
@@ -83,9 +85,10 @@ class Drawing(BaseModel):
         check_size(height, width)
         drawn = np.zeros((height, width), np.uint8)
         for shape in self.shapes:
-            label = label_of(shape.name)
-            if not label:
-                # A heart that is drawn over a lung takes nothing from it.
+            background, ignored = is_background(shape.name), is_ignored(shape.name)
+            label = IGNORE_LABEL if ignored else 0 if background else label_of(shape.name)
+            if not label and not background:
+                # A heart that is drawn over a lung takes nothing from it; background that is, makes a hole.
                 continue
             try:
                 drawn[_filled(shape, height, width)] = label

@@ -101,12 +101,18 @@ def _add_collection(found: Annotations, tree: FileTree, entry: Entry) -> None:
     try:
         drawings = read_collection(entry.place.read_bytes(), suffix)
     except BadFileError as error:
-        if error.reason == "unreadable":
+        if error.reason in ("unreadable", "unsupported"):
             found.doubts.append(f"The file {shown(entry.path)} is not used: {error.detail}.")
         return
     if not drawings:
         return
     names = Counter(shape.name for drawing in drawings.values() for shape in drawing.shapes)
+    if not names:
+        found.doubts.append(
+            f"The file {shown(entry.path)} is not used: its annotations have no areas, but boxes alone or kinds that "
+            "are not read. Export polygons or masks."
+        )
+        return
     found.structures += [name for name in names if name and name not in found.structures]
     found.items += _items(
         tree, entry, {name: drawing.model_dump_json() for name, drawing in drawings.items()}, "drawing"

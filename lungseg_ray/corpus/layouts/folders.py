@@ -82,8 +82,10 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         annotations = find_annotations(tree, settings)
         if annotations.items:
             found = Sorted([*found.images, *found.masks], annotations.items, found.others, by_name=found.by_name)
-        elif (apart := tell_apart([*found.images, *found.masks])) and not (settings.images or settings.masks):
-            found = Sorted(*apart, found.others, by_pixels=True)
+        elif (apart := tell_apart([*found.images, *found.masks, *found.others])) and not (
+            settings.images or settings.masks
+        ):
+            found = Sorted(*apart, by_pixels=True)
     matches = match(found.images, found.masks)
     if not any(matches.parts.values()) and not matches.ambiguous:
         _refuse(tree, found)

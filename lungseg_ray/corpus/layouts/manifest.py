@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +37,7 @@ LONGEST_PATH = 4096
 """The maximum length of a path, characters. No system opens longer paths."""
 _SECRET = ("@", "?")
 _SEVERAL = "|"
+_NOTHING = {"", "nan", "none", "null", "na", "n/a", "-"}
 
 
 def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
@@ -158,7 +160,10 @@ def _slashes(written: str) -> str:
 
 
 def _masks(cell: str) -> list[str]:
-    return [_slashes(one.strip()) for one in cell.split(_SEVERAL) if one.strip()]
+    if cell.strip().lower() in _NOTHING:
+        return []
+    parts = re.split(r"[|;]", cell.strip("[] ").replace("', '", _SEVERAL).replace("','", _SEVERAL))
+    return [_slashes(one) for part in parts if (one := part.strip(" '\""))]
 
 
 def _record(

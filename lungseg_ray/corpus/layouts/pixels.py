@@ -62,7 +62,10 @@ def _as(items: Sequence[Item], role: Role) -> list[Item]:
         replace(
             item,
             parsed=replace(
-                item.parsed, role=role, folder=item.entry.path.rpartition("/")[0], rest=item.parsed.rest[:-1]
+                item.parsed,
+                role=role,
+                folder=item.entry.path.rpartition("/")[0],
+                rest=item.parsed.rest[:-1] if item.parsed.role is None else item.parsed.rest,
             ),
         )
         for item in items

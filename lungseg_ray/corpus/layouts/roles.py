@@ -20,10 +20,36 @@ from lungseg_ray.corpus.record import SPLIT_NAMES, Split
 Role = Literal["image", "mask"]
 Side = Literal["left", "right"]
 
-_IMAGE = {"image", "images", "img", "imgs", "im", "ims", "picture", "pictures", "photo", "photos"}
+_IMAGE = {
+    "bild",
+    "bilder",
+    "imagen",
+    "imagenes",
+    "im\u00e1genes",
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "im",
+    "ims",
+    "picture",
+    "pictures",
+    "photo",
+    "photos",
+}
 _MASK = {
     "mask",
     "masks",
+    "msk",
+    "msks",
+    "maske",
+    "masken",
+    "masque",
+    "masques",
+    "mascara",
+    "mascaras",
+    "m\u00e1scara",
+    "m\u00e1scaras",
     "label",
     "labels",
     "lbl",
@@ -50,7 +76,9 @@ _SHORT = {"tr", "ts"}
 _DEVELOPMENT = {"dev", "development"}
 _FILLERS = {"dir", "folder", "folders", "file", "files", "png", "jpg", "jpeg", "tif", "tiff", "dataset", "data", "set"}
 _FILLERS |= {"all", "the", "of", "and", "for", "class", "classes", "only", "final", "new", "resized", "processed"}
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[\u5de6\u53f3]|[^\W\d_A-Za-z\u5de6\u53f3]+")
+_WORD = re.compile(
+    r"[A-Z]+(?=[A-Z][a-z])|[A-Z\u00c0-\u00de]?[a-z\u00df-\u00ff]+|[A-Z\u00c0-\u00de]+|\d+|[\u5de6\u53f3]|[^\W\d_A-Za-z\u00c0-\u00ff\u5de6\u53f3]+"
+)
 
 
 @dataclass(frozen=True)

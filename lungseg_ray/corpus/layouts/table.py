@@ -51,7 +51,7 @@ USUAL: Mapping[Column, Sequence[str]] = {
     ),
     "patient": (
         *("patient_id", "patient", "patientid", "patient_key", "patient_no", "patient_number", "subject_id", "subject"),
-        *("person_id", "person", "participant_id", "participant", "pid", "pat_id", "mrn"),
+        *("person_id", "person", "participant_id", "participant", "pid", "pat_id", "mrn", "patient_name", "case_id"),
     ),
     "split": ("split", "dataset_split", "subset", "partition", "set", "phase", "usage"),
 }
@@ -242,12 +242,17 @@ def _inflated(place: Location, data: bytes) -> bytes:
 
 def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], str]:
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    latin = False
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}: expected a CSV file in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: {error}"
-        ) from error
+        # Excel saves tables in the encoding of the system, which has no control characters.
+        text = data.decode("cp1252", errors="replace")
+        latin = encoding != "utf-16" and all(character.isprintable() or character.isspace() for character in text)
+        if not latin or "\ufffd" in text:
+            raise UserError(
+                f"{place}: expected a CSV file in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: {error}"
+            ) from error
     head = text[: 1 << 16].splitlines()[:20]
     separator = _separator(head)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)

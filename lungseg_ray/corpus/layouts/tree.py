@@ -21,7 +21,7 @@ from lungseg_ray.storage import REQUESTS, Location
 from lungseg_ray.text import counted, escaped, is_utf8, named, shown, without_suffix
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-_OTHERS = (".bmp", ".webp", ".jp2", ".j2k", ".pgm", ".ppm", ".pnm", ".npy", ".nii", ".nii.gz")
+_OTHERS = (".bmp", ".webp", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm", ".npy", ".nii", ".nii.gz")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", *DICOM_SUFFIXES, ".img", *_OTHERS)
 """The suffixes of image and mask files, for layouts that do not restrict them further."""
 ANNOTATION_SUFFIXES = (".json",)
