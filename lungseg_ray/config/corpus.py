@@ -82,10 +82,13 @@ class CorpusSettings(Section):
         "file has the smallest that it does not exceed. By default found out from some files. DICOM files specify "
         "their own.",
     )
-    mask_scale: Annotated[PositiveFloat | Literal["auto"], Mark.IN_SHARDS, Mark.OF_FILES, Mark.FOUND] = Field(
-        "auto",
-        description="Height of an image divided by the height of its mask. 2: masks have half the size. auto: found "
-        "out from some files; masks that have no common scale are stretched to the size of their image.",
+    mask_scale: Annotated[PositiveFloat | Literal["auto", "stretch"], Mark.IN_SHARDS, Mark.OF_FILES, Mark.FOUND] = (
+        Field(
+            "auto",
+            description="Height of an image divided by the height of its mask. 2: masks have half the size. auto: "
+            "found out from some files; masks that have no common scale are stretched to the size of their image. "
+            "stretch: all are, also where their sides have other proportions.",
+        )
     )
     mask_threshold: Annotated[Share | None, Mark.IN_SHARDS, Mark.OF_FILES, Mark.FOUND] = Field(
         None,
@@ -157,6 +160,11 @@ class CorpusSettings(Section):
             if twice:
                 raise ValueError(f"mirror must name each class once, found {twice} more than once")
         return self
+
+    @property
+    def scale_of_masks(self) -> float | None:
+        """The rows of an image for each row of its mask, before any file is looked at; None if masks are stretched."""
+        return {"auto": 1.0, "stretch": None}[self.mask_scale] if isinstance(self.mask_scale, str) else self.mask_scale
 
     @property
     def mirrored(self) -> tuple[tuple[int, int], ...]:

@@ -212,7 +212,8 @@ def _checked_size(mask: Pixels, image: Decoded, record: Record) -> Pixels:
             "size_mismatch",
             f"expected a mask of the image's size, {image.width} x {image.height} px, "
             + (f"once enlarged {scale:g} times, " if scale != 1 else "")
-            + f"found {width} x {height} px; a scale that all masks share may be declared (corpus.mask_scale)",
+            + f"found {width} x {height} px; "
+            "a scale that all share may be declared, or stretch if they show the same (corpus.mask_scale)",
         )
     return mask
 

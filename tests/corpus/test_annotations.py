@@ -20,7 +20,7 @@ from lungseg_ray.corpus.annotations.drawing import Drawing, Shape
 from lungseg_ray.corpus.annotations.runs import bounds, is_relative
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.structures import structure_label
-from lungseg_ray.errors import BadFileError
+from lungseg_ray.errors import BadFileError, UserError
 from tests.corpus.kinds import png
 from tests.corpus.trees import listing
 
@@ -301,3 +301,43 @@ def test_collections_of_the_same_names_in_folders_of_splits(tmp_path: Path) -> N
     found = listing(tmp_path)
     assert len(found.records) == 9
     assert Counter(record.split for record in found.records) == {"train": 3, "val": 3, "test": 3}
+
+
+class TestKindsOfShapes:
+    def test_an_ellipse_of_cvat(self, tmp_path: Path) -> None:
+        images(tmp_path, "images", 1)
+        shape = '<ellipse label="lung" cx="14.5" cy="30.5" rx="8.2" ry="20.3" rotation="0" />'
+        (tmp_path / "a.xml").write_text(
+            f'<annotations><image name="x0.png" width="{WIDTH}" height="{HEIGHT}">{shape}</image></annotations>'
+        )
+        assert_masks(listing(tmp_path), LEFT, images=1, dice=0.97)
+
+    def test_a_cuboid_of_cvat(self, tmp_path: Path) -> None:
+        images(tmp_path, "images", 1)
+        (tmp_path / "a.xml").write_text(
+            '<annotations><image name="x0.png"><cuboid label="lung" /></image></annotations>'
+        )
+        with pytest.raises(UserError, match="nothing is named as a mask"):
+            listing(tmp_path)
+
+    def test_background_is_a_hole_and_ignored_areas_are_left_out(self) -> None:
+        whole = Shape(name="lung", rings=[[0, 0, 19, 0, 19, 19, 0, 19]])
+        hole = Shape(name="_background_", rings=[[5, 5, 9, 5, 9, 9, 5, 9]])
+        heart = Shape(name="heart", rings=[[12, 12, 15, 12, 15, 15, 12, 15]])
+        unsure = Shape(name="ignore", rings=[[0, 0, 3, 0, 3, 3, 0, 3]])
+        labels = {"lung": 1, "heart": 0}
+        mask = Drawing(shapes=[whole, hole, heart, unsure]).rasterise(labels.__getitem__, height=20, width=20)
+        assert (mask[7, 7], mask[13, 13], mask[1, 1], mask[18, 18]) == (0, 1, 255, 1)
+
+    def test_crowds_beside_single_structures(self) -> None:
+        content = json.loads(coco_file(("lung", {"segmentation": [flat(LEFT)]}), ("lung", compressed(RIGHT))))
+        content["annotations"][1]["iscrowd"] = 1
+        drawing = next(iter((read_collection(json.dumps(content).encode(), ".json") or {}).values()))
+        assert [shape.name for shape in drawing.shapes] == ["lung", "ignore"]
+
+    def test_boxes_alone(self, tmp_path: Path) -> None:
+        images(tmp_path, "images")
+        content = json.loads(coco_file(("lung", {"bbox": [1, 2, 3, 4]})))
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="nothing is named as a mask"):
+            listing(tmp_path)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import Listing, list_corpus
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import BadFileError, UserError
 from tests.corpus.kinds import png
 from tests.corpus.trees import chest, listing
 
@@ -385,3 +385,24 @@ class TestUncommonValues:
             np.save(tmp_path / "masks" / f"{number}.npy", smooth)
         mask = mask_of(listing(tmp_path))
         assert np.array_equal(mask, (smooth >= 127.5).astype(np.uint8))
+
+    def test_logits_are_no_masks(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        (tmp_path / "masks").mkdir()
+        for number in range(4):
+            np.save(tmp_path / "masks" / f"{number}.npy", BOTH.astype(np.float32) * 7.3 - 4)
+        found = listing(tmp_path)
+        assert found.corpus.mask_threshold is None
+        assert found.warnings[0].startswith("The masks have values below 0")
+
+    def test_a_border_is_in_the_proposal(self, tmp_path: Path) -> None:
+        border = cv2.dilate(BOTH, np.ones((3, 3), np.uint8)) - BOTH
+        write(tmp_path, SegmentationClass=LABELS + border * np.uint8(255))
+        (warning,) = listing(tmp_path).warnings
+        assert '{"0": 0, "1": 1, "2": 1, "255": "ignore"}' in warning
+
+    def test_masks_of_another_shape_are_stretched_if_the_user_says_so(self, tmp_path: Path) -> None:
+        write(tmp_path, masks=cv2.resize(BOTH, (96, 48), interpolation=cv2.INTER_NEAREST))
+        with pytest.raises(BadFileError, match="or stretch if they show the same"):
+            mask_of(listing(tmp_path))
+        assert (mask_of(listing(tmp_path, mask_scale="stretch")) != BOTH).mean() < 0.05

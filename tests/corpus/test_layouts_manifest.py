@@ -367,3 +367,18 @@ class TestTable:
         with (tmp_path / "out.csv").open("w") as file:
             csv.writer(file).writerows([one.image_id, one.detail] for one in found.set_aside)
         assert "\x1b" not in (tmp_path / "out.csv").read_text()
+
+
+@pytest.mark.parametrize("cell", ["l.png|r.png", "l.png;r.png", "['l.png', 'r.png']", "l.png | r.png"])
+def test_a_cell_of_several_masks(cell: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f'image,mask\na.png,"{cell}"\nb.png,nan\n')
+    found = listing(tmp_path / "list.csv")
+    assert [source.uri.rpartition("/")[2] for source in found.records[0].masks] == ["l.png", "r.png"]
+    assert [(one.image_id, one.reason) for one in found.set_aside] == [("b", "no_mask")]
+    assert found.warnings[0].startswith("None of 1 image that were looked at can be opened: ")
+
+
+def test_a_table_of_windows(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("image;mask;Geschlecht\na.png;m.png;m\u00e4nnlich\n".encode("cp1252"))
+    (record,) = listing(tmp_path / "list.csv").records
+    assert record.groups == {"Geschlecht": "m\u00e4nnlich"}

@@ -223,3 +223,13 @@ class TestColumns:
         (tmp_path / "people.csv").write_text(f"image_id,subset\n{rows}")
         with pytest.raises(UserError, match="row 5 after the header has the split 'exclude' in the column subset"):
             listing(tmp_path)
+
+
+def test_a_table_that_pairs_images_otherwise(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "masks") for n in range(6)))
+    rows = "".join(f"images/{n}.png,masks/{(n + 3) % 6}.png\n" for n in range(6))
+    (tmp_path / "pairs.csv").write_text(f"image,mask\n{rows}")
+    with pytest.raises(UserError, match=r"pairs.csv gives 0 the mask 3, and by their names it has 0"):
+        listing(tmp_path)
+    found = listing(tmp_path / "pairs.csv")
+    assert found.records[0].masks[0].uri.endswith("masks/3.png")

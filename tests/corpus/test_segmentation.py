@@ -142,6 +142,13 @@ class TestDraw:
         with pytest.raises(BadFileError, match="expected frames that say which image they mark"):
             draw_segmentation(file.getvalue(), lambda _: 1)
 
+    def test_a_radiograph_with_a_spacing(self) -> None:
+        """A segmentation of it has a spacing, and no thickness of slices."""
+        image, right, _ = xray(1)
+        image.PixelSpacing = [0.2, 0.2]
+        data = segmentation([image], [right[..., None]], "Lung")
+        assert np.array_equal(draw_segmentation(data, lambda _: 1), right)
+
     def test_other_files_are_none(self) -> None:
         assert not is_segmentation(encoded(xray(1)[0]))
         assert not is_segmentation(png(xray(1)[1]))

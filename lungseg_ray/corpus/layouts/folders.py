@@ -25,14 +25,15 @@ from lungseg_ray.corpus.layouts.kinds import (
 )
 from lungseg_ray.corpus.layouts.labelmaps import find_value_names
 from lungseg_ray.corpus.layouts.listing import Layout, Listing, NoLayoutError, make_record
-from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, families, match
+from lungseg_ray.corpus.layouts.matching import Item, Matches, Part, bare, families, match
 from lungseg_ray.corpus.layouts.patients import AUTO, name_patients
 from lungseg_ray.corpus.layouts.pixels import tell_apart
-from lungseg_ray.corpus.layouts.roles import Roles, read_words
+from lungseg_ray.corpus.layouts.roles import Roles, normal, read_words
 from lungseg_ray.corpus.layouts.sorting import Sorted, readable, sort_files
 from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.corpus.structures import is_other
+from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown, without_suffix
 
 EXPECTS = "images and masks in folders such as images/ and masks/ (or x.png and x_mask.png beside it), named alike"
@@ -98,6 +99,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     unusable = tree.unusable(_roots(found))
     paths = {ids[item.entry.path]: item.entry.path for item in found.images}
     tables = index.read_indexes(tree, settings, paths, annotations.used)
+    _require_same_pairs(tree, listing.records, tables)
     listing = index.apply(listing, tables)
     listing, structures = with_structures(listing, settings)
     names = {" ".join(part.kind) for parts in matches.parts.values() for part in parts}
@@ -133,6 +135,19 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         structures=annotations.structures or structures,
         warnings=[*_unused(found), *doubts, *annotations.doubts, *tables.doubts, *patients.doubts],
     )
+
+
+def _require_same_pairs(tree: FileTree, records: Sequence[Record], tables: index.Indexes) -> None:
+    """Raises a `UserError` if a table pairs images with other masks than their names do."""
+    for record in records:
+        mask, table = tables.masks.get(record.image_id, ("", ""))
+        names = {bare(normal(source.uri.rpartition("/")[2])) for source in record.masks if not source.entry}
+        if mask and names and mask not in names:
+            raise UserError(
+                f"{tree.name}: {shown(table)} gives {shown(record.image_id)} the mask {shown(mask)}, and by their "
+                f"names it has {named(sorted(names))}. To pair them by the table, set corpus.root to it; else remove "
+                "the table."
+            )
 
 
 def _unused(found: Sorted) -> list[str]:

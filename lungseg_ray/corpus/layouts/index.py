@@ -21,7 +21,7 @@ from lungseg_ray.corpus.layouts.table import (
     read_table,
     split_of,
 )
-from lungseg_ray.corpus.layouts.tree import Entry, FileTree
+from lungseg_ray.corpus.layouts.tree import SUFFIXES, Entry, FileTree
 from lungseg_ray.corpus.record import SPLIT_NAMES, Record, SetAside, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, named, shown
@@ -54,6 +54,8 @@ class Indexes:
     Attributes:
         entries: What is said of each image, by image id.
         lonely: Rows that name no image.
+        masks: The name of the mask that a table gives an image, as names are compared, and the path of the table; by
+            image id.
         column: Whether corpus.patients names a column of one of the tables.
         said: Which tables are used, and how, for the user.
         doubts: Tables that are not used, as sentences for the user.
@@ -62,6 +64,7 @@ class Indexes:
 
     entries: dict[str, IndexEntry] = field(default_factory=dict)
     lonely: list[SetAside] = field(default_factory=list)
+    masks: dict[str, tuple[str, str]] = field(default_factory=dict)
     column: bool = False
     said: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -215,6 +218,7 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
     if whole != "train" and len(named_images) == len(names.ids):
         whole = None
     fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
+    mask = _find(table, "mask", settings)
     used = contradicted = 0
     images = names.find_all([row[column] for row in table.rows])
     for number, (row, image_id) in enumerate(zip(table.rows, images, strict=True), start=1):
@@ -225,6 +229,8 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
                 found.lonely.append(SetAside(name, str(entry.place), "no_image", detail))
             continue
         used += 1
+        if mask and row[mask].lower().endswith(SUFFIXES):
+            found.masks[image_id] = bare(normal(row[mask].replace("\\", "/").rpartition("/")[2])), entry.path
         told = found.entries.setdefault(image_id, IndexEntry())
         whose, side = row[patient] if patient else "", splits[number - 1] or whole
         contradicted += bool(whose and told.patient and whose != told.patient)
