@@ -149,6 +149,9 @@ def decode_mask(data: bytes, settings: CorpusSettings, *, name: str = "") -> Pix
     values = picture.pixels
     if settings.mask_threshold is not None:
         grey = values if values.ndim == 2 else values.mean(axis=2)
+        if values.dtype.kind == "u" and int(values.max(initial=0)) <= 1:
+            # Labels of 0 and 1 keep their meaning beside masks that reach white.
+            return np.ascontiguousarray(grey, np.uint8)
         return (grey >= settings.mask_threshold * picture.white).astype(np.uint8)
     if settings.colours and values.dtype == np.uint8:
         return _labels_of_colours(values, settings)

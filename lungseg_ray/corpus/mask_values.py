@@ -53,7 +53,16 @@ def find_values(found: Found, masks: Sequence[Picture]) -> None:
             f"masks: the value {_BORDER} beside those of structures is a border, as in PASCAL VOC, and is ignored "
             "(corpus.mask_values)"
         )
-    counts = sum(by_mask, Counter[float]())
+    # A mask of one value, such as an empty one, says nothing of what others mean.
+    telling = [one for one in by_mask if len(one) > 1 or not one.keys() <= settings.labels.keys()]
+    odd = [one for one in telling if not one.keys() <= settings.labels.keys()]
+    if odd and len(odd) < len(telling) / 2 and not border:
+        found.warnings.append(
+            f"{len(odd)} of {counted(len(telling), 'mask')} looked at have other values than the rest, and are set "
+            "aside. Are they masks?"
+        )
+        return
+    counts = sum(odd or by_mask, Counter[float]())
     values, single = sorted(counts), settings.classes <= 2
     if values and values[0] < 0:
         found.warnings.append(

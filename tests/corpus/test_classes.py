@@ -406,3 +406,22 @@ class TestUncommonValues:
         with pytest.raises(BadFileError, match="or stretch if they show the same"):
             mask_of(listing(tmp_path))
         assert (mask_of(listing(tmp_path, mask_scale="stretch")) != BOTH).mean() < 0.05
+
+    def test_one_odd_file_among_many(self, tmp_path: Path) -> None:
+        write(tmp_path, masks=BOTH * np.uint8(255))
+        (tmp_path / "masks" / "3.png").write_bytes(png(chest(3, 64)[0]))
+        found = listing(tmp_path)
+        assert found.corpus.mask_threshold is None
+        assert found.warnings[0].startswith("1 of 4 masks looked at have other values than the rest")
+        with pytest.raises(BadFileError, match="found also"):
+            read_sample(found.records[3], found.corpus, longer_side=64)
+
+    def test_labels_of_0_and_1_beside_smooth_masks(self, tmp_path: Path) -> None:
+        smooth = cv2.GaussianBlur(BOTH * np.uint8(255), (5, 5), 1)
+        write(tmp_path, masks=smooth)
+        (tmp_path / "masks" / "0.png").write_bytes(png(BOTH))
+        found = listing(tmp_path)
+        assert found.corpus.mask_threshold == 0.5
+        masks = [read_sample(record, found.corpus, longer_side=64).mask for record in found.records]
+        assert np.array_equal(masks[0], BOTH)
+        assert np.array_equal(masks[1], (smooth >= 127.5).astype(np.uint8))

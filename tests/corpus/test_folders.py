@@ -531,3 +531,47 @@ def test_files_that_are_not_used_are_named(tmp_path: Path) -> None:
     fill(tmp_path, *(f"TB/t{n}{end}.png" for end in ("", "_mask") for n in range(4)))
     (warning,) = listing(tmp_path).warnings
     assert warning.startswith("8 files that may be images are not used, in TB/, since other folders are named")
+
+
+class TestRefusals:
+    """What cannot be read is named, with the way out."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "tool"),
+        [
+            ("via.json", '{"_via_img_metadata": {}}', "VGG Image Annotator"),
+            ("via.json", '{"a.png1": {"filename": "a.png", "regions": []}}', "VGG Image Annotator"),
+            ("all.json", '[{"data": {"image": "a.png"}, "annotations": []}]', "Label Studio"),
+            ("ann/a.png.json", '{"objects": [{"classTitle": "lung"}]}', "Supervisely"),
+            ("a.json", '{"shapes": [{"label": "lung", "shape_type": "mask", "points": []}]}', "LabelMe with shapes"),
+            ("labels/a.txt", "0 0.1 0.2 0.3 0.4 0.5 0.6\n", "YOLO"),
+            ("a.xml", "<annotation><object><bndbox></bndbox></object></annotation>", "PASCAL VOC with boxes alone"),
+            ("a.xml", "<annotations><track id='0'></track></annotations>", "CVAT for video"),
+        ],
+    )
+    def test_annotations_of_other_tools(self, name: str, content: str, tool: str, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"images/{n}.png" for n in "ab"))
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=rf"{name} is of {tool}.*, which is not read .*export masks as images"):
+            listing(tmp_path)
+
+    def test_a_table_that_pairs(self, tmp_path: Path) -> None:
+        fill(tmp_path, *(f"images/{n}.png" for n in "abc"), *(f"drawn/{n}.png" for n in "xyz"))
+        (tmp_path / "list.csv").write_text("image,mask\nimages/a.png,drawn/x.png\n")
+        with pytest.raises(UserError, match=r"list.csv names images and masks: --corpus.root \S*list.csv"):
+            listing(tmp_path)
+
+    def test_folders_of_two_hospitals(self, tmp_path: Path) -> None:
+        for hospital in ("A Hospital", "B"):
+            fill(tmp_path / hospital, *(f"img/{hospital[0]}{n}.png" for n in range(4)))
+            fill(tmp_path / hospital, *(f"final/{hospital[0]}{n}.png" for n in range(4)))
+        with pytest.raises(UserError, match=r"--corpus.masks '\*/final/\*'"):
+            listing(tmp_path)
+        assert len(listing(tmp_path, masks=["*/final/*"]).records) == 8
+
+    def test_a_folder_for_each_image_with_masks_of_other_names(self, tmp_path: Path) -> None:
+        for n in range(4):
+            fill(tmp_path / f"ID{n}", f"images/ID{n}.png", *(f"masks/{n}f{k}e.png" for k in range(2)))
+        found = listing(tmp_path)
+        assert {record.image_id: len(record.masks) for record in found.records} == {f"ID{n}/ID{n}": 2 for n in range(4)}

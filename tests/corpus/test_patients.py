@@ -36,6 +36,20 @@ class TestPatients:
         (tmp_path / "index.csv").write_text("image_id,patient_id\n" + "".join(f"{name},{name}\n" for name in names))
         assert len({record.patient_id for record in listing(tmp_path).records}) == 12
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("site1_patient_{:03d}_t{}", "{:07d}-20200110-{}", "Case{:02d}{x}", "JX-{:03d}-v{}", "AB{:03d}-{word}"),
+            *("{:03d}_{word}", "study_{:04d}_20210304_{}_{x}"),
+        ],
+    )
+    def test_visits_dates_and_letters(self, name: str, tmp_path: Path) -> None:
+        words = ("baseline", "followup")
+        names = [name.format(p, visit, x="ab"[visit], word=words[visit]) for p in range(8) for visit in (0, 1)]
+        fill(tmp_path, *(f"{kind}/{one}.png" for kind in ("images", "masks") for one in names))
+        found = listing(tmp_path)
+        assert len({record.patient_id for record in found.records}) == 8
+
     def test_capitals_are_no_difference(self, tmp_path: Path) -> None:
         names = [f"{'Pp'[visit]}atient_{patient:02d}_{visit}" for patient in range(8) for visit in (0, 1)]
         fill(tmp_path, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import index
 from lungseg_ray.corpus.layouts.annotated import Annotations, find_annotations
 from lungseg_ray.corpus.layouts.dicom import tag_patients
+from lungseg_ray.corpus.layouts.foreign import foreign_annotations
 from lungseg_ray.corpus.layouts.kinds import (
     Kind,
     choose_kinds,
@@ -30,7 +32,8 @@ from lungseg_ray.corpus.layouts.patients import AUTO, name_patients
 from lungseg_ray.corpus.layouts.pixels import tell_apart
 from lungseg_ray.corpus.layouts.roles import Roles, normal, read_words
 from lungseg_ray.corpus.layouts.sorting import Sorted, readable, sort_files
-from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, FileTree, above
+from lungseg_ray.corpus.layouts.table import TABLES, read_table
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.corpus.structures import is_other
 from lungseg_ray.errors import UserError
@@ -40,6 +43,7 @@ EXPECTS = "images and masks in folders such as images/ and masks/ (or x.png and 
 _MOST_VALUES = 12
 """Folders with more different names than this are not reported as a group."""
 _MOST_UNUSED = 2
+_MOST_TABLE_BYTES = 1 << 26
 _FEWEST_IN_A_GROUP = 3
 """Nor are folders that hold fewer images than this on average."""
 
@@ -336,22 +340,42 @@ def _describe(found: Sorted, matches: Matches, kinds: set[Kind]) -> str:
     return text
 
 
+def _pairing_table(tree: FileTree) -> Entry | None:
+    """Returns a table with a column of images and one of masks that names files; None if there is none."""
+    for entry in tree.files:
+        if not entry.path.lower().endswith(TABLES) or entry.path.count("/") > 1 or entry.size > _MOST_TABLE_BYTES:
+            continue
+        with suppress(UserError):
+            table = read_table(entry.place)
+            image, mask = table.find("image", {}), table.find("mask", {})
+            if image and mask and any(row[mask].lower().endswith(SUFFIXES) for row in table.rows):
+                return entry
+    return None
+
+
 def _refuse(tree: FileTree, found: Sorted) -> None:
     """Raises the `NoLayoutError` of a tree in which no mask has an image."""
     images, masks = ([item.entry.path for item in items] for items in (found.images, found.masks))
     there = f"{tree.name}: found {tree.describe()}"
+    if not (masks and images) and (foreign := foreign_annotations(tree)):
+        raise NoLayoutError(f"{there}. {foreign}")
+    if (table := _pairing_table(tree)) is not None:
+        raise NoLayoutError(
+            f"{there}. The table {shown(table.path)} names images and masks: --corpus.root {table.place}"
+        )
     if not images and not masks:
         raise NoLayoutError(f"{there}; expected images and masks ({', '.join(SUFFIXES)}).")
     if not masks:
         folders = Counter(item.entry.path.rpartition("/")[0] for item in found.others)
         nearest = next((folder for folder, _ in folders.most_common(1) if folder), "")
-        option = (
-            f"--corpus.masks {shown(nearest)!r}, if its files are the masks" if nearest else "--corpus.masks FOLDER"
-        )
+        last = nearest.rpartition("/")[2]
+        if sum(folder.rpartition("/")[2] == last for folder in folders) > 1:
+            nearest = f"*/{last}/*"
+        given = f"{shown(nearest)!r}, if its files are the masks" if nearest else "FOLDER"
         raise NoLayoutError(
             f"{there}. Of these, {counted(len(images), 'image')} may be used, such as {shown(images[0])}, and nothing "
-            f"is named as a mask. Name the folder of masks ({option}), or a pattern of its files; masks or annotations "
-            "that are elsewhere are a second --corpus.root."
+            f"is named as a mask. Name the folder of masks (--corpus.masks {given}), or a pattern of its files; masks "
+            "or annotations that are elsewhere are a second --corpus.root."
         )
     if not images:
         raise NoLayoutError(

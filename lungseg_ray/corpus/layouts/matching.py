@@ -72,7 +72,7 @@ class Part:
         item: The file.
         side: The side of the body; None if the names do not say.
         kind: Words for the marked structure, such as "lung"; empty if the names do not say.
-        number: The number of one of several masks of an image; empty if there is none.
+        number: What tells one of several masks of an image from the others; empty if nothing does.
     """
 
     item: Item
@@ -144,6 +144,8 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
     waiting = [mask for mask in masks if not _take(found, mask, lookup.of_equal_name(mask))]
     stems = [item.stem for item in images]
     rules = _rules([mask.stem for mask in waiting], stems, found, images, len(masks)) if waiting else []
+    # Where names say nothing at all, the masks in the folder of a single image are of that image.
+    by_place = not rules and len(waiting) == len(masks)
     for mask in waiting:
         for rule in rules:
             changed = rule.change(mask.stem)
@@ -151,8 +153,11 @@ def match(images: Sequence[Item], masks: Sequence[Item]) -> Matches:
                 found.differences[rule.text] += 1
                 break
         else:
-            alone = lookup.in_folder(mask) if _is_nameless(mask) else []
-            if len(alone) != 1 or not _take(found, mask, alone, words_of(mask.stem)):
+            alone = lookup.in_folder(mask) if _is_nameless(mask) or (by_place and mask.rest) else []
+            if len(alone) == 1:
+                # Several of them are parts of one mask, whatever they are named.
+                found.parts[alone[0].entry.path].append(Part(mask, mask.parsed.side, mask.parsed.kind, mask.stem))
+            else:
                 found.lonely.append(mask)
     return found
 

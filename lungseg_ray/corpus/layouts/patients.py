@@ -26,7 +26,10 @@ _SHARE_OF_NAMES = 0.4
 """Folders are those of patients if the names of one level are at least this share of the number of folders."""
 _WORD = r"(?:patients?|pat|pt|subjects?|subj|sub|persons?|pid|p)"
 # Views, sides and numbers, by which several images of a patient are told apart.
-_LAST = re.compile(r"[-_ .](?:\d{1,3}|[a-z]|ap|pa|ll|rl|lat|lateral|frontal|view\d*|img\d*|image\d*|l|r|left|right)$")
+_LAST = re.compile(
+    r"(?:[-_ .](?:\d{1,3}|(?:19|20)\d{6}|[a-z]|ap|pa|ll|rl|lat|lateral|frontal|view\d*|img\d*|image\d*|left|right"
+    r"|[tv]\d{1,2}|pre|post|baseline|follow[-_ ]?up\d*)|(?<=\d)[a-z])$"
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ _KNOWN = (
     _names("Kermany et al.", r"(?:.*/)?(?P<patient>person\d+)_(?:virus|bacteria)_[^/]*", restarts=True),
     _names("Kermany et al.", r"(?:.*/)?(?P<patient>(?:normal2-)?im-\d{4})-\d{4}(?:-\d{4})?"),
     _names("TCGA", r"(?:.*/)?(?P<patient>TCGA-[a-z0-9]{2}-[a-z0-9]{4})[^/]*(?:/.*)?"),
-    _names("the word before a number", rf"(?:.*/)?(?P<patient>{_WORD}[-_ ]?\d+)(?:/.*|[-_ .][^/]*)?"),
+    _names("the word before a number", rf"(?:.*/)?(?P<patient>(?:[^/]*[-_ .])?{_WORD}[-_ ]?\d+)(?:/.*|[-_ .][^/]*)?"),
 )
 
 
@@ -186,9 +189,9 @@ def _by_repetition(paths: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """Groups images by the beginning of their names, or else by their folders, if that leaves several in a group."""
     stems = {image_id: path.rpartition("/") for image_id, path in paths.items()}
     by_name = {
-        image_id: normal(f"{folder}/{match.string[: match.start()]}" if folder else match.string[: match.start()])
+        image_id: normal(f"{folder}/{start}" if folder else start)
         for image_id, (folder, _, stem) in stems.items()
-        if (match := _LAST.search(stem.lower())) and any(letter.isdigit() for letter in stem[: match.start()])
+        if (start := _beginning(stem.lower()))
     }
     if _repeats(by_name, len(paths)):
         return by_name, "the beginnings of names"
@@ -197,6 +200,14 @@ def _by_repetition(paths: Mapping[str, str]) -> tuple[dict[str, str], str]:
     if _repeats(by_folder, len(paths)) and len(folders) > max(12, len(paths) // 40) and _name_many(folders):
         return by_folder, "folders"
     return {}, ""
+
+
+def _beginning(stem: str) -> str:
+    """Returns the name of a file without views, dates, visits and numbers at its end; empty if no number is left."""
+    start = stem
+    while (match := _LAST.search(start)) and any(letter.isdigit() for letter in start[: match.start()]):
+        start = start[: match.start()]
+    return start if start != stem else ""
 
 
 def _name_many(folders: Collection[str]) -> bool:
