@@ -133,6 +133,7 @@ def _nearest(lower: float, upper: float, splits: dict[str, Split], free: dict[st
         advice = "set --corpus.split.test 0, since training needs validation" if len(splits) == 2 else "add images"
         raise UserError(
             f"Too few patients for the split: found {len(splits)}, and none is left for {split}. Expected 3, one each "
-            f"to train, to validate and to test, or 2 without a test: {advice}."
+            f"to train, to validate and to test, or 2 without a test: {advice}. If the images are of more people than "
+            "their files or names say, say --corpus.patients none."
         )
     return min(donors)[1]

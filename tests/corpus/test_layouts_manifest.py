@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -382,3 +383,12 @@ def test_a_table_of_windows(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes("image;mask;Geschlecht\na.png;m.png;m\u00e4nnlich\n".encode("cp1252"))
     (record,) = listing(tmp_path / "list.csv").records
     assert record.groups == {"Geschlecht": "m\u00e4nnlich"}
+
+
+def test_a_title_above_the_header_of_a_workbook(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in (("Study XY, exported 2020",), (), ("image", "mask", "patient_id"), ("a.png", "m.png", "p7")):
+        book.worksheets[0].append(row)
+    book.save(tmp_path / "list.xlsx")
+    (record,) = listing(tmp_path / "list.xlsx").records
+    assert record.patient_id == "p7"

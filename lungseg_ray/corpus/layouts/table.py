@@ -307,6 +307,9 @@ def _of_excel(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     except Exception as error:
         # A damaged workbook raises whatever zip files, XML and openpyxl can raise.
         raise UserError(f"{place}: expected an Excel workbook (.xlsx): {shown(str(error), 240)}") from error
+    # A title may stand above the names of the columns.
+    wide = [sum(map(bool, line)) > 1 for line in lines]
+    lines = lines[wide.index(True) :] if True in wide else lines
     columns = lines[0] if lines else []
     while columns and not columns[-1]:
         columns.pop()
