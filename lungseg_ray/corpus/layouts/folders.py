@@ -262,8 +262,8 @@ def _unannotated(listing: Listing, found: Sorted, annotations: Annotations, ids:
         for one in listing.set_aside
         if one.reason not in ("no_mask", "no_image") or (one.reason == "no_image" and one.image_id not in absent)
     ]
-    if len(absent) and absent & {one.image_id for one in listing.set_aside if one.reason == "no_image"}:
-        missing = len(absent & {one.image_id for one in listing.set_aside if one.reason == "no_image"})
+    missing = len(absent & {one.image_id for one in listing.set_aside if one.reason == "no_image"})
+    if missing:
         annotations.said.append(f"annotations: {counted(missing, 'annotated image')} not among the files")
     return replace(listing, set_aside=aside, unlabelled=[*listing.unlabelled, *unlabelled])
 

@@ -213,14 +213,13 @@ def _add(found: Indexes, entry: Entry, table: UserTable, settings: CorpusSetting
         found.doubts.append(f"Splits are not taken from a table: {error}")
         splits = [None] * len(table.rows)
     # A table without a column for the split may be that of a split, as train.csv is; valid_images.csv of all is not.
+    images = names.find_all([row[column] for row in table.rows])
     whole = None if split else read_words(entry.place.stem).split
-    named_images = set(names.find_all([row[column] for row in table.rows])) - {None}
-    if whole != "train" and len(named_images) == len(names.ids):
+    if whole != "train" and len({*images} - {None}) == len(names.ids):
         whole = None
     fixed: list[str | None] = [column, patient, split, *(_usual(table, name) for name in ("patient", "mask", "image"))]
     mask = _find(table, "mask", settings)
     used = contradicted = 0
-    images = names.find_all([row[column] for row in table.rows])
     for number, (row, image_id) in enumerate(zip(table.rows, images, strict=True), start=1):
         if image_id is None:
             if _is_index(entry):
