@@ -82,13 +82,17 @@ class CorpusSettings(Section):
         "file has the smallest that it does not exceed. By default found out from some files. DICOM files specify "
         "their own.",
     )
-    mask_scale: Annotated[PositiveFloat | Literal["auto", "stretch"], Mark.IN_SHARDS, Mark.OF_FILES, Mark.FOUND] = (
-        Field(
-            "auto",
-            description="Height of an image divided by the height of its mask. 2: masks have half the size. auto: "
-            "found out from some files; masks that have no common scale are stretched to the size of their image. "
-            "stretch: all are, also where their sides have other proportions.",
-        )
+    mask_scale: Annotated[
+        PositiveFloat | list[PositiveFloat] | Literal["auto", "stretch"],
+        OneOrSeveral,
+        Mark.IN_SHARDS,
+        Mark.OF_FILES,
+        Mark.FOUND,
+    ] = Field(
+        "auto",
+        description="Height of an image divided by the height of its mask. 2: masks have half the size. Of several, a "
+        "mask has the one that fits. auto: found out from some files; masks of many scales are stretched to the size "
+        "of their image. stretch: all are, also where their sides have other proportions.",
     )
     mask_threshold: Annotated[Share | None, Mark.IN_SHARDS, Mark.OF_FILES, Mark.FOUND] = Field(
         None,
@@ -162,9 +166,11 @@ class CorpusSettings(Section):
         return self
 
     @property
-    def scale_of_masks(self) -> float | None:
-        """The rows of an image for each row of its mask, before any file is looked at; None if masks are stretched."""
-        return {"auto": 1.0, "stretch": None}[self.mask_scale] if isinstance(self.mask_scale, str) else self.mask_scale
+    def mask_scales(self) -> tuple[float, ...]:
+        """The rows of an image for each row of its mask, before any file is looked at; empty if masks are stretched."""
+        if isinstance(self.mask_scale, str):
+            return (1.0,) if self.mask_scale == "auto" else ()
+        return tuple(self.mask_scale) if isinstance(self.mask_scale, list) else (self.mask_scale,)
 
     @property
     def mirrored(self) -> tuple[tuple[int, int], ...]:

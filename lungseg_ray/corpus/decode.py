@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.formats import decode_file
+from lungseg_ray.corpus.formats import decode_file, oriented
 from lungseg_ray.corpus.picture import Picture, Spacing
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import Pixels, limited, resize_area
@@ -31,6 +31,7 @@ class Decoded:
         width: Columns of the image in the file, before it was reduced.
         bits: Bits per value in the file.
         spacing: Pixel spacing in the file, millimetres (row, column); None if the file does not specify it.
+        axes: The directions of columns and rows, as in `Picture`.
     """
 
     pixels: Pixels
@@ -38,6 +39,7 @@ class Decoded:
     width: int
     bits: int
     spacing: Spacing
+    axes: str = ""
 
 
 def decode_image(
@@ -85,7 +87,7 @@ def decode_image(
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / top)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None] if channels == 1 else np.repeat(pixels[:, :, None], channels, axis=2)
-    return Decoded(pixels, height, width, picture.bits, picture.spacing)
+    return Decoded(pixels, height, width, picture.bits, picture.spacing, picture.axes)
 
 
 def _white(picture: Picture, pixels: NDArray[Any], asked: White) -> float:
@@ -126,7 +128,7 @@ def colour_name(packed: int) -> str:
     return f"#{packed:06x}"
 
 
-def decode_mask(data: bytes, settings: CorpusSettings, *, name: str = "") -> Pixels:
+def decode_mask(data: bytes, settings: CorpusSettings, *, name: str = "", axes: str = "") -> Pixels:
     """Decodes a mask file and replaces its values or colours by labels.
 
     The file may have grey values of 1 to 16 bits, floats that are whole numbers, or colours. A palette with colours
@@ -136,16 +138,19 @@ def decode_mask(data: bytes, settings: CorpusSettings, *, name: str = "") -> Pix
         data: The content of the whole file.
         settings: The settings of the corpus, of which those that start with `mask_` are used.
         name: The name of the file, by which raw JSRT files are recognised.
+        axes: The axes of the image, as in `Picture`. A mask whose file specifies others is turned.
 
     Returns:
         The label map, (H, W) uint8; `IGNORE_LABEL` for what is left out.
 
     Raises:
         BadFileError: If the file cannot be used, as in `decode_image`. In addition, the reason is `coloured_mask` if
-            colours have no labels, or `unknown_label` if the mask has values that have none; the detail then contains
-            these values and their numbers of pixels.
+            colours have no labels, `orientation` if the mask lies in another plane than its image, or `unknown_label`
+            if the mask has values that have none; the detail then contains these values and their numbers of
+            pixels.
     """
     picture = decode_file(data, name=name, use="alpha" if settings.mask_channel == "alpha" else "mask")
+    picture = oriented(picture, axes)
     values = picture.pixels
     if settings.mask_threshold is not None:
         grey = values if values.ndim == 2 else values.mean(axis=2)

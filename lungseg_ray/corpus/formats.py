@@ -40,6 +40,7 @@ _BMP, _PNM = b"BM", (b"P1", b"P2", b"P4", b"P5", b"P6")
 _J2K = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _NUMPY, _GZIP = b"\x93NUMPY", b"\x1f\x8b"
 _NIFTI_MAGIC, _NIFTI_AT, _NIFTI_HEADER = (b"n+1\0", b"ni1\0"), 344, 352
+_OPPOSITE = {"R": "L", "A": "P", "S": "I"}
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Only compressions whose decoded size is known before they are decoded are accepted.
 _TIFF_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 8: "deflate", 32946: "deflate"} | {
@@ -270,7 +271,13 @@ def _check_array(shape: tuple[int, ...], itemsize: int) -> None:
 
 
 def _decode_nifti(data: bytes, use: Purpose) -> Picture:
-    """Decodes a NIfTI file of one slice, whose first axis runs along the columns of the image."""
+    """Decodes a NIfTI file of one slice, whose first axis runs along the columns of the image.
+
+    An affine that is the identity is what libraries write where nobody specified one, so that it says nothing.
+
+    Raises:
+        BadFileError: If the content is not NIfTI, or not of a single slice.
+    """
     header = data
     if data.startswith(_GZIP):
         # Only the header is inflated before the size is known, and then no more than the size.
@@ -285,7 +292,35 @@ def _decode_nifti(data: bytes, use: Purpose) -> Picture:
         data = zlib.decompressobj(31).decompress(data, most)
     image = nibabel.Nifti1Image.from_bytes(data)
     pixels = np.squeeze(np.asanyarray(image.dataobj))
-    return _of_array(pixels.T if pixels.ndim == 2 else np.swapaxes(pixels, 0, 1), use)
+    picture = _of_array(pixels.T if pixels.ndim == 2 else np.swapaxes(pixels, 0, 1), use)
+    specified = image.header["sform_code"] > 0 or image.header["qform_code"] > 0
+    affine = image.affine
+    if not specified or affine is None or not np.isfinite(affine).all() or np.array_equal(affine, np.eye(4)):
+        return picture
+    codes = nibabel.aff2axcodes(affine)
+    in_plane = [str(code) for code, side in zip(codes, (*shape, 1, 1), strict=False) if side > 1]
+    return replace(picture, axes="".join(in_plane)) if len(in_plane) == 2 and "None" not in in_plane else picture
+
+
+def oriented(picture: Picture, axes: str) -> Picture:
+    """Turns a mask as its image lies, where both files specify the directions of their axes.
+
+    Args:
+        picture: The mask.
+        axes: The axes of the image, as in `Picture`.
+
+    Raises:
+        BadFileError: With the reason `orientation` if the two lie in different planes.
+    """
+    if not axes or not picture.axes or axes == picture.axes:
+        return picture
+    planes = [{_OPPOSITE.get(axis, axis) for axis in one} for one in (axes, picture.axes)]
+    if planes[0] != planes[1]:
+        raise BadFileError("orientation", f"expected the plane of its image, {axes}, found {picture.axes}")
+    own, wanted = (nibabel.orientations.axcodes2ornt(one) for one in (picture.axes, axes))
+    pixels = np.swapaxes(picture.pixels, 0, 1)
+    turned = nibabel.orientations.apply_orientation(pixels, nibabel.orientations.ornt_transform(own, wanted))
+    return replace(picture, pixels=np.ascontiguousarray(np.swapaxes(turned, 0, 1)), axes=axes)
 
 
 def _of_array(pixels: NDArray[Any], use: Purpose) -> Picture:

@@ -36,6 +36,8 @@ class Picture:
         white: The value of the brightest pixel that the format allows.
         spacing: Pixel spacing, millimetres (row, column); None if the file does not specify it.
         settled: Whether the file itself determines which value is white.
+        axes: The directions in the patient in which columns and rows advance, such as "LP" for left and posterior;
+            empty if the file does not specify them. Only NIfTI files do here.
     """
 
     pixels: NDArray[Any]
@@ -43,6 +45,7 @@ class Picture:
     white: float
     spacing: Spacing = None
     settled: bool = False
+    axes: str = ""
 
 
 def check_bytes(size: int) -> None:

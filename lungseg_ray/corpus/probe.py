@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.decode import colour_name, has_colours, packed_colours
-from lungseg_ray.corpus.formats import decode_file
+from lungseg_ray.corpus.formats import decode_file, oriented
 from lungseg_ray.corpus.found import Found
 from lungseg_ray.corpus.mask_values import find_colours, find_values
 from lungseg_ray.corpus.phantom import is_phantom
@@ -41,6 +41,8 @@ _THUMB, _ALIKE = 64, 0.9
 _BETWEEN = 0.3
 """The share of pixels between black and white that a picture has, and a mask has not."""
 _SMALL = 1024
+_MOST_SCALES = 3
+"""The number of different scales of masks up to which each is named; masks of more are stretched."""
 KnownValues = Mapping[int | str, int | Literal["ignore"]]
 """Labels by the values or colours of masks."""
 
@@ -77,6 +79,13 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: KnownValues
         found.warnings.append(f"None of {counted(len(looks), 'image')} that were looked at can be opened: {why}.")
     _find_white(found, looks)
     _find_scale(found, looks)
+    if any(
+        _is_nifti(source.uri) and not _is_nifti(one.record.image_uri) for one in looks for source in one.record.masks
+    ):
+        found.recognition.append(
+            "masks: NIfTI files, whose first axis is taken for the columns of the image, as annotation tools write it; "
+            "the picture of the pairs shows whether they lie as their images do"
+        )
     if _are_copies(looks):
         found.warnings.append(
             "The masks look like their images, as if both folders held X-rays. Name the folder of the masks, or a "
@@ -99,13 +108,18 @@ def look(records: Sequence[Record], settings: CorpusSettings, known: KnownValues
 def _look(record: Record) -> _Look:
     with redact_paths(record.image_id if record.private else ""):
         images = _pictures(record.image_uri, "image")
-        masks = [_pictures(source.uri, "mask", "alpha") for source in record.masks if not source.entry]
+        axes = images["image"].axes if "image" in images else ""
+        masks = [_pictures(source.uri, "mask", "alpha", axes=axes) for source in record.masks if not source.entry]
     return _Look(
         record,
         images.get("image"),
         [found["mask"] for found in masks if "mask" in found],
         [found["alpha"] for found in masks if "alpha" in found],
     )
+
+
+def _is_nifti(uri: str) -> bool:
+    return uri.lower().endswith((".nii", ".nii.gz"))
 
 
 def _why_unread(record: Record) -> str:
@@ -118,8 +132,8 @@ def _why_unread(record: Record) -> str:
     return ""
 
 
-def _pictures(uri: str, *uses: Purpose) -> dict[Purpose, Picture]:
-    """Reads a file once, and decodes it for each use for which it can be."""
+def _pictures(uri: str, *uses: Purpose, axes: str = "") -> dict[Purpose, Picture]:
+    """Reads a file once, decodes it for each use for which it can be, and turns it to the given axes."""
     found: dict[Purpose, Picture] = {}
     try:
         data = retry(partial(fetch, uri), seconds=PATIENCE_SECONDS)
@@ -127,7 +141,7 @@ def _pictures(uri: str, *uses: Purpose) -> dict[Purpose, Picture]:
         return found
     for use in uses:
         with suppress(BadFileError):
-            found[use] = decode_file(data, name=uri, use=use)
+            found[use] = oriented(decode_file(data, name=uri, use=use), axes)
     return found
 
 
@@ -162,37 +176,54 @@ def _find_scale(found: Found, looks: Sequence[_Look]) -> None:
     if found.settings.mask_scale != "auto":
         return
     pairs = [
-        (one.image.pixels.shape[:2], mask.pixels.shape[:2], one.record.mask_scale)
+        (one.image.pixels.shape[:2], mask.pixels.shape[:2], one.record.mask_scales)
         for one in looks
-        if one.image and one.record.mask_scale is not None
+        if one.image and one.record.mask_scales
         for mask in one.masks
     ]
-    wrong = [(image, mask) for image, mask, scale in pairs if not fits(image, mask, scale or 1.0)]
-    if len(wrong) <= len(pairs) / 2:
-        return
+    wrong = [(image, mask) for image, mask, scales in pairs if not _fits_any(image, mask, scales)]
+    most_are_wrong = len(wrong) > len(pairs) / 2
     swapped = [pair for pair in wrong if pair[0] == pair[1][::-1]]
-    if len(swapped) > len(wrong) / 2:
+    if most_are_wrong and len(swapped) > len(wrong) / 2:
         found.warnings.append(
             f"{len(swapped)} of {len(pairs)} masks looked at have the size of their image with rows and columns "
             "exchanged: they, or the images, are transposed. Turn them before they are used."
         )
         return
-    ratios = {(round(image[0] / mask[0], 2), round(image[1] / mask[1], 2)) for image, mask in wrong}
-    first = wrong[0]
-    scale = first[0][0] / first[1][0]
-    if len(ratios) == 1 and all(fits(image, mask, scale) for image, mask in wrong):
-        chosen: float | None = scale
-        text = f"enlarged {scale:.4g} times" if scale > 1 else f"reduced to {scale:.4g} of their size"
-    elif _one_size_for_all(wrong) or all(_same_aspect(image, mask) for image, mask in wrong):
-        chosen, text = None, "stretched, each to the size of its image"
-    else:
+    counts = _count_scales(wrong)
+    if most_are_wrong and len(counts) <= _MOST_SCALES and counts.total() == len(wrong):
+        chosen = tuple(counts)
+    elif most_are_wrong and (_one_size_for_all(wrong) or all(_same_aspect(image, mask) for image, mask in wrong)):
+        chosen = ()
+    elif not (chosen := tuple(scale for scale, count in counts.most_common(_MOST_SCALES) if count > 1)):
         return
-    sizes = sorted({f"{mask[1]} x {mask[0]}" for _, mask in wrong})
+    taken = [(image, mask) for image, mask in wrong if not chosen or _fits_any(image, mask, chosen)]
+    sizes = sorted({f"{mask[1]} x {mask[0]}" for _, mask in taken})
     shown = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} px and {len(sizes) - 1} more sizes"
-    found.recognition.append(f"masks: of another size than their images ({shown}); they are {text} (corpus.mask_scale)")
-    found.records = [
-        record if record.mask_scale is None else replace(record, mask_scale=chosen) for record in found.records
-    ]
+    which = "of another size" if len(taken) == len(pairs) else f"{len(taken)} of {len(pairs)} looked at of another size"
+    how = [f"enlarged {scale:.4g} times" if scale > 1 else f"reduced to {scale:.4g} of their size" for scale in chosen]
+    text = " or ".join(how) or "stretched, each to the size of its image"
+    found.recognition.append(f"masks: {which} than their images ({shown}); they are {text} (corpus.mask_scale)")
+    if chosen and len(wrong) < len(pairs):
+        chosen = tuple(sorted({*chosen, *(scale for *_, scales in pairs for scale in scales)}))
+    found.records = [replace(record, mask_scales=chosen) if record.mask_scales else record for record in found.records]
+
+
+def _fits_any(image: tuple[int, ...], mask: tuple[int, ...], scales: Iterable[float]) -> bool:
+    return any(fits(image, mask, scale) for scale in scales)
+
+
+def _count_scales(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Counter[float]:
+    """Counts the scales of images and masks of the same proportions; whole numbers stand for those close to them."""
+    counts: Counter[float] = Counter()
+    left = [(image, mask) for image, mask in pairs if fits(image, mask, image[0] / mask[0])]
+    while left:
+        own = [image[0] / mask[0] for image, mask in left]
+        known = {scale: sum(fits(*pair, scale) for pair in left) for scale in (*own, *map(round, own)) if scale}
+        best = max(known, key=lambda scale: (known[scale], scale == round(scale)))
+        counts[float(best)] = known[best]
+        left = [pair for pair in left if not fits(*pair, best)]
+    return counts
 
 
 def _one_size_for_all(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:

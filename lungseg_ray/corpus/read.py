@@ -182,8 +182,8 @@ def _decode_source(source: MaskSource, image: Decoded, settings: CorpusSettings)
     if data[:64].lstrip()[:1] == b"{":
         return read_annotation(data).rasterise(label_of, height=image.height, width=image.width), data
     if not has_own_label(source, settings):
-        return decode_mask(data, settings, name=source.uri), data
-    mask = decode_mask(data, binary(settings), name=source.uri)
+        return decode_mask(data, settings, name=source.uri, axes=image.axes), data
+    mask = decode_mask(data, binary(settings), name=source.uri, axes=image.axes)
     mask[mask == 1] = label_of(source.structure)
     return mask, data
 
@@ -203,17 +203,16 @@ def binary(settings: CorpusSettings) -> CorpusSettings:
 
 
 def _checked_size(mask: Pixels, image: Decoded, record: Record) -> Pixels:
-    scale = record.mask_scale
-    if scale is None:
-        return mask
-    height, width = (round(side * scale) for side in mask.shape)
-    if not fits((image.height, image.width), mask.shape, scale):
+    scales = record.mask_scales
+    if scales and not any(fits((image.height, image.width), mask.shape, scale) for scale in scales):
+        height, width = mask.shape
+        enlarged = " or ".join(f"{scale:.4g}" for scale in scales)
         raise BadFileError(
             "size_mismatch",
             f"expected a mask of the image's size, {image.width} x {image.height} px, "
-            + (f"once enlarged {scale:g} times, " if scale != 1 else "")
-            + f"found {width} x {height} px; "
-            "a scale that all share may be declared, or stretch if they show the same (corpus.mask_scale)",
+            + (f"once enlarged {enlarged} times, " if scales != (1.0,) else "")
+            + f"found {width} x {height} px; scales may be declared, or stretch if they show the same "
+            "(corpus.mask_scale)",
         )
     return mask
 

@@ -41,6 +41,7 @@ REASONS = {
     "no_image": "the mask, or the row of the index, has no image",
     "ambiguous": "several files share one name",
     "size_mismatch": "image and mask differ in size",
+    "orientation": "image and mask are slices in different planes",
     "unknown_label": "the mask holds a value that the configuration does not map",
     "coloured_mask": "the mask has colours in place of label values",
     "empty_mask": "the mask marks nothing",
@@ -82,7 +83,8 @@ class Record:
         size: The size of the image and mask files together as listed, bytes. It is part of the identity of the corpus.
         modified_ns: The latest time of change of these files, nanoseconds since 1970. It is part of the identity of the
             corpus.
-        mask_scale: The rows of the image for each row of its mask; None for a mask that is stretched to its image.
+        mask_scales: The rows of the image for each row of its mask, of which one must fit; empty for a mask that is
+            stretched to its image.
         private: Whether the path of the file may identify the patient, so that only `image_id` may be written anywhere.
     """
 
@@ -94,14 +96,15 @@ class Record:
     groups: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
     modified_ns: int = 0
-    mask_scale: float | None = 1.0
+    mask_scales: tuple[float, ...] = (1.0,)
     private: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Builds a record from the JSON text of its `asdict`."""
         fields = json.loads(text)
-        return cls(**{**fields, "masks": tuple(MaskSource(**one) for one in fields["masks"])})
+        masks = tuple(MaskSource(**one) for one in fields["masks"])
+        return cls(**{**fields, "masks": masks, "mask_scales": tuple(fields["mask_scales"])})
 
     @property
     def mask_uris(self) -> tuple[str, ...]:

@@ -132,6 +132,25 @@ def test_colours_of_cvat(tmp_path: Path) -> None:
     assert np.array_equal(mask_of(both), (2 * LEFT + RIGHT).astype(np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("masks/_classes.csv", "Pixel Value, Class\n0, unlabeled\n1, lung\n2, heart\n"),
+        ("class_dict.csv", "name,r,g,b\nbackground,0,0,0\nlung,1,1,1\nheart,2,2,2\n"),
+    ],
+)
+def test_tables_of_values(name: str, text: str, tmp_path: Path) -> None:
+    """As Roboflow writes them, and as sets like CamVid have them."""
+    coloured = name == "class_dict.csv"
+    write(tmp_path, masks=np.stack([LABELS] * 3, 2) if coloured else LABELS)
+    (tmp_path / name).write_text(text)
+    assert np.array_equal(mask_of(listing(tmp_path)), LEFT)
+    found = listing(tmp_path, unite=False)
+    assert found.corpus.class_names == ["heart", "lung"]
+    assert np.array_equal(mask_of(found), (2 * LEFT + RIGHT).astype(np.uint8))
+    assert not any("is not used" in line for line in found.warnings)
+
+
 def test_names_of_other_values_are_not_used(tmp_path: Path) -> None:
     """A labelmap of colours beside masks of 0 and 255."""
     write(tmp_path, masks=LEFT * np.uint8(255))

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -13,7 +14,8 @@ from PIL import Image
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import picture
 from lungseg_ray.corpus.decode import decode_image, decode_mask
-from lungseg_ray.corpus.formats import decode_file
+from lungseg_ray.corpus.formats import decode_file, oriented
+from lungseg_ray.corpus.picture import Picture
 from lungseg_ray.errors import BadFileError
 from tests.corpus.kinds import pillow, raw_png, tiff
 from tests.fuzz.mutate import with_checksums
@@ -300,3 +302,45 @@ class TestLimits:
             decode_image(b"DOE^JANE 1970", channels=1)
         assert "DOE" not in str(caught.value)
         assert "are text" in str(caught.value)
+
+
+class TestOrientationOfNifti:
+    """Masks whose files specify other directions than those of their images, against nibabel's own reorientation."""
+
+    PIXELS = np.arange(24 * 36, dtype=np.uint16).reshape(24, 36)
+
+    def image(self, axes: str, *, affine: NDArray[Any] | None = None) -> nibabel.Nifti1Image:
+        directions = nibabel.orientations.axcodes2ornt(axes)
+        made = np.eye(4)
+        made[:3, :3] = 0
+        for column, (axis, sign) in enumerate(directions):
+            made[int(axis), column] = 0.2 * sign
+        return nibabel.Nifti1Image(self.PIXELS.T[:, :, None], made if affine is None else affine)
+
+    def read(self, image: nibabel.Nifti1Image, axes: str = "") -> Picture:
+        return oriented(decode_file(image.to_bytes(), name="a.nii", use="mask"), axes)
+
+    @pytest.mark.parametrize("axes", ["LPS", "RAS", "LAS", "PLS", "ARI", "PRS"])
+    def test_mask_lies_as_its_image(self, axes: str) -> None:
+        image = self.image("LPS")
+        mask = image.as_reoriented(
+            nibabel.orientations.ornt_transform(
+                nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt(axes)
+            )
+        )
+        assert nibabel.aff2axcodes(mask.affine) == tuple(axes)
+        found = self.read(image)
+        assert found.axes == "LP"
+        assert np.array_equal(found.pixels, self.PIXELS)
+        assert np.array_equal(self.read(mask, found.axes).pixels, self.PIXELS)
+
+    def test_file_that_says_nothing(self) -> None:
+        for image in (self.image("RAS", affine=np.eye(4)), nibabel.Nifti1Image(self.PIXELS.T, None)):
+            found = self.read(image, "LP")
+            assert found.axes == ""
+            assert np.array_equal(found.pixels, self.PIXELS)
+
+    def test_other_planes(self) -> None:
+        with pytest.raises(BadFileError, match="expected the plane of its image, LP, found LI") as caught:
+            self.read(self.image("LIP"), "LP")
+        assert caught.value.reason == "orientation"

@@ -123,7 +123,7 @@ class TestPairs:
 
     def test_mask_scale(self, tmp_path: Path) -> None:
         fill(tmp_path, "images/a.png", "masks/a.png")
-        assert listing(tmp_path, mask_scale=0.5).records[0].mask_scale == 0.5
+        assert listing(tmp_path, mask_scale=0.5).records[0].mask_scales == (0.5,)
 
     def test_long_id_in_the_index(self, tmp_path: Path) -> None:
         fill(tmp_path, "images/a.png", "masks/a.png")

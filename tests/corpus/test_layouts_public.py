@@ -50,7 +50,7 @@ def test_montgomery(below: str, tmp_path: Path) -> None:
     files = [f"{folder}/MCUCXR_0001_0.png" for folder in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask")]
     assert [first.image_uri, *first.mask_uris] == [str(top / file) for file in files]
     assert first.size == sum((top / file).stat().st_size for file in files)
-    assert (first.image_id, first.patient_id, first.split, first.mask_scale) == ("MCUCXR_0001_0",) * 2 + (None, 1.0)
+    assert (first.image_id, first.patient_id, first.split, first.mask_scales) == ("MCUCXR_0001_0",) * 2 + (None, (1.0,))
     # The first reading: F, 020Y.
     assert dict(first.groups) == {"sex": "female", "age": "20-29", "finding": "normal"}
     assert counts(found, "finding") == {"normal": 80, "tb": 58}
@@ -182,8 +182,8 @@ def test_jsrt(tmp_path: Path) -> None:
         str(masks / "right lung/JPCLN001.gif"),
     )
     assert "/fold2/" in records["JPCNN002"].mask_uris[0]
-    assert {record.mask_scale for record in found.records} == {2.0}
-    assert {record.mask_scale for record in listing(tmp_path, mask_scale=4).records} == {4.0}
+    assert {record.mask_scales for record in found.records} == {(2.0,)}
+    assert {record.mask_scales for record in listing(tmp_path, mask_scale=[4, 2]).records} == {(4.0, 2.0)}
 
 
 def test_jsrt_without_scr(tmp_path: Path) -> None:

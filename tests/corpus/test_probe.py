@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lungseg_ray.corpus import probe, read_sample
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.errors import BadFileError
 from lungseg_ray.storage import StorageError
 from tests.corpus.kinds import png, tiff
 from tests.corpus.trees import listing
@@ -144,7 +145,7 @@ class TestMasks:
             tmp_path,
             mask=lambda labels, number: cv2.resize(labels * np.uint8(255), size, interpolation=cv2.INTER_NEAREST),
         )
-        assert {record.mask_scale for record in found.records} == {96 / size[0]}
+        assert {record.mask_scales for record in found.records} == {(96 / size[0],)}
         assert smallest_dice(found) > 0.95
 
     def test_one_size_for_images_of_many(self, tmp_path: Path) -> None:
@@ -153,8 +154,33 @@ class TestMasks:
             image=lambda pixels, number: cv2.resize(pixels, (100 + 7 * number, 90 + 11 * number)),
             mask=lambda labels, number: cv2.resize(labels * np.uint8(255), (64, 64), interpolation=cv2.INTER_NEAREST),
         )
-        assert {record.mask_scale for record in found.records} == {None}
+        assert {record.mask_scales for record in found.records} == {()}
         assert smallest_dice(found) > 0.95
+
+    @pytest.mark.parametrize("every", [2, 3])
+    def test_some_of_half_size(self, every: int, tmp_path: Path) -> None:
+        def halved(labels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+            return labels[:: 1 + (number % every == 0), :: 1 + (number % every == 0)] * np.uint8(255)
+
+        found = corpus(tmp_path, mask=halved)
+        assert {record.mask_scales for record in found.records} == {(1.0, 2.0)}
+        assert f"{-(-len(found.records) // every)} of {len(found.records)} looked at of another size" in "".join(
+            found.recognition
+        )
+        assert smallest_dice(found) > 0.95
+
+    def test_one_of_another_size_is_set_aside(self, tmp_path: Path) -> None:
+        found = corpus(tmp_path, mask=lambda labels, number: labels[:: 1 + (number == 0), :: 1 + (number == 0)])
+        assert {record.mask_scales for record in found.records} == {(1.0,)}
+
+    def test_most_of_half_size_and_some_cut(self, tmp_path: Path) -> None:
+        def cut(labels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+            return np.ascontiguousarray((labels[:50] if number % 4 == 0 else labels[::2, ::2]) * np.uint8(255))
+
+        found = corpus(tmp_path, mask=cut)
+        assert {record.mask_scales for record in found.records} == {(2.0,)}
+        with pytest.raises(BadFileError, match="once enlarged 2 times, found 96 x 50 px"):
+            read_sample(found.records[0], found.corpus, longer_side=512)
 
     def test_transposed(self, tmp_path: Path) -> None:
         found = corpus(

@@ -137,7 +137,14 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         keep_empty=annotations.marks_nothing,
         value_names=value_names,
         structures=annotations.structures or structures,
-        warnings=[*_unused(found), *doubts, *annotations.doubts, *tables.doubts, *patients.doubts],
+        warnings=[
+            *_unused(found),
+            *_unmatched(found, matches),
+            *doubts,
+            *annotations.doubts,
+            *tables.doubts,
+            *patients.doubts,
+        ],
     )
 
 
@@ -164,6 +171,20 @@ def _unused(found: Sorted) -> list[str]:
         f"{counted(len(found.others), 'file')} that may be images are not used, in {where}, since other folders are "
         "named for images and masks. Name theirs, too: --corpus.images and --corpus.masks, or leave them out of "
         "corpus.root."
+    ]
+
+
+def _unmatched(found: Sorted, matches: Matches) -> list[str]:
+    """Returns a sentence for the user if whole folders of masks have no image, beside others that have."""
+    lonely = Counter(mask.parsed.folder for mask in matches.lonely)
+    all_masks = Counter(mask.parsed.folder for mask in found.masks)
+    whole = {folder for folder, count in lonely.items() if folder and count == all_masks[folder]}
+    used = {folder for folder in all_masks.keys() - whole if folder}
+    if not whole or not used:
+        return []
+    return [
+        f"No mask in {_folders(whole)} has the name of an image; those of {_folders(used)} are used. If the first are "
+        "meant, name them as their images are, and name their folder: --corpus.masks"
     ]
 
 

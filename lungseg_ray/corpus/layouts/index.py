@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.labelmaps import TABLES_OF_VALUES
 from lungseg_ray.corpus.layouts.listing import Listing
 from lungseg_ray.corpus.layouts.matching import bare
 from lungseg_ray.corpus.layouts.patients import AUTO
@@ -93,7 +94,10 @@ def read_indexes(
     tables = [
         entry
         for entry in tree.files
-        if entry.path.lower().endswith(TABLES) and entry.path.count("/") <= _DEEPEST and entry.path not in others
+        if entry.path.lower().endswith(TABLES)
+        and entry.path.count("/") <= _DEEPEST
+        and entry.path not in others
+        and entry.path.rpartition("/")[2].lower() not in TABLES_OF_VALUES
     ]
     tables.sort(key=lambda entry: (not _is_index(entry), entry.path.count("/"), entry.path))
     lists = _split_lists(tree)

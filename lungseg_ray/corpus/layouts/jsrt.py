@@ -63,7 +63,7 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     def make(image_id: str, image: Entry, files: Sequence[Entry]) -> Record:
         groups = {**patients.get(image_id, {}), "nodule": "yes" if image_id.startswith("JPCLN") else "no"}
         record = make_record(image_id, image, files, settings, groups, image_id)
-        return record if settings.mask_scale != "auto" else replace(record, mask_scale=MASK_SCALE)
+        return record if settings.mask_scale != "auto" else replace(record, mask_scales=(MASK_SCALE,))
 
     listing = join("jsrt", {"All247images": images}, masks, make, may_lack=True)
     known = sum(len(found) for part in (images, *masks.values()) for found in part.values())

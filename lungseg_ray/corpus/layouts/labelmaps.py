@@ -1,4 +1,4 @@
-"""Files beside masks that say which structure each value or colour is: those of CVAT, VOC and nnU-Net."""
+"""Files beside masks that say which structure each value or colour is: of CVAT, VOC, nnU-Net, Roboflow and CamVid."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 
 from lungseg_ray.config import CorpusSettings
+from lungseg_ray.corpus.layouts.table import plain, read_table
 from lungseg_ray.corpus.layouts.tree import Entry, FileTree
 from lungseg_ray.corpus.structures import words_of
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import counted, shown
 
+TABLES_OF_VALUES = ("_classes.csv", "class_dict.csv")
+"""Names of tables of values, which are of Roboflow, and of colours, which are of CamVid and sets made like it."""
 _LABELMAP, _DATASET = "labelmap.txt", "dataset.json"
 _DEEPEST = 2
 _MOST_BYTES = 1 << 24
@@ -40,9 +43,13 @@ def find_value_names(tree: FileTree, settings: CorpusSettings) -> tuple[dict[str
     by_file: dict[str, Mapping[str, str]] = {}
     for entry in tree.files:
         name = entry.path.rpartition("/")[2].lower()
-        if name not in (_LABELMAP, _DATASET) or entry.path.count("/") > _DEEPEST or entry.size > _MOST_BYTES:
+        if (
+            name not in (_LABELMAP, _DATASET, *TABLES_OF_VALUES)
+            or entry.path.count("/") > _DEEPEST
+            or entry.size > _MOST_BYTES
+        ):
             continue
-        names = _of_labelmap(entry) if name == _LABELMAP else _of_dataset(entry)
+        names = {_LABELMAP: _of_labelmap, _DATASET: _of_dataset}.get(name, _of_table)(entry)
         if names:
             found |= names
             by_file[entry.path] = names
@@ -94,6 +101,27 @@ def _of_dataset(entry: Entry) -> dict[str, str]:
     if all(_is_number(key) for key, _ in pairs):
         return dict(pairs)
     return {value: key for key, value in pairs if _is_number(value)}
+
+
+def _of_table(entry: Entry) -> dict[str, str]:
+    """Reads the columns `Pixel Value` and `Class` of Roboflow, or `name`, `r`, `g` and `b` of CamVid."""
+    try:
+        table = read_table(entry.place)
+    except UserError:
+        return {}
+    by_name = {plain(column): column for column in table.columns}
+    name = by_name.get(plain("class")) or by_name.get(plain("name"))
+    value, colour = by_name.get(plain("pixel value")), [by_name.get(part, "") for part in "rgb"]
+    if name and value:
+        return {row[value]: row[name] for row in table.rows if _is_number(row[value])}
+    if name and all(colour):
+        rows = [(row[name], [row[part] for part in colour]) for row in table.rows]
+        return {
+            "#" + "".join(f"{min(int(part), 255):02x}" for part in parts): structure
+            for structure, parts in rows
+            if all(_is_number(part) and len(part) < 4 for part in parts)
+        }
+    return {}
 
 
 def _is_number(text: str) -> bool:

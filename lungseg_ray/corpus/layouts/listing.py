@@ -110,7 +110,7 @@ def make_record(
         groups=groups,
         size=sum(entry.size for entry in files),
         modified_ns=max(entry.modified_ns for entry in files),
-        mask_scale=settings.scale_of_masks,
+        mask_scales=settings.mask_scales,
     )
 
 

@@ -183,7 +183,7 @@ def _record(
         patient_id=row[columns["patient"]] if columns["patient"] else "",
         split=split_of(row, columns["split"], manifest, number),
         groups=groups_of(row, columns.values()),
-        mask_scale=settings.scale_of_masks,
+        mask_scales=settings.mask_scales,
     )
 
 

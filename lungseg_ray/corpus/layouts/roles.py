@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -75,7 +75,21 @@ _SHORT = {"tr", "ts"}
 """Words of splits that are certain only beside one of images or masks, as in `imagesTr`: TR is also a country."""
 _DEVELOPMENT = {"dev", "development"}
 _FILLERS = {"dir", "folder", "folders", "file", "files", "png", "jpg", "jpeg", "tif", "tiff", "dataset", "data", "set"}
-_FILLERS |= {"all", "the", "of", "and", "for", "class", "classes", "only", "final", "new", "resized", "processed"}
+_FILLERS |= {
+    "ground",
+    "all",
+    "the",
+    "of",
+    "and",
+    "for",
+    "class",
+    "classes",
+    "only",
+    "final",
+    "new",
+    "resized",
+    "processed",
+}
 _WORD = re.compile(
     r"[A-Z]+(?=[A-Z][a-z])|[A-Z\u00c0-\u00de]?[a-z\u00df-\u00ff]+|[A-Z\u00c0-\u00de]+|\d+|[\u5de6\u53f3]|[^\W\d_A-Za-z\u00c0-\u00ff\u5de6\u53f3]+"
 )
@@ -193,20 +207,21 @@ class Roles:
     def __init__(self, folders: Iterable[str]) -> None:
         self._parsed: dict[str, Parsed] = {}
         paths = {folder for folder in folders if folder}
-        roles: dict[str, set[Role]] = defaultdict(set)
-        for path in paths:
-            parts = path.split("/")
-            for depth in range(len(parts), 0, -1):
-                words = read_words(parts[depth - 1])
-                if words.role:
-                    for above in range(depth):
-                        roles["/".join(parts[:above])].add(words.role)
-        self._wrappings = {path for path, found in roles.items() if len(found) > 1}
         siblings: dict[str, set[str]] = defaultdict(set)
         for path in paths:
             parts = path.split("/")
             for depth, part in enumerate(parts):
                 siblings["/".join(parts[:depth])].add(part)
+        self._beside_masks = {path for above, names in siblings.items() for path in _named_as_masks(above, names)}
+        roles: dict[str, set[Role]] = defaultdict(set)
+        for path in paths:
+            parts = path.split("/")
+            for depth in range(len(parts), 0, -1):
+                words = self._words(parts[:depth])
+                if words.role:
+                    for above in range(depth):
+                        roles["/".join(parts[:above])].add(words.role)
+        self._wrappings = {path for path, found in roles.items() if len(found) > 1}
         self._splits = {above: splits_of(names) for above, names in siblings.items()}
 
     def parse(self, folder: str) -> Parsed:
@@ -219,10 +234,14 @@ class Roles:
             self._parsed[folder] = self._parse(folder)
         return self._parsed[folder]
 
+    def _words(self, parts: Sequence[str]) -> Words:
+        words = read_words(parts[-1])
+        return replace(words, role="image", weak=True) if "/".join(parts) in self._beside_masks else words
+
     def _parse(self, folder: str) -> Parsed:
         parts = folder.split("/") if folder else []
         paths = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
-        words = [read_words(part) for part in parts]
+        words = [self._words(parts[: depth + 1]) for depth in range(len(parts))]
         bearing = [depth for depth, one in enumerate(words) if one.role and paths[depth] not in self._wrappings]
         # Weak words count only where no other word says a role.
         bearing = [depth for depth in bearing if not words[depth].weak] or bearing
@@ -240,6 +259,18 @@ class Roles:
             if depth not in dropped or words[depth].split
         )
         return Parsed(role, paths[same[-1]] if same else "", split, side, kind, rest)
+
+
+def _named_as_masks(folder: str, names: Iterable[str]) -> Iterator[str]:
+    """Yields the paths of folders whose names say no role, and else the same as that of a folder of masks beside them.
+
+    `ISIC_Training_Data` is such a folder beside `ISIC_Training_GroundTruth`.
+    """
+    words = {name: read_words(name) for name in names}
+    masks = {(one.others, one.split) for one in words.values() if one.role == "mask" and one.others}
+    for name, one in words.items():
+        if one.role is None and (one.others, one.split) in masks:
+            yield f"{folder}/{name}" if folder else name
 
 
 def splits_of(names: Iterable[str]) -> dict[str, Split | None]:
