@@ -23,6 +23,8 @@ _MOST_LABELS = 6
 _MOST_STRUCTURES = 64
 """Whole numbers up to this one stand for structures, however many there are."""
 _NEARLY_ALL = 0.95
+_OFF_SHADE, _ALL_SHADES = 40.0, 0.99
+"""The distance up to which a colour is a shade of another, and the share of pixels that must be shades."""
 _BORDER = 255
 _THIN_PIXELS, _THIN_SHARE = 3.0, 0.01
 """Half of the width of a border, at most: pixels, or a share of the longer side."""
@@ -187,10 +189,12 @@ def find_colours(found: Found, masks: Sequence[Picture]) -> None:
         if mask.pixels.ndim == 3:
             spread = mask.pixels.max(axis=2).astype(int) - mask.pixels.min(axis=2)
             grey_like = grey_like and float((spread > 40).mean()) < 0.01
-    if grey_like:
+    colours = [colour for colour, _ in counts.most_common() if colour != 0]
+    shades = len(colours) > _FEW_VALUES and settings.classes <= 2 and _are_shades(counts, colours[0])
+    if grey_like or shades:
+        # A threshold is compared with the mean of the channels (`decode_mask`).
         grey = [Picture(_mean(mask.pixels), mask.bits, mask.white) for mask in masks]
         return find_values(found, grey)
-    colours = [colour for colour, _ in counts.most_common() if colour != 0]
     names = {colour: colour_name(colour) for colour in colours[:_FEW_VALUES]}
     if len(colours) == 1 and settings.classes <= 2:
         found.set(mask_values={"#000000": 0, names[colours[0]]: 1})
@@ -217,6 +221,17 @@ def find_colours(found: Found, masks: Sequence[Picture]) -> None:
             "save them without compression losses, or name their folder with --corpus.masks."
         )
     return None
+
+
+def _are_shades(counts: Counter[int], colour: int) -> bool:
+    """Whether nearly all pixels have shades of a colour down to black, as smooth or lossy borders on black have."""
+    packed, numbers = (np.array(list(part)) for part in (counts.keys(), counts.values()))
+    channels = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1).astype(float)
+    direction = np.array([colour >> 16, colour >> 8 & 255, colour & 255], float)
+    direction /= np.linalg.norm(direction)
+    distance = np.linalg.norm(channels - np.outer(channels @ direction, direction), axis=1)
+    far = float(numbers[distance > _OFF_SHADE].sum()) / float(numbers.sum())
+    return counts[0] > 0 and far < 1 - _ALL_SHADES
 
 
 def _mean(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -131,6 +131,18 @@ class TestMasks:
         mask = read_sample(found.records[0], found.corpus, longer_side=512).mask
         assert np.array_equal(mask, DRAWN[0][1] * np.where(np.arange(96) > 48, 2, 1))
 
+    @pytest.mark.parametrize("suffix", [".png", ".jpg"])
+    def test_one_colour_with_smooth_borders(self, suffix: str, tmp_path: Path) -> None:
+        def red(labels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+            smooth = cv2.GaussianBlur(labels.astype(np.float32), (3, 3), 0.6)
+            pixels = np.dstack([smooth * 0, smooth * 20, smooth * 220]).astype(np.uint8)
+            return np.asarray(cv2.imdecode(cv2.imencode(suffix, pixels)[1], cv2.IMREAD_COLOR), np.uint8)
+
+        found = corpus(tmp_path, mask=red)
+        assert found.corpus.mask_threshold == pytest.approx(0.5 * 80 / 255, abs=0.01)
+        assert smallest_dice(found) > 0.95
+        assert not found.warnings
+
     def test_alpha(self, tmp_path: Path) -> None:
         found = corpus(
             tmp_path,
