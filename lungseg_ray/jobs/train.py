@@ -7,7 +7,6 @@ import time
 import yaml
 from rich.console import Console
 
-from lungseg_ray import models
 from lungseg_ray.cluster.planning import plan_training
 from lungseg_ray.cluster.session import available
 from lungseg_ray.config import Settings, TrainJob, merge
@@ -23,7 +22,7 @@ from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary, describe_detection
 from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
-from lungseg_ray.training.model import with_start
+from lungseg_ray.training.model import check_model, with_start
 from lungseg_ray.workers.fit import fit
 
 
@@ -64,7 +63,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
     run = Run(settings.runs.root / settings.runs.name)
     settings, index = known_shards(settings, run.place, console)
     settings, start = with_start(settings, run.config)
-    _check_model(settings)
+    check_model(settings)
     run.can_resume(settings, fingerprint=index.fingerprint if index else None)
     if finished := _finished(run, settings):
         early = finished["epochs"] < settings.train.epochs
@@ -112,17 +111,6 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
-
-
-def _check_model(settings: Settings) -> None:
-    models.check(
-        architecture=settings.model.architecture,
-        encoder=settings.model.encoder,
-        in_channels=settings.corpus.channels,
-        classes=settings.corpus.classes,
-        size=settings.feed.size,
-        images=settings.images_per_pass,
-    )
 
 
 def _extend(run: Run, settings: Settings, index: ShardIndex, console: Console) -> None:

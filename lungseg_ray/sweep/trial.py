@@ -18,7 +18,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import tune
 
-from lungseg_ray import models
 from lungseg_ray.cluster.planning import TrialsPlan
 from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
@@ -32,6 +31,7 @@ from lungseg_ray.shards.format import ShardIndex
 from lungseg_ray.sweep.ledger import Sweep, Trial, TrialUpdate
 from lungseg_ray.training.events import EpochDone, Event, Note, StepDone
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
+from lungseg_ray.training.model import model_cost
 from lungseg_ray.workers.fit import WorkersLostError, fit
 from lungseg_ray.workers.mailbox import Heartbeat, Mailbox
 from lungseg_ray.workers.process_group import ProcessGroup
@@ -249,14 +249,7 @@ def _train(assignment: Assignment, task: Task) -> TrialUpdate:
 
 def _cost(settings: Settings, job: SweepJob) -> TrialUpdate:
     """Size and cost of a trial's network, and whether a budget refuses it."""
-    found = models.cost(
-        architecture=settings.model.architecture,
-        encoder=settings.model.encoder,
-        in_channels=settings.corpus.channels,
-        classes=settings.corpus.classes,
-        size=settings.feed.size,
-        images=settings.images_per_pass,
-    )
+    found = model_cost(settings)
     update = TrialUpdate(parameters=found.parameters, gflops=round(found.gflops, 3))
     budget = job.sweep.budget
     for name, value, limit, unit in (

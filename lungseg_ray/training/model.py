@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import nn
@@ -13,10 +13,54 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.run.exported import Sidecar, find_export, open_model
 from lungseg_ray.run.started_with import ConfigFile
 
+
+class _Pass(TypedDict):
+    """A training pass of the network of a run in one worker."""
+
+    architecture: str
+    encoder: str
+    in_channels: int
+    classes: int
+    size: int
+    images: int
+
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 _HEAD = "segmentation_head."
 """How the names of the tensors begin that depend on the classes."""
+
+
+def _training_pass(settings: Settings) -> _Pass:
+    return {
+        "architecture": settings.model.architecture,
+        "encoder": settings.model.encoder,
+        "in_channels": settings.corpus.channels,
+        "classes": settings.corpus.classes,
+        "size": settings.feed.size,
+        "images": settings.images_per_pass,
+    }
+
+
+def check_model(settings: Settings) -> None:
+    """Checks that the network of a run exists and can be trained as the settings ask; takes a fraction of a second.
+
+    Args:
+        settings: The settings of the run.
+
+    Raises:
+        UserError: If it does not exist, or cannot be trained on images of this size or so few at a time.
+    """
+    models.check(**_training_pass(settings))
+
+
+def model_cost(settings: Settings) -> models.Cost:
+    """Returns the size and the cost of the network of a run.
+
+    Args:
+        settings: The settings of the run.
+    """
+    return models.cost(**_training_pass(settings))
 
 
 def build_model(settings: Settings, *, pretrained: bool = True) -> nn.Module:
