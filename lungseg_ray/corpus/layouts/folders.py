@@ -106,19 +106,10 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     _require_same_pairs(tree, listing.records, tables)
     listing = index.apply(listing, tables)
     listing, structures = with_structures(listing, settings)
-    names = {" ".join(part.kind) for parts in matches.parts.values() for part in parts}
-    others = [name for name in names if is_other(name, settings.class_names[0])] if len(names) == 1 else []
-    doubts = [
-        f"The masks are named {shown(name)}, and count as {settings.class_names[0]}. If they mark something else, name "
-        f"it: --corpus.class_names {shown(name)!r}"
-        for name in others
-        if settings.classes <= 2
-    ]
     everyone = [*listing.records, *listing.unlabelled]
     everyone, tagged = tag_patients(everyone) if settings.patients == AUTO else (everyone, 0)
-    records, patients = name_patients(everyone, paths, settings.patients if not tables.column else AUTO)
+    everyone, patients = name_patients(everyone, paths, settings.patients if not tables.column else AUTO)
     value_names, labels_said = find_value_names(tree, settings)
-    by_id = {record.image_id: record for record in records}
     recognition = [
         *([] if annotations.items else [f"images and masks: {_describe(found, matches, kinds)}"]),
         *annotations.said,
@@ -129,8 +120,8 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
     ]
     return replace(
         listing,
-        records=[by_id[record.image_id] for record in listing.records],
-        unlabelled=[by_id[record.image_id] for record in listing.unlabelled],
+        records=everyone[: len(listing.records)],
+        unlabelled=everyone[len(listing.records) :],
         set_aside=sorted([*listing.set_aside, *unusable], key=lambda one: one.image_id),
         ignored=_count_unread(tree, found),
         recognition=recognition,
@@ -140,12 +131,23 @@ def read(tree: FileTree, settings: CorpusSettings) -> Listing:
         warnings=[
             *_unused(found),
             *_unmatched(found, matches),
-            *doubts,
+            *_other_structure(matches, settings),
             *annotations.doubts,
             *tables.doubts,
             *patients.doubts,
         ],
     )
+
+
+def _other_structure(matches: Matches, settings: CorpusSettings) -> list[str]:
+    """Returns a sentence for the user if all masks are named for something else than the class."""
+    names = {" ".join(part.kind) for parts in matches.parts.values() for part in parts}
+    if len(names) != 1 or settings.classes > 2 or not is_other(name := names.pop(), settings.class_names[0]):
+        return []
+    return [
+        f"The masks are named {shown(name)}, and count as {settings.class_names[0]}. If they mark something else, name "
+        f"it: --corpus.class_names {shown(name)!r}"
+    ]
 
 
 def _require_same_pairs(tree: FileTree, records: Sequence[Record], tables: index.Indexes) -> None:
