@@ -53,8 +53,9 @@ def read_shard(root: str, file: str) -> list[ShardRow]:
     Raises:
         KeyError: If the index does not contain the file.
         UserError: If there are no shards, if the index is damaged, or if another version of the software wrote it.
+        DamagedShardError: If the shard is missing, damaged, or another one than the index describes.
         OSError: If the file cannot be read.
     """
     place = locate(root)
     shards = {shard.file: shard for shard in read_index(place).shards}
-    return read_rows(place / file, shards[file].usable)
+    return read_rows(place, shards[file], shards[file].usable)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lungseg_ray.config import CorpusSettings, Settings
-from lungseg_ray.corpus import SPLITS, MaskSource, Record, Sample
+from lungseg_ray.corpus import SPLITS, MaskSource, Record, Sample, Split
 from lungseg_ray.run import checkpoint
-from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, write_file
+from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, read_contents, write_file
 from lungseg_ray.storage import Location
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +45,12 @@ def make_sample(name: str, *, height: int = 40, width: int = 48, channels: int =
     return Sample(image, mask, height, width, 8, None, digest, digest[::-1])
 
 
+def shard_of(place: Location, *, split: Split = "train", skip: tuple[int, ...] = ()) -> Shard:
+    """The entry of a written shard in an index."""
+    contents = read_contents(place)
+    return Shard(file=place.name, split=split, rows=len(contents.rows), footer=contents.footer, skip=skip)
+
+
 def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping[str, tuple[int, ...]]) -> ShardIndex:
     """Writes shards and their index.
 
@@ -62,7 +68,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
                 (Record(name, name, (MaskSource(name),), f"patient of {name}"), make_sample(name)) for name in names
             ]
             write_file(root / f"{stem}.parquet", content)
-            shards.append(Shard(file=f"{stem}.parquet", split=split, rows=count, skip=skip.get(stem, ())))
+            shards.append(shard_of(root / f"{stem}.parquet", split=split, skip=skip.get(stem, ())))
         images = sum(len(shard.usable) for shard in shards if shard.split == split)
         splits[split] = SplitFigures(
             images=images, patients=images, label_shares={0: 0.9, 1: 0.1}, intensity_mean=0.5, intensity_std=0.3
@@ -97,3 +103,8 @@ def mapped(values: Mapping[Any, int | str], **settings: Any) -> CorpusSettings:
     names = [f"label {label}" for label in range(1, max(labels, 1) + 1)]
     classes = labels + 1 if labels > 1 else 1
     return CorpusSettings.model_validate({"classes": classes, "class_names": names, "mask_values": values, **settings})
+
+
+def folder_of(place: Location) -> Location:
+    """The folder in which a file lies."""
+    return Location(place.uri.rpartition("/")[0])

@@ -43,11 +43,11 @@ class ShardImages:
 
     Attributes:
         root: The folder of the shards.
-        rows: The name of the shard's file and the number of the row in it, for each image.
+        rows: The shard and the number of the row in it, for each image.
     """
 
     root: Location
-    rows: list[tuple[str, int]]
+    rows: list[tuple[Shard, int]]
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -55,13 +55,13 @@ class ShardImages:
 
     def name(self, number: int) -> tuple[str, str]:
         """Returns the file and the number of the row as `FILE:ROW`, and the location of the file."""
-        file, row = self.rows[number]
-        return f"{file}:{row}", str(self.root / file)
+        shard, row = self.rows[number]
+        return f"{shard.file}:{row}", str(self.root / shard.file)
 
     def read(self, number: int) -> ShardRow:
         """Reads an image with its mask."""
-        file, row = self.rows[number]
-        return read_rows(self.root / file, [row])[0]
+        shard, row = self.rows[number]
+        return read_rows(self.root, shard, [row])[0]
 
     @classmethod
     def of(cls, root: Location, shards: Iterable[Shard]) -> ShardImages:
@@ -71,7 +71,7 @@ class ShardImages:
             root: The folder of the shards.
             shards: The shards.
         """
-        return cls(root, [(shard.file, row) for shard in shards for row in shard.usable])
+        return cls(root, [(shard, row) for shard in shards for row in shard.usable])
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ import torch
 
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.feed import augment
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import epoch_order
 from lungseg_ray.feed.read_ahead import ReadAhead
-from lungseg_ray.shards.format import ShardIndex, ShardRow, read_rows, unpack_rows
+from lungseg_ray.shards.format import DamagedShardError, Shard, ShardIndex, ShardRow, read_rows, unpack_rows
 from lungseg_ray.storage import Location, retry
 
 CHUNK_IMAGES = 128
@@ -44,7 +44,7 @@ PIPELINE_CHUNKS = 512
 """A Ray Data pipeline gets whole epochs, at least one, until it has this number of chunks, which is enough to outweigh
 the cost of its start."""
 
-_MISTAKE = "mistake"
+_DAMAGE = "mistake"
 """The column of a block that contains the message of a `UserError` in place of rows."""
 
 
@@ -119,22 +119,23 @@ class Source:
         """The number of whole global batches in an epoch. The rows after the last whole batch are left out."""
         return self.index.count("train") // self.batch
 
-    def rows(self, file: str, rows: Sequence[int]) -> list[ShardRow]:
+    def rows(self, shard: Shard, rows: Sequence[int]) -> list[ShardRow]:
         """Reads rows of a shard, from the object store if it contains the shard.
 
         Args:
-            file: The name of the shard's file.
+            shard: The shard.
             rows: The numbers of the rows within the shard.
 
         Returns:
             The rows, in the order of the numbers.
 
         Raises:
+            DamagedShardError: If the file is missing, damaged, or another one than the index describes.
             OSError: If the file cannot be read; a `StorageError` for a bucket.
         """
-        if file in self.shared:
-            return unpack_rows(ray.get(self.shared[file]), rows)
-        return read_rows(self.root / file, rows)
+        if shard.file in self.shared:
+            return unpack_rows(ray.get(self.shared[shard.file]), rows)
+        return read_rows(self.root, shard, rows)
 
 
 _ORDERS: dict[tuple[str, int, int, int], npt.NDArray[np.int64]] = {}
@@ -175,7 +176,7 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
         channels); and `mask`, uint8 (n, size, size), the label of each pixel.
 
     Raises:
-        UserError: If a shard is damaged.
+        DamagedShardError: If a shard is missing, damaged, or another one than the index describes.
         OSError: If a shard cannot be read; a `StorageError` for a bucket.
     """
     places = (_train_places(source, epoch) if split == "train" else _validation_places(source))[slots]
@@ -187,7 +188,7 @@ def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int6
     names = np.empty(len(slots), object)
     for number in np.unique(places[:, 0]):
         at = np.flatnonzero(places[:, 0] == number)
-        rows = source.rows(shards[number].file, places[at, 1].tolist())
+        rows = source.rows(shards[number], places[at, 1].tolist())
         for place, row in zip(at, rows, strict=True):
             name = int.from_bytes(hashlib.sha256(row.image_id.encode()).digest()[:8], "big")
             images[place], masks[place] = change(row.sample.image, row.sample.mask, seed=(source.seed, epoch, name))
@@ -215,9 +216,9 @@ class _Chunk:
         epoch, slots = self.chunks[int(batch["id"][0])]
         try:
             block = retry(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
-        except UserError as error:
+        except DamagedShardError as error:
             # Ray does not preserve the type of an exception, so the feed gets the message and raises it again.
-            return {_MISTAKE: np.array([str(error)])}
+            return {_DAMAGE: np.array([str(error)])}
         return {**block, "epoch": np.full(len(slots), epoch)}
 
 
@@ -258,7 +259,7 @@ class Feed:
             An iterator over the batches of this rank.
 
         Raises:
-            UserError: If a shard is damaged. The iterator raises it.
+            JobFailedError: If a shard is damaged. The iterator raises it.
             RuntimeError: If a row is not the one that the order specifies. The iterator raises it.
         """
         return ReadAhead(self._train(step, epochs), depth=max(self.ahead // self.batch, 1))
@@ -272,7 +273,7 @@ class Feed:
             The batches, numbered from 0; the last one may be smaller than the others.
 
         Raises:
-            UserError: If a shard is damaged.
+            JobFailedError: If a shard is damaged.
             RuntimeError: If a row is not the one that the order specifies.
         """
         slots = np.arange(self.rank, self.source.index.count("val"), self.world_size)
@@ -304,8 +305,8 @@ class Feed:
         done = 0
         # Whole blocks are requested and split into batches here, because Ray Data takes milliseconds for each batch.
         for block in self._blocks(_Chunk(self.source, split, chunks, self.patience)):
-            if _MISTAKE in block:
-                raise UserError(str(block[_MISTAKE][0]))
+            if _DAMAGE in block:
+                raise JobFailedError(str(block[_DAMAGE][0]))
             place = np.stack([block["epoch"], block["slot"]])
             wanted = expected[:, done : done + place.shape[1]]
             if not np.array_equal(place, wanted) or done % self.batch:

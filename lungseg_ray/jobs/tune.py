@@ -17,7 +17,7 @@ from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.page.render import write_sweep_page
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
 from lungseg_ray.run.progress import SCORES
-from lungseg_ray.shards.format import ShardIndex, read_table
+from lungseg_ray.shards.format import Shard, ShardIndex, read_table
 from lungseg_ray.storage import Location, retry
 from lungseg_ray.sweep.compare import summarise_sweep
 from lungseg_ray.sweep.ledger import REPORT, Sweep
@@ -192,14 +192,14 @@ def _share(root: Location, index: ShardIndex, console: Console) -> dict[str, ray
             highlight=False,
         )
         return {}
-    shared = {one.file: _read.remote(root / one.file) for one in shards}
+    shared = {one.file: _read.remote(root, one) for one in shards}
     ray.wait(list(shared.values()), num_returns=len(shared), fetch_local=False)
     return shared
 
 
 @ray.remote
-def _read(place: Location) -> Any:
-    return retry(lambda: read_table(place), seconds=60.0)
+def _read(root: Location, shard: Shard) -> Any:
+    return retry(lambda: read_table(root, shard), seconds=60.0)
 
 
 def _measure_finalists(job: SweepJob, place: Sweep, index: ShardIndex, console: Console) -> None:

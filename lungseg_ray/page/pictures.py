@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.imaging import PREDICTED, TRUTH, fit_labels_to, fit_to, hex_colour, overlay
 from lungseg_ray.inference import predictor
 from lungseg_ray.numerics import metrics
@@ -44,11 +44,11 @@ def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: s
         index = read_index(shards)
         if index.fingerprint != fingerprint:
             return _missing(f"{shards} holds other shards than those that the trials were trained on.")
-        places = [(shard.file, row) for shard in index.of("val") for row in shard.usable]
+        places = [(shard, row) for shard in index.of("val") for row in shard.usable]
         chosen = np.linspace(0, len(places) - 1, min(IMAGES, len(places))).round().astype(int)
-        rows = [read_rows(shards / places[number][0], [places[number][1]])[0] for number in chosen]
+        rows = [read_rows(shards, places[number][0], [places[number][1]])[0] for number in chosen]
         columns = [[_plain(row) for row in rows], *(_seen(place, rows) for place in models.values())]
-    except (UserError, OSError) as error:
+    except (UserError, JobFailedError, OSError) as error:
         return _missing(str(error))
     names = index.corpus.class_names
     predicted = [

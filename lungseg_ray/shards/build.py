@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 import ray
@@ -37,9 +37,8 @@ from lungseg_ray.shards.format import (
     Shard,
     ShardIndex,
     SplitFigures,
-    read_facts,
+    read_contents,
     read_index,
-    read_notes,
     write_file,
 )
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
@@ -214,29 +213,27 @@ def _build_index(
     doubles: set[str] = set()
     tallies: dict[Split, _Tally] = {split: _Tally() for split in SPLITS}
     for file in files:
-        place = root / file
         split: Split = next(split for split in SPLITS if file.startswith(f"{split}-"))
-        bad, found = read_notes(place)
-        set_aside += bad
-        facts = read_facts(place).to_pylist(maps_as_pydicts="strict")
+        contents = read_contents(root / file)
+        set_aside += contents.set_aside
         skip = []
-        for number, row in enumerate(facts):
+        for number, row in enumerate(contents.rows):
             same = seen.setdefault(row["image_sha256"], row["image_id"])
             if same != row["image_id"]:
                 skip.append(number)
                 doubles.add(row["image_id"])
                 set_aside.append(SetAside(row["image_id"], row["image_id"], "duplicate", f"same bytes as {same}"))
             else:
-                tallies[split].add(row)
+                tallies[split].add(cast(_RowFacts, row))
                 content.append((split, row["image_id"], row["patient_id"], row["image_sha256"], row["mask_sha256"]))
-        checks += found
-        shards.append(Shard(file=file, split=split, rows=len(facts), skip=tuple(skip)))
+        checks += contents.checks
+        shards.append(Shard(file=file, split=split, rows=len(contents.rows), footer=contents.footer, skip=tuple(skip)))
     corpus = settings.corpus
     index = ShardIndex(
         schema_version=SCHEMA_VERSION,
         fingerprint=_fingerprint(
             content,
-            [shard.model_dump(exclude={"file"}) for shard in shards],
+            [shard.model_dump(exclude={"file", "footer"}) for shard in shards],
             corpus.model_dump(mode="json", include={"channels", "classes", "mask_values"}),
             # Names and mirrored pairs of several classes change what is learned; shards of one class have neither.
             *([corpus.class_names, corpus.mirrored] if corpus.classes > 1 else []),

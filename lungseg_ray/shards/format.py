@@ -3,33 +3,37 @@
 A row is one image with its mask. It contains raw uint8 pixels, which are read without decoding an image file. This
 takes about twice the disk space of PNG, and about a hundredth of the CPU time of decoding PNG in every epoch. The
 columns are compressed with LZ4. A row group contains about 1 MiB of pixels, so that a row can be read without its
-neighbours.
+neighbours. Each page has a CRC-32, and the index knows the footer of each file: what is read is what was written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import Record, SetAside, Split
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.shards.checks import Check
-from lungseg_ray.storage import Location, translate_errors
+from lungseg_ray.storage import Location, StorageError, translate_errors
+from lungseg_ray.storage.parquet import open_parquet
+from lungseg_ray.text import shown
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -49,8 +53,7 @@ SCHEMA = pa.schema(
         pa.field("intensity_mean", pa.float64(), nullable=False),
         pa.field("intensity_square", pa.float64(), nullable=False),
         pa.field("label_pixels", pa.map_(pa.int32(), pa.int64()), nullable=False),
-    ],
-    metadata={"lungseg_ray.schema": str(SCHEMA_VERSION)},
+    ]
 )
 """The columns of a row, which is one image with its mask.
 
@@ -75,6 +78,8 @@ class Shard(BaseModel):
         file: The name of the file within the folder of the shards.
         split: The split of all rows of the shard.
         rows: The number of rows in the file.
+        footer: The SHA-256 of the file's footer, hexadecimal. The footer contains the sum of all rows, and the pages of
+            the rows have checksums of their own, so that a shard is known without reading all of it.
         skip: The numbers of the rows that are not used, because another image of the corpus has the same bytes.
     """
 
@@ -82,6 +87,7 @@ class Shard(BaseModel):
     file: str
     split: Split
     rows: int
+    footer: str
     skip: tuple[int, ...] = ()
 
     @property
@@ -118,7 +124,7 @@ class ShardIndex(BaseModel):
         layout: The name of the layout of the corpus, or "phantom".
         corpus: The settings of the corpus.
         longer_side: The maximum length of the longer side of the stored images, pixels.
-        splits: The figures of each split; `sides` in the files of older versions.
+        splits: The figures of each split.
         shards: The shards.
         set_aside: The number of files that were set aside, by reason.
         files: The state of the corpus' files when the shards were built: for each root, their number and a hash.
@@ -132,7 +138,7 @@ class ShardIndex(BaseModel):
     layout: str
     corpus: CorpusSettings
     longer_side: int
-    splits: dict[Split, SplitFigures] = Field(validation_alias=AliasChoices("splits", "sides"))
+    splits: dict[Split, SplitFigures]
     shards: list[Shard]
     set_aside: dict[str, int]
     files: list[tuple[int, str]] = []
@@ -218,51 +224,113 @@ def write_file(
     Raises:
         OSError: If the file cannot be written; a `StorageError` for a bucket.
     """
-    notes = {"set_aside": [asdict(one) for one in set_aside], "checks": [asdict(one) for one in checks]}
-    schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), NOTES: json.dumps(notes).encode()})
+    content = hashlib.sha256()
+    for _, sample in rows:
+        content.update(f"{sample.image.shape} {sample.image_sha256} {sample.mask_sha256}".encode())
+        content.update(sample.image.tobytes())
+        content.update(sample.mask.tobytes())
+    notes = {
+        "set_aside": [asdict(one) for one in set_aside],
+        "checks": [asdict(one) for one in checks],
+        "content": content.hexdigest(),
+    }
     sink = pa.BufferOutputStream()
     dictionary = ["patient_id", "channels"]
-    with pq.ParquetWriter(sink, schema, compression="lz4", use_dictionary=dictionary, write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        sink,
+        SCHEMA,
+        compression="lz4",
+        use_dictionary=dictionary,
+        write_statistics=False,
+        write_page_checksum=True,
+        store_schema=False,
+    ) as writer:
         waiting: list[dict[str, object]] = []
         held = 0
         for record, sample in rows:
             waiting.append(_pack(record, sample))
             held += sample.image.nbytes + sample.mask.nbytes
             if held >= ROW_GROUP_BYTES:
-                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                writer.write_table(pa.Table.from_pylist(waiting, schema=SCHEMA))
                 waiting, held = [], 0
         if waiting:
-            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+            writer.write_table(pa.Table.from_pylist(waiting, schema=SCHEMA))
+        writer.add_key_value_metadata({"lungseg_ray.schema": str(SCHEMA_VERSION), NOTES.decode(): json.dumps(notes)})
     target.write_bytes(sink.getvalue())
 
 
+class DamagedShardError(JobFailedError):
+    """A shard that is missing, damaged, or another one than its index describes."""
+
+
 @contextmanager
-def _reading(shard: Location) -> Iterator[None]:
-    """Converts the errors of pyarrow about a damaged shard to a `UserError` that names it."""
+def _reading(place: Location) -> Iterator[None]:
+    """Converts what is raised about a shard that cannot be used to a `DamagedShardError` that names it."""
     try:
-        with translate_errors(shard):
+        with translate_errors(place):
             yield
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UserError(
-            f"{shard}: expected a complete shard; found a damaged file ({error}). Delete it, and make the shards "
-            "again: only what is missing is made."
-        ) from error
+    except FileNotFoundError:
+        raise DamagedShardError(_damaged(place, "no such file")) from None
+    except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DamagedShardError(_damaged(place, shown(str(error), 240))) from error
+    except OSError as error:
+        # Arrow raises these without a number of the system's for content that cannot be decoded.
+        if isinstance(error, StorageError) or error.errno is not None:
+            raise
+        raise DamagedShardError(_damaged(place, shown(str(error), 240))) from error
 
 
-def read_notes(shard: Location) -> tuple[list[SetAside], list[Check]]:
-    """Reads from the metadata of a shard the files that were planned for it and cannot be used, and the checks."""
-    with _reading(shard):
-        metadata = pq.read_schema(shard.path, filesystem=shard.filesystem).metadata
-    notes = json.loads(metadata[NOTES])
-    # Files of older versions have no checks.
-    return [SetAside(**one) for one in notes["set_aside"]], [Check.of(one) for one in notes.get("checks", [])]
+def _damaged(place: Location, found: str) -> str:
+    return (
+        f"{place}: expected the shard that was written there, found: {found}. Delete the file if it is there, and make "
+        "the shards again: python jobs/shard.py with the same settings makes only what is missing."
+    )
 
 
-def read_facts(shard: Location) -> pa.Table:
-    """Reads all columns of all rows of a shard, except the pixels."""
-    columns = [name for name in SCHEMA.names if name not in PIXELS]
-    with _reading(shard):
-        return pq.read_table(shard.path, filesystem=shard.filesystem, columns=columns)
+@dataclass(frozen=True)
+class Contents:
+    """What a shard contains beside its pixels.
+
+    Attributes:
+        rows: All columns but the pixels of all rows.
+        set_aside: The files that were planned for the shard and cannot be used.
+        checks: The checks of the rows.
+        footer: The SHA-256 of the footer, hexadecimal, as in `Shard`.
+    """
+
+    rows: list[dict[str, Any]]
+    set_aside: list[SetAside]
+    checks: list[Check]
+    footer: str
+
+
+def read_contents(place: Location) -> Contents:
+    """Reads what a shard contains beside its pixels.
+
+    Args:
+        place: The file of the shard.
+
+    Raises:
+        DamagedShardError: If the file is missing, damaged, or no shard.
+        OSError: If the file cannot be read; a `StorageError` for a bucket.
+    """
+    with _reading(place):
+        file, footer = _open_shard(place)
+        notes = json.loads(file.metadata.metadata[NOTES])
+        columns = [name for name in SCHEMA.names if name not in PIXELS]
+        return Contents(
+            file.read(columns, use_threads=False).to_pylist(maps_as_pydicts="strict"),
+            [SetAside(**one) for one in notes["set_aside"]],
+            [Check.of(one) for one in notes["checks"]],
+            footer,
+        )
+
+
+def _open_shard(place: Location) -> tuple[pq.ParquetFile, str]:
+    file, footer = open_parquet(place)
+    if not file.schema_arrow.equals(SCHEMA):
+        raise pa.ArrowInvalid(f"the columns {', '.join(map(str, file.schema_arrow))}")
+    return file, hashlib.sha256(footer).hexdigest()
 
 
 def _pack(record: Record, sample: Sample) -> dict[str, object]:
@@ -296,46 +364,56 @@ def _counts(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 
 
 @lru_cache(maxsize=64)
-def _open(uri: str) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
-    location = Location(uri)
-    file = pq.ParquetFile(location.path, filesystem=location.filesystem, memory_map=location.is_local)
+def _open_indexed(place: Location, footer: str) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
+    """Opens a shard whose footer an index describes; returns it with the number of the first row of each row group."""
+    file, found = _open_shard(place)
+    if found != footer:
+        raise pa.ArrowInvalid(f"another shard than that of {INDEX} (SHA-256 of the footer {found}, expected {footer})")
     groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     return file, np.cumsum([0, *groups])
 
 
-def read_rows(shard: Location, rows: Sequence[int]) -> list[ShardRow]:
+def read_rows(root: Location, shard: Shard, rows: Sequence[int]) -> list[ShardRow]:
     """Reads rows of one shard. Each row group is read only once.
 
     Args:
-        shard: The file of the shard.
+        root: The folder of the shards.
+        shard: The shard, as its index describes it.
         rows: The numbers of the rows within the shard, in any order.
 
     Returns:
         The rows, in the order of the numbers.
 
     Raises:
-        UserError: If the file is damaged.
+        DamagedShardError: If the file is missing, damaged, or another one than the index describes.
         OSError: If the file cannot be read; a `StorageError` for a bucket.
     """
-    with _reading(shard):
-        return _read_rows(shard, rows)
+    place = root / shard.file
+    with _reading(place):
+        file, starts = _open_indexed(place, shard.footer)
+        unpacked: dict[int, ShardRow] = {}
+        groups = np.searchsorted(starts, np.asarray(rows), side="right") - 1
+        for group in np.unique(groups):
+            table = file.read_row_group(int(group), use_threads=False)
+            for row in {row for row, of in zip(rows, groups, strict=True) if of == group}:
+                unpacked[row] = _unpack(table.slice(row - starts[group], 1))
+        return [unpacked[row] for row in rows]
 
 
-def _read_rows(shard: Location, rows: Sequence[int]) -> list[ShardRow]:
-    file, starts = _open(shard.uri)
-    unpacked: dict[int, ShardRow] = {}
-    groups = np.searchsorted(starts, np.asarray(rows), side="right") - 1
-    for group in np.unique(groups):
-        table = file.read_row_group(int(group), use_threads=False)
-        for row in {row for row, of in zip(rows, groups, strict=True) if of == group}:
-            unpacked[row] = _unpack(table.slice(row - starts[group], 1))
-    return [unpacked[row] for row in rows]
+def read_table(root: Location, shard: Shard) -> pa.Table:
+    """Reads a whole shard as one table, for `unpack_rows`.
 
+    Args:
+        root: The folder of the shards.
+        shard: The shard, as its index describes it.
 
-def read_table(shard: Location) -> pa.Table:
-    """Reads a whole shard as one table, for `unpack_rows`."""
-    with _reading(shard):
-        return pq.read_table(shard.path, filesystem=shard.filesystem).combine_chunks()
+    Raises:
+        DamagedShardError: If the file is missing, damaged, or another one than the index describes.
+        OSError: If the file cannot be read; a `StorageError` for a bucket.
+    """
+    place = root / shard.file
+    with _reading(place):
+        return _open_indexed(place, shard.footer)[0].read(use_threads=False).combine_chunks()
 
 
 def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[ShardRow]:
@@ -354,13 +432,16 @@ def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[ShardRow]:
 def _unpack(table: pa.Table) -> ShardRow:
     pixels = {name: np.frombuffer(table.column(name)[0].as_buffer(), np.uint8) for name in PIXELS}
     row = table.drop_columns(list(PIXELS)).to_pylist(maps_as_pydicts="strict")[0]
-    height, width = row["height"], row["width"]
+    height, width, channels = row["height"], row["width"], row["channels"]
+    sizes = (len(pixels["image"]), len(pixels["mask"]))
+    if min(height, width, channels) < 1 or sizes != (height * width * channels, height * width):
+        raise ValueError(f"a row of {height} x {width} x {channels} whose image and mask have {sizes} bytes")
     return ShardRow(
         image_id=row["image_id"],
         patient_id=row["patient_id"],
         groups=row["groups"],
         sample=Sample(
-            image=pixels["image"].reshape(height, width, row["channels"]),
+            image=pixels["image"].reshape(height, width, channels),
             mask=pixels["mask"].reshape(height, width),
             source_height=row["source_height"],
             source_width=row["source_width"],

@@ -94,9 +94,7 @@ def test_published_layouts(
     assert sum(one.images for one in outcome.index.splits.values()) == labelled
     assert len(outcome.listing.unlabelled) == unlabelled
     samples = [
-        row.sample
-        for one in outcome.index.shards
-        for row in read_rows(outcome.root / one.file, range(min(8, one.rows)))
+        row.sample for one in outcome.index.shards for row in read_rows(outcome.root, one, range(min(8, one.rows)))
     ]
     for sample in samples:
         assert sample.image.shape == (*sample.mask.shape, 1)
@@ -107,6 +105,6 @@ def test_published_layouts(
     darker = [sample.image[sample.mask == 1].mean() < sample.image[sample.mask == 0].mean() for sample in samples]
     assert np.mean(darker) > 0.7
     if layout == "jsrt":
-        facts = read_rows(outcome.root / outcome.index.shards[0].file, [0])[0]
+        facts = read_rows(outcome.root, outcome.index.shards[0], [0])[0]
         assert (facts.sample.source_bits, facts.sample.spacing) == (12, (0.175, 0.175))
         assert facts.sample.source_height == 2048

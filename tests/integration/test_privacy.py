@@ -22,7 +22,7 @@ from lungseg_ray.jobs.predict import describe_predictions, predict
 from lungseg_ray.jobs.train import train
 from lungseg_ray.shards.build import shard
 from lungseg_ray.shards.describe import Outcome, describe_outcome
-from lungseg_ray.shards.format import read_facts
+from lungseg_ray.shards.format import read_contents
 from lungseg_ray.storage import locate
 from tests.corpus.dicoms import IDENTITY, chest, write_tree
 from tests.helpers import make_settings
@@ -101,7 +101,7 @@ def test_what_is_looked_for_can_be_found(ran: Ran) -> None:
 
 
 def test_patients_and_studies_have_keys(ran: Ran) -> None:
-    rows = [row for one in ran.outcome.index.shards for row in read_facts(ran.outcome.root / one.file).to_pylist()]
+    rows = [row for one in ran.outcome.index.shards for row in read_contents(ran.outcome.root / one.file).rows]
     assert len(rows) == IMAGES - 2
     assert len({row["patient_id"] for row in rows}) == IMAGES // 2
     groups = [dict(row["groups"]) for row in rows]

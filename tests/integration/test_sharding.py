@@ -12,7 +12,7 @@ import pytest
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.build import read_set_aside, shard
 from lungseg_ray.shards.describe import Outcome
-from lungseg_ray.shards.format import read_facts, read_rows
+from lungseg_ray.shards.format import read_contents, read_rows
 from tests.conftest import write_pairs
 from tests.integration.conftest import settings_for
 
@@ -24,7 +24,7 @@ def read(place: Path) -> Any:
 def test_every_image_lies_in_one_shard_as_it_was(sharded: Outcome, corpus: Path) -> None:
     found = {}
     for one in sharded.index.shards:
-        for row in read_rows(sharded.root / one.file, range(one.rows)):
+        for row in read_rows(sharded.root, one, range(one.rows)):
             found[row.image_id] = row
     assert sorted(found) == [path.stem for path in sorted((corpus / "images").iterdir())]
     row = found["x007"]
@@ -38,7 +38,7 @@ def test_no_patient_stands_on_two_sides_and_the_index_counts_right(sharded: Outc
     splits: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for one in sharded.index.shards:
-        facts = read_facts(sharded.root / one.file).to_pylist()
+        facts = read_contents(sharded.root / one.file).rows
         counts[one.split] = counts.get(one.split, 0) + len(facts)
         for row in facts:
             splits.setdefault(row["patient_id"], set()).add(one.split)

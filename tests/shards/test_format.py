@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,14 @@ from lungseg_ray.shards.format import (
     SCHEMA,
     SCHEMA_VERSION,
     Shard,
-    read_facts,
+    ShardRow,
+    read_contents,
     read_index,
-    read_notes,
     read_rows,
-    read_table,
     write_file,
 )
 from lungseg_ray.storage import Location, locate
-from tests.helpers import make_sample, write_shards
+from tests.helpers import folder_of, make_sample, shard_of, write_shards
 
 
 def record(name: str, **groups: str) -> Record:
@@ -35,6 +34,10 @@ def record(name: str, **groups: str) -> Record:
 @pytest.fixture
 def place(tmp_path: Path) -> Location:
     return locate(str(tmp_path)) / "train-0.parquet"
+
+
+def rows_of(place: Location, rows: Sequence[int]) -> list[ShardRow]:
+    return read_rows(folder_of(place), shard_of(place), rows)
 
 
 # (height, width, channels): grey and colour, odd sizes, a single pixel.
@@ -49,7 +52,7 @@ def test_round_trip(place: Location) -> None:
     bad = SetAside("x", "/x.png", "unreadable", "ü")
     write_file(place, rows, [bad])
 
-    found = read_rows(place, range(5))
+    found = rows_of(place, range(5))
     for number, (row, sample) in enumerate(zip(found, samples, strict=True)):
         assert (row.image_id, row.patient_id) == (f"é {number}", f"patient of é {number}")
         assert row.groups == {"sex": "F", "age": str(number)}
@@ -61,7 +64,7 @@ def test_round_trip(place: Location) -> None:
     assert found[1].sample.spacing == (0.14, 0.15)
     assert (found[1].sample.source_height, found[1].sample.source_width) == (2000, 2500)
     assert found[0].sample.spacing is None
-    assert read_notes(place) == ([bad], [])
+    assert (read_contents(place).set_aside, read_contents(place).checks) == ([bad], [])
 
 
 def test_facts(place: Location) -> None:
@@ -69,9 +72,8 @@ def test_facts(place: Location) -> None:
     image = np.array([[0, 51], [102, 255]], np.uint8)[:, :, None]
     mask = np.array([[0, 1], [1, 255]], np.uint8)
     write_file(place, [(record("a"), Sample(image, mask, 4, 6, 8, None, "i", "m"))])
-    facts = read_facts(place)
-    assert facts.column_names == [name for name in SCHEMA.names if name not in ("image", "mask")]
-    row = facts.to_pylist(maps_as_pydicts="strict")[0]
+    (row,) = read_contents(place).rows
+    assert [*row] == [name for name in SCHEMA.names if name not in ("image", "mask")]
     assert row["intensity_mean"] == pytest.approx(0.4)
     assert row["intensity_square"] == pytest.approx(0.3)
     assert row["label_pixels"] == {0: 1, 1: 2}
@@ -87,7 +89,7 @@ def test_row_groups_hold_about_a_mebibyte(place: Location) -> None:
     assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [2, 2, 1]
     assert metadata.row_group(0).column(SCHEMA.names.index("image")).compression == "LZ4"
     wanted = [4, 1, 1, 3, 0, 4]
-    found = read_rows(place, wanted)
+    found = rows_of(place, wanted)
     assert [row.image_id for row in found] == [str(number) for number in wanted]
     for row, number in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(row.sample.image, rows[number][1].image)
@@ -96,17 +98,18 @@ def test_row_groups_hold_about_a_mebibyte(place: Location) -> None:
 def test_schema_and_version_are_in_the_file(place: Location) -> None:
     write_file(place, [])
     schema = pq.read_schema(place.path)
+    metadata = pq.read_metadata(place.path).metadata
     assert schema.names == SCHEMA.names
     assert schema.types == SCHEMA.types
-    assert schema.metadata[b"lungseg_ray.schema"] == str(SCHEMA_VERSION).encode()
-    assert read_facts(place).num_rows == 0
-    assert read_notes(place) == ([], [])
+    assert metadata[b"lungseg_ray.schema"] == str(SCHEMA_VERSION).encode()
+    found = read_contents(place)
+    assert (found.rows, found.set_aside, found.checks) == ([], [], [])
 
 
 def test_skipped_rows_are_not_usable() -> None:
-    shard = Shard(file="train-0.parquet", split="train", rows=5, skip=(0, 3))
+    shard = Shard(file="train-0.parquet", split="train", rows=5, footer="", skip=(0, 3))
     assert shard.usable == [1, 2, 4]
-    assert Shard(file="x", split="val", rows=0).usable == []
+    assert Shard(file="x", split="val", rows=0, footer="").usable == []
 
 
 def test_index_round_trip(tmp_path: Path) -> None:
@@ -134,21 +137,3 @@ def test_index_of_another_version(version: object, tmp_path: Path) -> None:
         UserError, match=rf"index.json: expected schema version {SCHEMA_VERSION}, found {version}\. Make"
     ):
         read_index(root)
-
-
-@pytest.mark.parametrize("read", [read_notes, read_facts, read_table, lambda place: read_rows(place, [0])])
-@pytest.mark.parametrize("keep", [0, 100, -100])
-def test_damaged_shard(place: Location, read: Callable[[Location], object], keep: int) -> None:
-    write_file(place, [(record("a"), make_sample("a"))])
-    place.write_bytes(place.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"train-0\.parquet: expected a complete shard; found a damaged file"):
-        read(place)
-
-
-def test_index_of_an_older_version_names_its_splits_sides(tmp_path: Path) -> None:
-    root = locate(str(tmp_path))
-    index = write_shards(root, rows={"train": [2]}, skip={})
-    content = json.loads((root / INDEX).read_text())
-    content["sides"] = content.pop("splits")
-    (root / INDEX).write_text(json.dumps(content))
-    assert read_index(root) == index

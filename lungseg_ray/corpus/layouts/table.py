@@ -15,13 +15,13 @@ from zipfile import ZipFile
 
 import openpyxl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lungseg_ray.corpus.layouts.patients import AUTO, NONE
 from lungseg_ray.corpus.layouts.roles import read_words
 from lungseg_ray.corpus.record import SPLITS, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
+from lungseg_ray.storage.parquet import ExtensionTypeError, open_parquet
 from lungseg_ray.text import named, shown
 
 _MOSTLY_SPLITS = 0.8
@@ -34,7 +34,6 @@ MOST_ROWS = 10_000_000
 
 # The size of an image is read from its pixels. As groups, these columns would have one value per image.
 _NO_GROUPS = {"width", "height"}
-_ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"ARROW:absent"
 _SEPARATORS = ",;\t|"
 
 Column = Literal["image", "mask", "patient", "split"]
@@ -326,7 +325,7 @@ def _cell(value: object) -> str:
 
 def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(_plain(data)))
+        file, _ = open_parquet(data)
         rows = file.metadata.num_rows
         if rows > MOST_ROWS:
             raise UserError(f"{place}: expected at most {MOST_ROWS} rows, found {rows}.")
@@ -341,18 +340,14 @@ def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]
         table.validate(full=True)
         names = list(table.column_names)
         columns = [["" if value is None else str(value).strip() for value in one.to_pylist()] for one in table.columns]
+    except ExtensionTypeError as error:
+        raise UserError(
+            f"{place}: found {error}. Convert them to text, numbers or dates, or leave them out."
+        ) from error
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, LookupError, MemoryError) as error:
         raise UserError(f"{place}: expected a Parquet file: {shown(str(error), 240)}") from error
     # Two columns of the same name become one here, but `read_table` rejects them.
     return names, [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _plain(data: bytes) -> bytes:
-    """Returns the file without the schema that Arrow adds."""
-    # The schema may name extension types, and some that Ray registers unpickle data from the file. Without the schema,
-    # every column has the plain type that Parquet itself defines.
-    footer = int.from_bytes(data[-8:-4], "little") + 8
-    return data[:-footer] + data[-footer:].replace(_ARROW_SCHEMA, _NO_SCHEMA)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -1,0 +1,153 @@
+"""Shards that are damaged, exchanged, or made to run code: each is refused by name, before its values are used."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+from lungseg_ray.corpus import MaskSource, Record
+from lungseg_ray.shards.format import SCHEMA, DamagedShardError, Shard, read_contents, read_rows, read_table, write_file
+from lungseg_ray.storage import Location, locate
+from tests.helpers import folder_of, make_sample, shard_of
+
+ROWS = 3
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    place = locate(str(tmp_path)) / "train-0.parquet"
+    write_file(place, [(Record(f"{n}", f"{n}", (MaskSource("m"),), "p"), make_sample(f"{n}")) for n in range(ROWS)])
+    return place
+
+
+READS: dict[str, Callable[[Location, Shard], object]] = {
+    "contents": lambda place, shard: read_contents(place),
+    "table": lambda place, shard: read_table(folder_of(place), shard),
+    "rows": lambda place, shard: read_rows(folder_of(place), shard, [0]),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("keep", [0, 100, -100, -1])
+def test_cut(place: Location, read: Callable[[Location, Shard], object], keep: int) -> None:
+    shard = shard_of(place)
+    place.write_bytes(place.read_bytes()[:keep])
+    with pytest.raises(
+        DamagedShardError, match=r"train-0\.parquet: expected the shard that was written there, found: "
+    ):
+        read(place, shard)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_missing(place: Location, read: Callable[[Location, Shard], object]) -> None:
+    shard = shard_of(place)
+    place.delete()
+    with pytest.raises(DamagedShardError, match="found: no such file"):
+        read(place, shard)
+
+
+@pytest.mark.parametrize("read", [READS["table"], READS["rows"]], ids=["table", "rows"])
+def test_exchanged_for_one_of_the_same_number_of_rows(
+    place: Location, read: Callable[[Location, Shard], object]
+) -> None:
+    shard = shard_of(place)
+    rows = [(Record(f"{n}", f"{n}", (MaskSource("m"),), "p"), make_sample(f"{n}")) for n in range(ROWS)]
+    rows[1][1].image[3, 4] ^= 1
+    write_file(place, rows)
+    with pytest.raises(DamagedShardError, match=r"another shard than that of index\.json"):
+        read(place, shard)
+
+
+def test_every_flipped_bit_is_found(place: Location) -> None:
+    shard, content = shard_of(place), place.read_bytes()
+    right = [
+        (row.image_id, row.sample.image.tobytes(), row.sample.mask.tobytes(), row.groups)
+        for row in read_rows(folder_of(place), shard, range(ROWS))
+    ]
+    rng = np.random.default_rng(0)
+    # The first bytes are the header of a page; the rest is spread over the file.
+    places = [*range(64), *rng.integers(0, len(content), 400).tolist()]
+    for at in places:
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        place.write_bytes(bytes(damaged))
+        try:
+            found = read_rows(folder_of(place), shard, range(ROWS))
+        except DamagedShardError:
+            continue
+        assert right == [
+            (row.image_id, row.sample.image.tobytes(), row.sample.mask.tobytes(), row.groups) for row in found
+        ]
+
+
+class _Bomb:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.witness,)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_objects_are_not_unpickled(
+    place: Location, read: Callable[[Location, Shard], object], nested: bool, tmp_path: Path
+) -> None:
+    """A shard whose schema declares a column as Ray's type for Python objects."""
+    shard, witness = shard_of(place), tmp_path / "witness"
+    table = pq.read_table(place.path)
+    objects = pa.ExtensionArray.from_storage(
+        ArrowPythonObjectType(), pa.array([pickle.dumps(_Bomb(witness))] * ROWS, pa.large_binary())
+    )
+    column = pa.StructArray.from_arrays([objects], ["inner"]) if nested else objects
+    file = io.BytesIO()
+    pq.write_table(table.set_column(SCHEMA.names.index("image_id"), "image_id", column), file)
+    place.write_bytes(file.getvalue())
+    # The file does what it says for those who read it without care.
+    pq.read_table(place.path).column("image_id")[0].as_py()
+    assert witness.exists()
+    witness.unlink()
+    with pytest.raises(DamagedShardError, match=r"extension types \(ray\.data\.arrow_pickled_object"):
+        read(place, shard)
+    assert not witness.exists()
+
+
+def test_forged_schema(place: Location, tmp_path: Path) -> None:
+    """Metadata that declare the type for the column of a shard as it is, written by hand."""
+    witness, shard = tmp_path / "witness", shard_of(place)
+    table = pq.read_table(place.path)
+    fields = [field.with_type(ArrowPythonObjectType()) if field.name == "image" else field for field in table.schema]
+    forged = base64.b64encode(pa.schema(fields).serialize().to_pybytes())
+    payload = pa.array([pickle.dumps(_Bomb(witness))] * ROWS, pa.binary())
+    table = table.set_column(SCHEMA.names.index("image"), "image", payload)
+    file = io.BytesIO()
+    with pq.ParquetWriter(file, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"ARROW:schema": forged.decode()})
+    place.write_bytes(file.getvalue())
+    for read in READS.values():
+        with pytest.raises(DamagedShardError, match="extension types"):
+            read(place, shard)
+    assert not witness.exists()
+
+
+def test_a_row_of_another_size_than_it_says(place: Location) -> None:
+    table = pq.read_table(place.path)
+    table = table.set_column(SCHEMA.names.index("height"), SCHEMA.field("height"), pa.array([1, -1, 99], pa.int32()))
+    notes = pq.read_metadata(place.path).metadata
+    with pq.ParquetWriter(place.path, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({key.decode(): value.decode() for key, value in notes.items()})
+    shard = shard_of(place)
+    for row in range(ROWS):
+        with pytest.raises(DamagedShardError, match="whose image and mask have"):
+            read_rows(folder_of(place), shard, [row])
