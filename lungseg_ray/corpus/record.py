@@ -80,8 +80,7 @@ class Record:
             before that, empty.
         split: The split that the corpus prescribes; None if the hash of the patient determines it.
         groups: Further columns of the corpus, by name (`finding`, `sex`). Evaluation reports them as subgroups.
-        size: The size of the image and mask files together as listed, bytes. It is part of the identity of the corpus.
-        modified_ns: The latest time of change of these files, nanoseconds since 1970. It is part of the identity of the
+        state: A hash of the sizes and times of change of the image and mask files. It is part of the identity of the
             corpus.
         mask_scales: The rows of the image for each row of its mask, of which one must fit; empty for a mask that is
             stretched to its image.
@@ -94,8 +93,7 @@ class Record:
     patient_id: str
     split: Split | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
-    size: int = 0
-    modified_ns: int = 0
+    state: str = ""
     mask_scales: tuple[float, ...] = (1.0,)
     private: bool = False
 

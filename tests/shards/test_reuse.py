@@ -94,6 +94,17 @@ def test_what_shapes_no_shard_may_be_asked_for(root: Location, colour: ShardInde
     assert find_shards(root, asked) == colour
 
 
+def test_files_behind_a_manifest_are_noticed(root: Location, tmp_path: Path) -> None:
+    corpus = fill(tmp_path / "corpus", "a.png", "a_mask.png")
+    (corpus / "list.csv").write_text("image,mask,patient\na.png,a_mask.png,1\n")
+    settings = job("--corpus.root", str(corpus / "list.csv"), "--shards.root", str(root))
+    index = write_shards(root, rows={"train": [2]}, skip={})
+    index = index.model_copy(update={"files": [tuple(state) for state in list_corpus(settings.corpus).files]})
+    assert changed_corpus(settings, index) == ""
+    (corpus / "a_mask.png").write_bytes(b"drawn again")
+    assert "has other files when the shards" in changed_corpus(settings, index)
+
+
 def test_a_corpus_that_has_grown_is_noticed(root: Location, tmp_path: Path) -> None:
     corpus = fill(tmp_path / "corpus", "images/a.png", "masks/a.png")
     settings = job("--corpus.root", str(corpus), "--shards.root", str(root))

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from lungseg_ray.config import PHANTOM, CorpusSettings, Roots
 from lungseg_ray.corpus import phantom
 from lungseg_ray.corpus.layouts.classes import choose_classes, known_values
-from lungseg_ray.corpus.layouts.listing import Listing
+from lungseg_ray.corpus.layouts.listing import Listing, NoLayoutError
+from lungseg_ray.corpus.layouts.manifest import list_manifest
+from lungseg_ray.corpus.layouts.patients import NONE
 from lungseg_ray.corpus.layouts.several import list_roots
 from lungseg_ray.corpus.layouts.single import list_root
 from lungseg_ray.corpus.layouts.table import is_table
@@ -117,7 +119,7 @@ def _doubts_of_splits(records: Sequence[Record]) -> list[str]:
 
 
 def files_state(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> list[FilesState]:
-    """Returns the present state of the files of a corpus, as `Listing.files`, without reading any of them.
+    """Returns the present state of the files of a corpus, as `Listing.files`, without reading any of them but tables.
 
     Args:
         settings: The settings of the corpus.
@@ -130,5 +132,11 @@ def files_state(settings: CorpusSettings, outputs: Sequence[Location] = ()) -> l
     if settings.root == PHANTOM:
         return []
     roots = settings.root if isinstance(settings.root, Roots) else [settings.root]
-    places = [root for root in roots if isinstance(root, Location) and not is_table(root)]
-    return [(FileTree.of_file(root) if root.is_file() else FileTree.whole(root, outputs)).state for root in places]
+    return [state for root in roots if isinstance(root, Location) for state in _state_of_root(root, settings, outputs)]
+
+
+def _state_of_root(root: Location, settings: CorpusSettings, outputs: Sequence[Location]) -> Sequence[FilesState]:
+    if settings.layout == "manifest" or is_table(root):
+        with suppress(NoLayoutError):
+            return list_manifest(root, settings.model_copy(update={"patients": NONE})).files
+    return [(FileTree.of_file(root) if root.is_file() else FileTree.whole(root, outputs)).state]

@@ -33,7 +33,7 @@ from lungseg_ray.corpus.layouts.pixels import tell_apart
 from lungseg_ray.corpus.layouts.roles import Roles, normal, read_words
 from lungseg_ray.corpus.layouts.sorting import Sorted, readable, sort_files
 from lungseg_ray.corpus.layouts.table import TABLES, read_table
-from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above
+from lungseg_ray.corpus.layouts.tree import DICOM_SUFFIXES, SUFFIXES, Entry, FileTree, above, state_of
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.corpus.structures import is_other
 from lungseg_ray.errors import UserError
@@ -276,7 +276,7 @@ def _unannotated(listing: Listing, found: Sorted, annotations: Annotations, ids:
     without = {one.image_id for one in listing.set_aside if one.reason == "no_mask"}
     absent = {ids[item.entry.path] for item in found.masks if item.entry.path in ids}
     unlabelled = [
-        Record(ids[item.entry.path], item.entry.place.uri, (), "", size=item.entry.size)
+        Record(ids[item.entry.path], item.entry.place.uri, (), "", state=state_of([item.entry]))
         for item in found.images
         if ids[item.entry.path] in without
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FilesState, FileTree
+from lungseg_ray.corpus.layouts.tree import Entry, FilesById, FilesState, FileTree, state_of
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.text import named, shown
@@ -99,7 +99,7 @@ def make_record(
         patient_id: The id of the patient; empty if it is not known.
 
     Returns:
-        The record, with the total size and the latest time of change of all its files.
+        The record, with the state of its files.
     """
     files = (image, *masks)
     return Record(
@@ -108,8 +108,7 @@ def make_record(
         masks=tuple(MaskSource(mask.place.uri) for mask in masks),
         patient_id=patient_id,
         groups=groups,
-        size=sum(entry.size for entry in files),
-        modified_ns=max(entry.modified_ns for entry in files),
+        state=state_of(files),
         mask_scales=settings.mask_scales,
     )
 

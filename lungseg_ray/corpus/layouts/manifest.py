@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,7 +28,7 @@ from lungseg_ray.corpus.layouts.table import (
     read_table,
     split_of,
 )
-from lungseg_ray.corpus.layouts.tree import SUFFIXES
+from lungseg_ray.corpus.layouts.tree import SUFFIXES, FilesState, entries_of, state_of
 from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import Location, locate
@@ -41,12 +43,11 @@ _NOTHING = {"", "nan", "none", "null", "na", "n/a", "-"}
 
 
 def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
-    """Lists the rows of a manifest, without accessing the files that they name, except DICOM files for their patients.
+    """Lists the rows of a manifest. Of the files that they name, only DICOM files are opened, for their patients.
 
     Paths are relative to the folder of the manifest and must stay in it, unless `settings.outside` is true. A cell may
     name several masks, separated by "|", which are united. The `image_id` is the stem of the path if that is unique in
-    the manifest, else the path as written, without its suffix. The records have no `size` and no `modified_ns`, which
-    would take one request per file.
+    the manifest, else the path as written, without its suffix.
 
     Args:
         manifest: The table.
@@ -95,6 +96,7 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
         else:
             aside.append(SetAside(image_id, image, "no_mask", f"row {number} after the header has no {mask_column}"))
     check_once(manifest, list(used.values()), list(used))
+    records = _with_states(records)
     records.sort(key=lambda record: record.image_id)
     said = [f"{what} from the column {shown(name)}" for what, name in columns.items() if name]
     recognition = [f"table: {', '.join(said)}" + (f"; read {table.note}" if table.note else "")]
@@ -111,7 +113,9 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
         recognition += [f"patients: {said}" for said in patients.said]
         warnings += patients.doubts
     aside.sort(key=lambda one: one.image_id)
-    return Listing(records, aside, "manifest", recognition=recognition, warnings=warnings)
+    told = sorted(f"{record.image_uri}\0{record.state}\n" for record in records)
+    state = FilesState(len(records), hashlib.sha256("".join(told).encode()).hexdigest())
+    return Listing(records, aside, "manifest", files=[state], recognition=recognition, warnings=warnings)
 
 
 def _columns(table: UserTable, settings: CorpusSettings) -> dict[Column, str | None]:
@@ -185,6 +189,15 @@ def _record(
         groups=groups_of(row, columns.values()),
         mask_scales=settings.mask_scales,
     )
+
+
+def _with_states(records: list[Record]) -> list[Record]:
+    """Adds the states of the files, so that it is noticed where others take their places."""
+    entries = entries_of(Location(uri) for record in records for uri in (record.image_uri, *record.mask_uris))
+    return [
+        replace(record, state=state_of(entries[uri] for uri in (record.image_uri, *record.mask_uris) if uri in entries))
+        for record in records
+    ]
 
 
 def _stem(written: str) -> str:

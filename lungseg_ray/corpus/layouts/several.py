@@ -40,15 +40,16 @@ def list_roots(roots: Roots, settings: CorpusSettings, outputs: Sequence[Locatio
         own = settings.model_copy(update={"root": root})
         if settings.layout == "manifest" or (is_table(root) and not names_runs(root)):
             try:
-                listings[name] = _of_root(list_manifest(root, own), name, splits[name])
+                listed = list_manifest(root, own)
+                listings[name] = _of_root(listed, name, splits[name])
+                states += listed.files
                 continue
             except NoLayoutError:
                 # A table of patients or of splits speaks of the images of another root.
                 if settings.layout == "manifest":
                     raise
         tree = FileTree.of_file(root) if root.is_file() else FileTree.of(root, outputs)
-        if not is_table(root):
-            states.append(tree.state)
+        states.append(tree.state)
         listing = None
         # Annotations alone may be of many gigabytes, and are read only with their images.
         if any(entry.path.lower().endswith(SUFFIXES) for entry in tree.files):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from pyarrow import fs
 
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import UserError
-from lungseg_ray.storage import REQUESTS, Location
+from lungseg_ray.storage import REQUESTS, Location, StorageError
 from lungseg_ray.text import counted, escaped, is_utf8, named, shown, without_suffix
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -32,6 +33,8 @@ _JUNK_STARTS = (".", "~$")
 _THUMBNAILS = {"thumbs", "thumbnail", "thumbnails"}
 _SHOWN_DEPTH, _SHOWN_KINDS = 3, 6
 _LONGEST_SUFFIX = 8
+_LISTED = 50
+"""From this number of files in a folder of a bucket on, the folder is listed, and not each file looked up."""
 _FEWEST_COPIED = 4
 """Folders with fewer files than this are not compared with others."""
 _MOST_COPIES = 4
@@ -76,6 +79,51 @@ class FilesState(NamedTuple):
         for entry in files:
             digest.update(f"{entry.path}\0{entry.size}\0{entry.modified_ns}\n".encode())
         return cls(len(files), digest.hexdigest())
+
+
+def state_of(files: Iterable[Entry]) -> str:
+    """Returns a hash of the sizes and times of change of the files of an image, by which a change is noticed."""
+    text = " ".join(f"{entry.size}:{entry.modified_ns}" for entry in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def entries_of(places: Iterable[Location]) -> dict[str, Entry]:
+    """Looks up files that are known by their locations alone.
+
+    Folders of a bucket in which many of the files lie are listed, since each request tells of a thousand files then.
+
+    Args:
+        places: The locations.
+
+    Returns:
+        The entries by URI; none for a file that does not exist or cannot be looked up.
+
+    Raises:
+        StorageError: If a bucket cannot be used.
+    """
+    by_folder: dict[str, list[Location]] = defaultdict(list)
+    for place in places:
+        by_folder[place.uri.rpartition("/")[0]].append(place)
+    few = [place for found in by_folder.values() for place in found if place.is_local or len(found) < _LISTED]
+    listed = [
+        Location(folder) for folder, found in by_folder.items() if not found[0].is_local and len(found) >= _LISTED
+    ]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        infos = [*zip(few, pool.map(_info, few), strict=True), *chain.from_iterable(pool.map(Location.list, listed))]
+    return {
+        place.uri: Entry("", place, info.size or 0, info.mtime_ns or 0)
+        for place, info in infos
+        if info and info.type == fs.FileType.File
+    }
+
+
+def _info(place: Location) -> fs.FileInfo | None:
+    try:
+        return place.info()
+    except StorageError:
+        raise
+    except (OSError, ValueError):
+        return None
 
 
 FilesById = Mapping[str, list[Entry]]
