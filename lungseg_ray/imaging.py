@@ -9,12 +9,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_SOURCE = "Source SHA-256"
 Pixels = NDArray[np.uint8]
 """Images and label maps are uint8 arrays."""
 ResizeMode = Literal["area", "bilinear"]
@@ -186,6 +189,35 @@ def png(pixels: Pixels) -> bytes:
     """
     ordered = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
     return cv2.imencode(".png", ordered)[1].tobytes()
+
+
+def png_with_source(pixels: Pixels, source_sha256: str) -> bytes:
+    """Encodes a grey image as a PNG file that says which file it was made from.
+
+    Args:
+        pixels: (H, W) uint8.
+        source_sha256: The SHA-256 of the file, hexadecimal.
+
+    Returns:
+        The content of the file, whose text `Source SHA-256` is the hash.
+    """
+    file, texts = io.BytesIO(), PngInfo()
+    texts.add_text(_SOURCE, source_sha256)
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=texts, compress_level=1)
+    return file.getvalue()
+
+
+def source_of_png(data: bytes) -> str:
+    """Returns the SHA-256 of the file that an image was made from; empty if the PNG file does not say it.
+
+    Args:
+        data: The content of the PNG file.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return str(image.info.get(_SOURCE, ""))
+    except (OSError, ValueError, SyntaxError):
+        return ""
 
 
 def hex_colour(colour: tuple[int, int, int]) -> str:

@@ -134,7 +134,23 @@ def read_image(uri: str, *, channels: int, longer_side: int, white: White = None
     """
     if phantom.is_phantom(uri):
         return _drawn(phantom.draw_uri(uri)[0], channels=channels, longer_side=longer_side)
-    return _decoded(fetch(uri), uri, channels, longer_side, white, alone=True)
+    return decode_alone(fetch(uri), uri, channels=channels, longer_side=longer_side, white=white)
+
+
+def decode_alone(data: bytes, uri: str, *, channels: int, longer_side: int, white: White = None) -> Decoded:
+    """Decodes an image without a mask, as `read_image` does, whose file has been read.
+
+    Args:
+        data: The content of the file.
+        uri: The location of the file, by which raw JSRT files are recognised.
+        channels: As for `read_image`.
+        longer_side: As for `read_image`.
+        white: As for `read_image`.
+
+    Raises:
+        BadFileError: If the image cannot be used; its `reason` is one of `REASONS`.
+    """
+    return _decoded(data, uri, channels, longer_side, white, alone=True)
 
 
 def _drawn(drawing: Pixels, *, channels: int, longer_side: int) -> Decoded:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from pyarrow.fs import FileType
 from rich.console import Console
 
@@ -19,12 +20,13 @@ from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import PredictJob, differences
-from lungseg_ray.corpus import REASONS, read_image
+from lungseg_ray.corpus import REASONS
 from lungseg_ray.corpus.decode import Decoded, decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES, is_junk
+from lungseg_ray.corpus.read import decode_alone, fetch
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.imaging import overlay, png
+from lungseg_ray.imaging import Pixels, overlay, png, png_with_source, source_of_png
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.numerics import metrics
@@ -40,14 +42,20 @@ OVERLAYS = "overlays"
 CLAIM = "model.json"
 
 
+Status = Literal["done", "done before", "done anew", "set aside"]
+_NO_FILE = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+"""The errors of a system that cannot have a file of a certain name."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The outcome of the prediction of one image.
 
     Attributes:
         image: The path of the image relative to the folder of images, in a printable form.
-        status: "done" if the image is predicted, "done before" if an earlier job predicted it, or "set aside" if it
-            cannot be used.
+        status: "done" if the image is predicted, "done before" if an earlier job predicted it, "done anew" if an
+            earlier job predicted another image of this name, whose mask is replaced, or "set aside" if the image cannot
+            be used.
         reason: The reason why the image cannot be used; empty if it can be used.
         height: The height of the source file, pixels; None if it cannot be used.
         width: The width of the source file, pixels; None if it cannot be used.
@@ -55,7 +63,7 @@ class Prediction:
     """
 
     image: str
-    status: Literal["done", "done before", "set aside"]
+    status: Status
     reason: str = ""
     height: int | None = None
     width: int | None = None
@@ -70,6 +78,15 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class _Image:
+    """An image to predict: its path, the hash of its file, and what is to be said when it is done."""
+
+    name: str
+    sha256: str
+    status: Status = "done"
+
+
+@dataclass(frozen=True)
 class _Predict:
     """Predicts a chunk of images and writes their masks; runs in a data task."""
 
@@ -81,49 +98,69 @@ class _Predict:
         model = self.model.load(device=device)
         side = model.sidecar
         found: list[Prediction] = []
-        waiting: list[tuple[str, Decoded]] = []
+        waiting: list[tuple[_Image, Decoded]] = []
         for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
             if not is_utf8(name):
                 reason = f"bad_name: {REASONS['bad_name']}; rename it"
                 found.append(Prediction(escaped(name), "set aside", reason))
                 continue
-            wanted = [self._place(MASKS, name)] + ([self._place(OVERLAYS, name)] if self.job.overlay else [])
-            if all(place.exists() for place in wanted):
-                labels = _from_file(wanted[0].read_bytes(), side.classes)
-                found.append(_prediction(name, "done before", labels, side.class_names))
-                continue
+            uri = str(self.job.images / name)
             try:
-                image = read_image(
-                    str(self.job.images / name),
-                    channels=side.channels,
-                    longer_side=side.longer_side,
-                    white=side.white,
+                data = fetch(uri)
+                image = _Image(name, hashlib.sha256(data).hexdigest())
+                mask = self._done(image)
+                if mask and source_of_png(mask) == image.sha256:
+                    labels = _from_file(mask, side.classes)
+                    found.append(_prediction(name, "done before", labels, side.class_names))
+                    continue
+                if mask:
+                    image = replace(image, status="done anew")
+                decoded = decode_alone(
+                    data, uri, channels=side.channels, longer_side=side.longer_side, white=side.white
                 )
             except BadFileError as error:
                 found.append(Prediction(escaped(name), "set aside", str(error)))
                 continue
-            waiting.append((name, image))
+            waiting.append((image, decoded))
         sizes = [(image.height, image.width) for _, image in waiting]
         maps = model([image.pixels for _, image in waiting], sizes) if waiting else []
-        for (name, image), probability in zip(waiting, maps, strict=True):
+        for (image, decoded), probability in zip(waiting, maps, strict=True):
             labels = model.labels(probability)
             if self.job.clean_up:
                 labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
-            self._write(name, image.pixels, labels, side)
-            found.append(_prediction(name, "done", labels, side.class_names))
+            try:
+                self._write(image, decoded.pixels, labels, side)
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise
+                reason = f"bad_name: its mask cannot have this name ({os.strerror(error.errno)}); rename the image"
+                found.append(Prediction(escaped(image.name), "set aside", reason))
+                continue
+            found.append(_prediction(image.name, image.status, labels, side.class_names))
         return found
+
+    def _done(self, image: _Image) -> bytes:
+        """Returns the mask of an image of this name if all files of it are there; else nothing."""
+        wanted = [self._place(MASKS, image.name)] + ([self._place(OVERLAYS, image.name)] if self.job.overlay else [])
+        try:
+            return wanted[0].read_bytes() if all(place.is_file() for place in wanted) else b""
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            return b""
 
     def _place(self, folder: str, name: str) -> Location:
         # The name keeps the suffix of the image, so that a.png and a.jpg have different masks.
         return self.job.out / folder / f"{name}.png"
 
-    def _write(self, name: str, image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], side: Sidecar) -> None:
+    def _write(self, image: _Image, pixels: Pixels, labels: Pixels, side: Sidecar) -> None:
         if self.job.overlay:
-            height, width = image.shape[:2]
+            height, width = pixels.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            self._place(OVERLAYS, name).write_bytes(png(overlay(image, small)))
+            self._place(OVERLAYS, image.name).write_bytes(png(overlay(pixels, small)))
         # The mask is written last, because an image that has a mask counts as done.
-        self._place(MASKS, name).write_bytes(png(labels * 255 if side.classes == 1 else labels))
+        mask = labels * 255 if side.classes == 1 else labels
+        self._place(MASKS, image.name).write_bytes(png_with_source(mask, image.sha256))
 
 
 def main(job: PredictJob, console: Console) -> None:
@@ -147,7 +184,8 @@ def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None)
 
     The folder `job.out` contains `masks/<image>.png` (0 and 255 for one class, otherwise labels),
     `overlays/<image>.png` with `job.overlay`, `predictions.csv` with a row for each image, and `model.json`, which
-    identifies the model. An image whose mask (and overlay, with `job.overlay`) exists is not predicted again.
+    identifies the model and the folder of images. An image is not predicted again if its mask (and overlay, with
+    `job.overlay`) exists; the mask names the hash of the file that it was predicted from.
 
     Args:
         job: The settings of the job.
@@ -158,8 +196,8 @@ def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None)
 
     Raises:
         UserError: If the run or the images do not exist, if no image can be used, if the output folder would be lost
-            with the job or is not shared by all nodes, or if another model, or the same model with other settings, has
-            predicted into the folder before.
+            with the job or is not shared by all nodes, or if another model, the same model with other settings, or one
+            for another folder of images has predicted into the folder before.
         OSError: If a file cannot be read or written.
     """
     check_lasting(job.out)
@@ -220,23 +258,43 @@ def _counted(others: Counter[str]) -> str:
 
 
 def _claim(job: PredictJob, model: Model) -> None:
-    """Writes which model predicts into the output folder, or refuses if another one has done so before.
+    """Writes which model predicts which images into the output folder, or refuses if another one has done so before.
 
     Raises:
-        UserError: If another model, or the same model with other settings, has predicted into the folder.
+        UserError: If another model, the same model with other settings, or one for another folder of images has
+            predicted into the folder.
     """
     model.load()
     weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
-    mine = {"weights_sha256": " ".join(weights), "flips": model.flips, "clean_up": job.clean_up}
+    mine = {
+        "images": job.images.uri,
+        "weights_sha256": " ".join(weights),
+        "flips": model.flips,
+        "clean_up": job.clean_up,
+    }
     place = job.out / CLAIM
-    # Files that older versions wrote, which had no flips, do not contain the key.
-    if place.exists() and (theirs := {"flips": "none", **json.loads(place.read_text())}) != mine:
+    theirs = _read_claim(place)
+    if theirs not in ({}, mine):
         raise UserError(
             f"{place}: this folder holds predictions made otherwise:\n  "
             + "\n  ".join(differences(theirs, mine))
             + "\nChoose another --out."
         )
     place.write_text(json.dumps(mine, indent=2) + "\n")
+
+
+def _read_claim(place: Location) -> dict[str, object]:
+    try:
+        content = json.loads(place.read_text())
+        if isinstance(content, dict):
+            return content
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        pass
+    raise UserError(
+        f"{place}: expected what an earlier prediction wrote there, found something else. Choose another --out."
+    )
 
 
 def describe_predictions(found: Sequence[Prediction], job: PredictJob) -> str:
@@ -255,13 +313,11 @@ def describe_predictions(found: Sequence[Prediction], job: PredictJob) -> str:
     return "\n".join(lines)
 
 
-def _prediction(
-    name: str, status: Literal["done", "done before"], labels: npt.NDArray[np.uint8], class_names: Sequence[str]
-) -> Prediction:
+def _prediction(name: str, status: Status, labels: Pixels, class_names: Sequence[str]) -> Prediction:
     shares = {one: float((labels == label).mean()) for label, one in enumerate(class_names, start=1)}
     return Prediction(escaped(name), status, height=labels.shape[0], width=labels.shape[1], shares=shares)
 
 
-def _from_file(data: bytes, classes: int) -> npt.NDArray[np.uint8]:
+def _from_file(data: bytes, classes: int) -> Pixels:
     pixels = decode_image(data, channels=1).pixels[:, :, 0]
     return (pixels > 0).astype(np.uint8) if classes == 1 else pixels

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+_LONGEST_PART = 240
 DEEPEST_LINK = 4
 """The largest number of symbolic links to folders that a path may lead through when folders are listed."""
 
@@ -116,7 +117,9 @@ def _look(entry: os.DirEntry[str]) -> fs.FileInfo | None:
 def _part(target: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
     """Provides a complete file beside `target` under another name, and deletes it after the block."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    # A name may have 255 bytes, and that of the part is longer.
+    name = os.fsdecode(os.fsencode(target.name)[:_LONGEST_PART])
+    part = target.with_name(f".{name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as stream:
             stream.write(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import dataclass
@@ -192,16 +191,3 @@ class TestPredict:
             predict(PredictJob.model_validate({**tree, "top": 2, "flips": "all"}))
         with pytest.raises(UserError, match=r"weights_sha256: \w+ \w+ -> \w+\n"):
             predict(PredictJob.model_validate(tree))
-
-    def test_a_folder_that_names_no_flips_is_gone_on_with(self, swept: Swept, cluster: None, tmp_path: Path) -> None:
-        (tmp_path / "images").mkdir()
-        cv2.imwrite(str(tmp_path / "images/a.png"), noise(40, 40))
-        place, out = str(swept.runs[0].place), tmp_path / "out"
-        job = PredictJob(run=place, images=str(tmp_path / "images"), out=str(out), device="cpu")
-        predict(job)
-        claim = json.loads((out / "model.json").read_text())
-        assert claim.pop("flips") == "none"
-        (out / "model.json").write_text(json.dumps(claim))
-        assert [one.status for one in predict(job)] == ["done before"]
-        with (out / "predictions.csv").open() as lines:
-            assert [row["image"] for row in csv.DictReader(lines)] == ["a.png"]

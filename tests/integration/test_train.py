@@ -25,6 +25,7 @@ from lungseg_ray.run.checkpoint import list_checkpoints
 from lungseg_ray.run.folder import Run
 from lungseg_ray.shards.describe import Outcome
 from lungseg_ray.storage import locate
+from tests.corpus.dicoms import chest
 from tests.helpers import find_damage
 from tests.integration.conftest import settings_for
 
@@ -214,6 +215,36 @@ class TestPredict:
         predict(PredictJob.model_validate(tree))
         with pytest.raises(UserError, match="clean_up: False -> True"):
             predict(PredictJob.model_validate({**tree, "clean_up": True}))
+
+    def test_another_image_of_the_same_name(self, finished: Finished, tmp_path: Path) -> None:
+        generator = np.random.default_rng(0)
+        for folder in ("one", "two"):
+            (tmp_path / folder).mkdir()
+            cv2.imwrite(str(tmp_path / folder / "a.png"), generator.integers(0, 255, (70, 90), np.uint8))
+        tree = {"run": str(finished.folder), "images": str(tmp_path / "one"), "out": str(tmp_path / "out")}
+        job = PredictJob.model_validate(tree)
+        assert [one.status for one in predict(job)] == ["done"]
+        with pytest.raises(UserError, match=r"images: .*/one -> .*/two"):
+            predict(PredictJob.model_validate({**tree, "images": str(tmp_path / "two")}))
+        (tmp_path / "two/a.png").replace(tmp_path / "one/a.png")
+        assert [one.status for one in predict(job)] == ["done anew"]
+        assert [one.status for one in predict(job)] == ["done before"]
+        alone = predict(PredictJob.model_validate({**tree, "out": str(tmp_path / "alone")}))
+        assert [one.status for one in alone] == ["done"]
+        assert (tmp_path / "alone/masks/a.png.png").read_bytes() == (tmp_path / "out/masks/a.png.png").read_bytes()
+
+    def test_names_that_masks_cannot_have(self, finished: Finished, tmp_path: Path) -> None:
+        images, long = tmp_path / "images", f"{'x' * 248}.png"
+        (images / "a.png").mkdir(parents=True)
+        content = cv2.imencode(".png", np.zeros((40, 40), np.uint8))[1].tobytes()
+        for name in ("a", "a.png/b.png", long, f"{'y' * 244}.png"):
+            (images / name).write_bytes(content)
+        (images / "a").write_bytes(chest(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)))
+        job = PredictJob(run=str(finished.folder), images=str(images), out=str(tmp_path / "out"))
+        found = {one.image: one for one in predict(job)}
+        assert found[long].reason == "bad_name: its mask cannot have this name (File name too long); rename the image"
+        assert {found["a"].status, found["a.png/b.png"].status} == {"done", "set aside"}
+        assert found[f"{'y' * 244}.png"].status == "done"
 
     def test_no_images(self, finished: Finished, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no images there"):
