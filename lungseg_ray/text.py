@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _SHOWN = 120
 """Longer texts than this, in characters, are cut by `shown` unless the caller gives another limit."""
@@ -29,6 +29,19 @@ def escaped(text: str) -> str:
         The text with escapes.
     """
     return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Returns the name of a column of the corpus in a table that has columns of its own.
+
+    Args:
+        name: The name of the column in the corpus.
+        taken: The names of the other columns.
+
+    Returns:
+        The name; one that is taken starts with `group_`.
+    """
+    return free_name(f"group_{name}", taken) if name in taken else name
 
 
 def shown(text: str, most: int = _SHOWN) -> str:

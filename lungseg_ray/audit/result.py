@@ -12,6 +12,7 @@ from lungseg_ray.audit.outliers import Outlier
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import Record, SetAside
 from lungseg_ray.storage import Location
+from lungseg_ray.text import free_name
 
 PAGE = "audit.html"
 """The page of the audit has this file name."""
@@ -82,7 +83,7 @@ def write_table(audit: Audit, place: Location) -> None:
     several = len(audit.names) > 1
     figures = [f"{key}_{name}" if several else key for name in audit.names for key in _MARKED]
     own = [*_PLAIN, "spacing_row", "spacing_column", *_FIGURES, *figures, "reason", "detail"]
-    groups = {name: f"group_{name}" if name in own else name for one in audit.images for name in one.groups}
+    groups = {name: free_name(name, own) for one in audit.images for name in one.groups}
     rows: list[dict[str, object]] = []
     for one in audit.images:
         row: dict[str, object] = {key: getattr(one, key) for key in (*_PLAIN, *_FIGURES)}

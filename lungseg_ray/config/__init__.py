@@ -2,7 +2,7 @@
 
 from lungseg_ray.config.corpus import CorpusSettings, PhantomSettings, SplitSettings
 from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PredictJob, ReportJob, ShardJob, TrainJob
-from lungseg_ray.config.loading import load_settings
+from lungseg_ray.config.loading import load_settings, validated
 from lungseg_ray.config.sections import (
     CheckpointSettings,
     EvaluateSettings,
@@ -37,6 +37,7 @@ from lungseg_ray.config.values import (
     SALT,
     Channels,
     Device,
+    FileName,
     Flips,
     Place,
     Roots,
@@ -57,6 +58,7 @@ __all__ = [
     "EvaluateJob",
     "EvaluateSettings",
     "FeedSettings",
+    "FileName",
     "Flips",
     "LossSettings",
     "Mark",
@@ -91,5 +93,6 @@ __all__ = [
     "nested",
     "non_default",
     "select",
+    "validated",
     "value_at",
 ]

@@ -10,6 +10,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lungseg_ray.config.tree import Mark, Section
 from lungseg_ray.config.values import PHANTOM, Channels, CorpusRoot, MaskValue, OneOrSeveral, Seed, Share
+from lungseg_ray.numerics.labels import IGNORE_LABEL
+
+_UNIT = "mm"
+"""Tables have columns such as `hd95_NAME` for each class, and `hd95_mm`."""
 
 
 class PhantomSettings(Section):
@@ -105,7 +109,7 @@ class CorpusSettings(Section):
     channels: Annotated[Channels, Mark.IN_SHARDS] = Field(
         1, description="Channels of the images. 1: grey (the first channel of a colour file). 3: RGB."
     )
-    classes: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(
+    classes: Annotated[int, Field(ge=1, le=IGNORE_LABEL), Mark.IN_SHARDS] = Field(
         1, description="Number of classes. 1: one structure and background. k > 1: labels 0 to k - 1, 0 is background."
     )
     class_names: Annotated[list[str], Mark.IN_SHARDS] = Field(
@@ -149,6 +153,13 @@ class CorpusSettings(Section):
         labels = max(self.classes - 1, 1)
         if len(self.class_names) != labels:
             raise ValueError(f"class_names must name {labels} label(s), found {self.class_names}")
+        plain = Counter(name.strip().casefold() for name in self.class_names)
+        alike = [name for name in self.class_names if plain[name.strip().casefold()] > 1]
+        if alike or "" in plain or _UNIT in plain:
+            raise ValueError(
+                f"class_names must differ by more than capitals, and none may be empty or {_UNIT!r}, which columns of "
+                f"figures have in their names, found {self.class_names}"
+            )
         wrong = {
             value: label for value, label in self.mask_values.items() if label not in ("ignore", *range(labels + 1))
         }

@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from lungseg_ray.config.tree import Section, leaves, merge
 from lungseg_ray.config.values import ENVIRONMENT_PREFIX, PHANTOM, SALT
+from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -54,8 +55,11 @@ def load_settings(tree: type[AnyJob], arguments: Sequence[str]) -> AnyJob:
     ]
     arguments, roots = _roots(arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", default=os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG"))
-    path = early.parse_known_args(arguments)[0].config
+    early.add_argument("--config", action="append")
+    paths = early.parse_known_args(arguments)[0].config or []
+    if len(paths) > 1:
+        raise UserError(f"--config is given {len(paths)} times ({', '.join(paths)}); expected one file of settings.")
+    path = paths[0] if paths else os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     from_file = _read_yaml(path) if path else {}
     _refuse_unknown(tree, from_file)
     # The parser would unite a map of the file with one of the command line, which is to replace it.
@@ -147,11 +151,11 @@ def _apart(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = parse_yaml(Path(path).read_text())
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror}). Expected a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: is not YAML: {error}") from None
+        raise UserError(f"--config {path}: is no YAML file of settings: {error}") from None
     if not isinstance(content, dict | None):
         raise UserError(f"--config {path}: expected sections such as 'train:', found {type(content).__name__}.")
     return content or {}
@@ -185,6 +189,22 @@ def suggest(key: str, tree: type[BaseModel]) -> str:
     """
     near = difflib.get_close_matches(key, list(leaves(tree)), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else " --help lists all settings."
+
+
+def validated(tree: type[AnyJob], values: dict[str, Any]) -> AnyJob:
+    """Builds the settings of a job from values of several sources.
+
+    Args:
+        tree: The class of the job's settings.
+        values: The values by section.
+
+    Raises:
+        UserError: If a key is unknown, a value does not fit, or values do not fit one another.
+    """
+    try:
+        return tree.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, tree)) from None
 
 
 def _explain(error: ValidationError, tree: type[BaseModel]) -> str:

@@ -117,6 +117,12 @@ def _encoder(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _file_name(text: str) -> str:
+    if text in ("", ".", "..") or any(sign in text for sign in "/\\\0"):
+        raise ValueError(f"expected the name of a file in this folder, found {text!r}")
+    return text
+
+
 def _absolute_file(text: str) -> str:
     return str(Path(text).absolute()) if Path(text).is_file() else text
 
@@ -132,6 +138,8 @@ CorpusRoot = Annotated[
     PlainValidator(_located_or_phantom),
     PlainSerializer(_as_text, when_used="json"),
 ]
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""The name of a file or a folder within another one, in which stored names must stay."""
 MaskValue = Annotated[int | str, PlainValidator(_mask_value)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Architecture = Annotated[str, AfterValidator(_architecture)]

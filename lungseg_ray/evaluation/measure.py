@@ -17,6 +17,7 @@ from lungseg_ray.inference.predictor import Model
 from lungseg_ray.numerics import metrics
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.shards.format import ShardRow
+from lungseg_ray.text import free_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ImageFigures:
     def columns(self) -> dict[str, object]:
         """The row of the image in `per_image.csv`, by column."""
         own = {"image_id": self.image_id, "patient_id": self.patient_id, "height": self.height, "width": self.width}
-        return {**self.groups, **own, **self.values}
+        return own | {free_name(name, [*own, *self.values]): value for name, value in self.groups.items()} | self.values
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-import yaml
 from rich.console import Console
+from yaml import YAMLError
 
 from lungseg_ray.cluster.planning import plan_training
 from lungseg_ray.cluster.session import available
-from lungseg_ray.config import Settings, TrainJob, merge
+from lungseg_ray.config import Settings, TrainJob, merge, validated
+from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import SHEET
 from lungseg_ray.evaluation.finished_run import evaluate_test_split
@@ -167,8 +168,12 @@ def winner_of(job: TrainJob) -> Settings:
     sweep = Sweep(job.from_sweep)
     sweep.started_with()
     try:
-        tree = yaml.safe_load((sweep.place / WINNER).read_text())
+        tree = parse_yaml((sweep.place / WINNER).read_text())
     except FileNotFoundError:
         raise UserError(f"{sweep.place}: the sweep has no winner yet; run jobs/tune.py until it is finished.") from None
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{sweep.place / WINNER}: cannot be read: {error}. Run jobs/tune.py again.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{sweep.place / WINNER}: expected settings, found others. Run jobs/tune.py again.")
     beside = {"runs": {"root": sweep.place.uri.rsplit("/", 1)[0], "name": f"{sweep.place.name}-winner"}}
-    return Settings.model_validate(merge(merge(tree, beside), given))
+    return validated(Settings, merge(merge(tree, beside), given))

@@ -181,8 +181,9 @@ def environment(runs: Iterator[Location]) -> Iterator[Part]:
     """Yields the environment of the first run that has recorded one; nothing if no run has."""
     for place in runs:
         try:
-            text = (place / ENVIRONMENT).read_text()
-        except FileNotFoundError:
+            found = json.loads((place / ENVIRONMENT).read_text())
+        except (FileNotFoundError, ValueError):
             continue
-        yield SettingsTree(f"Environment, as {place.name} found it", json.loads(text))
-        return
+        if isinstance(found, dict):
+            yield SettingsTree(f"Environment, as {place.name} found it", found)
+            return

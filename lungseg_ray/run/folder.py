@@ -10,6 +10,8 @@ import platform
 import sys
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.run import checkpoint
@@ -17,6 +19,7 @@ from lungseg_ray.run.checkpoint import Checkpoint, DamagedCheckpointError
 from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.progress import History, Progress, steps_to_keep
 from lungseg_ray.run.started_with import ConfigFile, StartedWith
+from lungseg_ray.run.stored import read_stored
 from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.storage import Location
 
@@ -26,6 +29,7 @@ HISTORY = "history.csv"
 SUMMARY = "summary.json"
 BEST = "best"
 EVALUATION = "evaluation"
+_SUMMARY = TypeAdapter(RunSummary)
 
 _PACKAGES = ("ray", "torch", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "numpy", "lungseg-ray")
 
@@ -93,9 +97,12 @@ class Run:
         return self.config.read()
 
     def summary(self) -> RunSummary | None:
-        """Returns the figures of the finished run; None while it is not finished."""
-        place = self.place / SUMMARY
-        return json.loads(place.read_text()) if place.exists() else None
+        """Returns the figures of the finished run; None while it is not finished.
+
+        Raises:
+            UserError: If the file holds something else.
+        """
+        return read_stored(self.place / SUMMARY, _SUMMARY)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Writes the figures of the run, which marks it as finished."""
@@ -106,12 +113,22 @@ class Run:
         (self.place / HISTORY).write_csv(history, list(history[0]) if history else ["epoch", "step"])
 
     def read_history(self) -> History:
-        """Returns the rows that `write_history` wrote; none before the first."""
+        """Returns the rows that `write_history` wrote; none before the first.
+
+        Raises:
+            UserError: If the file holds something else.
+        """
+        place = self.place / HISTORY
         try:
-            lines = (self.place / HISTORY).read_text().splitlines()
+            rows = list(csv.DictReader(place.read_text().splitlines()))
+            return [{key: float(value) for key, value in row.items()} for row in rows]
         except FileNotFoundError:
             return []
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+        except (ValueError, TypeError, csv.Error):
+            raise UserError(
+                f"{place}: expected the figures of each epoch, found something else. Restore the file, or remove it; "
+                "the figures are in each checkpoint, too."
+            ) from None
 
     def extend(self, settings: Settings, *, fingerprint: str) -> None:
         """Takes up a run for more epochs than it was started with; it is not finished any more."""

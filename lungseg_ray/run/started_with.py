@@ -10,6 +10,7 @@ import yaml
 from pydantic import AliasChoices, Field
 
 from lungseg_ray.config import Mark, Section, Settings, differences, dump, marked, value_at
+from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 
@@ -51,7 +52,7 @@ class ConfigFile(Generic[AnySettings]):
         """
         folder, _, name = self.place.uri.rpartition("/")
         try:
-            return StartedWith[self.tree].model_validate(yaml.safe_load(self.place.read_text()))  # type: ignore[name-defined]
+            return StartedWith[self.tree].model_validate(parse_yaml(self.place.read_text()))  # type: ignore[name-defined]
         except FileNotFoundError:
             raise UserError(f"{folder}: there is no {self.kind} here: {name} is missing.") from None
         except (yaml.YAMLError, ValueError) as error:

@@ -118,11 +118,12 @@ def shard(settings: Settings) -> Outcome:
     )
     current = _current(root, source)
     if current:
+        index, set_aside = current
         words = settings.corpus.model_dump(include={"about", "licence"})
-        corpus = current.corpus.model_copy(update=words)
-        current = current.model_copy(update={"corpus": corpus, "files": list(listing.files)})
-        (root / INDEX).write_text(current.model_dump_json(indent=2))
-        return Outcome(root, current, read_set_aside(root), listing, fresh=False)
+        corpus = index.corpus.model_copy(update=words)
+        index = index.model_copy(update={"corpus": corpus, "files": list(listing.files)})
+        (root / INDEX).write_text(index.model_dump_json(indent=2))
+        return Outcome(root, index, set_aside, listing, fresh=False)
     settings = settings.model_copy(update={"corpus": listing.corpus})
     records = assign_splits(listing.records, settings.corpus.split)
     plan = list(_deal(records, settings.shards.rows, source))
@@ -160,22 +161,31 @@ def read_set_aside(root: Location) -> list[SetAside]:
         The files, in the order of `set_aside.csv`.
 
     Raises:
-        OSError: If `set_aside.csv` does not exist or cannot be read.
+        UserError: If `set_aside.csv` does not exist or holds something else.
+        OSError: If it cannot be read.
     """
-    return [SetAside(**row) for row in csv.DictReader(io.StringIO((root / SET_ASIDE).read_text()))]
+    place = root / SET_ASIDE
+    try:
+        rows = csv.DictReader(io.StringIO(place.read_text()), strict=True)
+        return [SetAside(**{field.name: row[field.name] for field in fields(SetAside)}) for row in rows]
+    except (FileNotFoundError, ValueError, KeyError, csv.Error):
+        raise UserError(
+            f"{place}: expected the files that were set aside, found nothing or something else. Run jobs/shard.py with "
+            "the same settings to have it made again."
+        ) from None
 
 
-def _current(root: Location, source: str) -> ShardIndex | None:
-    """Returns the index of existing shards if they were built from this source and none of their files is missing."""
+def _current(root: Location, source: str) -> tuple[ShardIndex, list[SetAside]] | None:
+    """Returns the index of shards that were built from this source and are whole, and what was set aside."""
     if not (root / INDEX).exists():
         return None
     try:
-        index = read_index(root)
+        index, set_aside = read_index(root), read_set_aside(root)
     except UserError:
-        # An index that cannot be used counts as missing, because the job replaces it.
+        # What cannot be used counts as missing, because the job replaces it.
         return None
     there = {place.name for place, _ in root.list()}
-    return index if index.source == source and {SET_ASIDE, *(shard.file for shard in index.shards)} <= there else None
+    return (index, set_aside) if index.source == source and {shard.file for shard in index.shards} <= there else None
 
 
 def _fingerprint(*parts: Any) -> str:

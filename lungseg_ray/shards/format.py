@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from lungseg_ray.config import CorpusSettings
+from lungseg_ray.config import CorpusSettings, FileName
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import Record, SetAside, Split
 from lungseg_ray.errors import JobFailedError, UserError
@@ -84,9 +84,9 @@ class Shard(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    file: str
+    file: FileName
     split: Split
-    rows: int
+    rows: NonNegativeInt
     footer: str
     skip: tuple[int, ...] = ()
 

@@ -55,6 +55,22 @@ def walk(folder: str, *, recursive: bool) -> Iterator[tuple[str, fs.FileInfo]]:
                     pending.append((entry.path, above | {here}, links + entry.is_symlink()))
 
 
+def read(path: Path) -> bytes:
+    """Reads a whole file.
+
+    Args:
+        path: The path of the file.
+
+    Raises:
+        OSError: If it cannot be read, or is no file; to open a pipe would block until another process writes to it.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(number, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "expected a file, found a pipe, a device or the like", str(path))
+        return stream.read()
+
+
 def write(target: Path, data: bytes | pa.Buffer) -> None:
     """Writes the whole file atomically, and its folders if they do not exist.
 

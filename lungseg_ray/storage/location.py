@@ -145,7 +145,7 @@ class Location:
             FileNotFoundError: If the file does not exist.
         """
         if self.is_local:
-            return Path(self.path).read_bytes()
+            return local.read(Path(self.path))
         # The size of an input file is known, so that it is read in one request. A stream is read in pieces of 256 KB.
         with translate_errors(self), self.filesystem.open_input_file(self.path) as file:
             return file.read()

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
+from pydantic import TypeAdapter
 
-from lungseg_ray.config import Section, Settings, SweepJob
+from lungseg_ray.config import FileName, Section, Settings, SweepJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.progress import History
 from lungseg_ray.run.started_with import ConfigFile, StartedWith
+from lungseg_ray.run.stored import read_stored
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep.summary import Params, SweepSummary
 
@@ -24,6 +26,7 @@ SUMMARY = "summary.json"
 WINNER = "winner.yaml"
 REPORT = "report.html"
 
+_SUMMARY = TypeAdapter(SweepSummary)
 State = Literal["planned", "running", "paused", "done", "failed", "refused"]
 """`paused` after a rung, for good unless the trial is promoted; `done` at full length; `refused` by a budget."""
 
@@ -79,7 +82,7 @@ class Trial(_Result):
     """
 
     number: int
-    name: str
+    name: FileName
     stage: Literal[1, 2]
     params: Params
     seed: int
@@ -216,8 +219,7 @@ class Sweep:
 
     def summary(self) -> SweepSummary | None:
         """Returns what the finished sweep found, as `summarise_sweep` does; None while it is not finished."""
-        place = self.place / SUMMARY
-        return json.loads(place.read_text()) if place.exists() else None
+        return read_stored(self.place / SUMMARY, _SUMMARY)
 
     def reopen(self) -> None:
         """Deletes what marks the sweep as finished, since there is more to do."""

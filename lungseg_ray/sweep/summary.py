@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 Params = dict[str, Any]
 """A value for each searched setting, by its key such as `optim.lr`."""

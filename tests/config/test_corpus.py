@@ -42,3 +42,16 @@ def test_values_and_colours_of_masks() -> None:
     assert settings.colours == {"#ff0000": 1, "#010203": "ignore"}
     with pytest.raises(ValidationError, match="expected a number or a colour such as #ff0000"):
         CorpusSettings.model_validate({"mask_values": {"red": 1}})
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["Left Lung", "left lung "], ["a", ""], ["lung", "mm"]])
+def test_names_of_classes_that_collide(names: list[str]) -> None:
+    with pytest.raises(ValidationError, match="class_names must differ by more than capitals"):
+        CorpusSettings.model_validate({"classes": 3, "class_names": names})
+
+
+def test_as_many_classes_as_a_label_holds() -> None:
+    names = [f"structure {number}" for number in range(1, 255)]
+    assert CorpusSettings.model_validate({"classes": 255, "class_names": names}).classes == 255
+    with pytest.raises(ValidationError, match="less than or equal to 255"):
+        CorpusSettings.model_validate({"classes": 256, "class_names": [*names, "x"]})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,13 +114,42 @@ def test_several_errors_are_named_at_once() -> None:
     ("text", "message"),
     [
         ("- a\n", "expected sections such as 'train:', found list"),
-        ("a: [\n", "is not YAML"),
+        ("a: [\n", "is no YAML file of settings"),
         ("train: 4\n", "train: .*found 4"),
     ],
 )
 def test_file_of_another_form(text: str, message: str, config: Any) -> None:
     with pytest.raises(UserError, match=message):
         load_settings(Settings, config(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "train:\n  epochs: 100\nfeed:\n  size: 64\ntrain:\n  workers: 1\n",
+            "train is given twice, in line 1 and in line 5",
+        ),
+        ("train:\n  epochs: 100\n  epochs: 10\n", "epochs is given twice, in line 2 and in line 3"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in itertools.pairwise("abcdefghij")),
+            "expected at most 100000 values, found more",
+        ),
+        ("a: &a\n  b: *a\n", "expected at most 100000 values"),
+        ("[" * 5000, "expected plain values in sections"),
+        ("? [a, b]\n: c\n", "found unhashable key"),
+    ],
+)
+def test_file_that_says_something_twice_or_too_much(text: str, message: str, config: Any) -> None:
+    with pytest.raises(UserError, match=message):
+        load_settings(Settings, config(text))
+
+
+def test_two_files(config: Any) -> None:
+    (option, path) = config("train:\n  epochs: 3\n")
+    with pytest.raises(UserError, match="--config is given 2 times"):
+        load_settings(Settings, [option, path, f"{option}={path}"])
 
 
 def test_missing_file_and_empty_file(config: Any, tmp_path: Path) -> None:

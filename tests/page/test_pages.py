@@ -21,6 +21,7 @@ from lungseg_ray.page.render import write_run_page, write_sweep_page
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import State, Sweep, Trial
+from lungseg_ray.sweep.summary import SweepSummary
 from lungseg_ray.text import duration
 from tests.helpers import ROOT, make_settings, write_shards
 from tests.inference.helpers import save_small_model
@@ -32,7 +33,20 @@ ENCODERS = ["timm-regnety_002", "resnet18", IMAGE]
 ARCHITECTURES = ["Unet", "UnetPlusPlus"]
 RATES = [0.001, 0.004]
 EPOCHS = 6
-NOTHING: Any = {}
+NOTHING: SweepSummary = {
+    "winner": None,
+    "ranking": [],
+    "finalists": [],
+    "pairs": [],
+    "states": {},
+    "spent": {
+        "epochs_search": 0,
+        "epochs_full_search": 0,
+        "epochs_finalists": 0,
+        "seconds": {},
+        "trial_seconds": 0.0,
+    },
+}
 TEST: Any = {
     "n": 26,
     "patients": 24,

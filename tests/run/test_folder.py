@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,28 @@ def test_a_run_that_is_extended_is_not_finished_any_more(run: Run) -> None:
         run.extend(make_settings(train={"epochs": 9}), fingerprint="f")
         assert run.summary() is None
         assert run.started_with().settings.train.epochs == 9
+
+
+class TestChangedByOthers:
+    """Files of a run that someone has changed: a sentence that names the file."""
+
+    @pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b'{"epochs": "many"}', b"[" * 100_000])
+    def test_summary(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "summary.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"summary\.json: expected what this version writes there"):
+            Run(locate(str(tmp_path))).summary()
+
+    @pytest.mark.parametrize(
+        "content", [b"epoch\nx\n", b"epoch,step\n1\n", b"\xff", b"epoch\n1,2\n", b'a\n"' + b"x" * (1 << 18)]
+    )
+    def test_history(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "history.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"history\.csv: expected the figures of each epoch"):
+            Run(locate(str(tmp_path))).read_history()
+
+    @pytest.mark.parametrize("name", ["summary.json", "history.csv"])
+    def test_a_pipe(self, name: str, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / name)
+        run = Run(locate(str(tmp_path)))
+        with pytest.raises(OSError, match="expected a file, found a pipe"):
+            run.summary() if name == "summary.json" else run.read_history()

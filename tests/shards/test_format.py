@@ -137,3 +137,14 @@ def test_index_of_another_version(version: object, tmp_path: Path) -> None:
         UserError, match=rf"index.json: expected schema version {SCHEMA_VERSION}, found {version}\. Make"
     ):
         read_index(root)
+
+
+@pytest.mark.parametrize("name", ["../train-0.parquet", "/etc/passwd", "..", ""])
+def test_a_name_that_leaves_the_folder(name: str, tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    write_shards(root, rows={"train": [1]}, skip={})
+    content = json.loads((root / INDEX).read_text())
+    content["shards"][0]["file"] = name
+    (root / INDEX).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected the name of a file in this folder"):
+        read_index(root)

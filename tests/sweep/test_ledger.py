@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,15 @@ class TestWinner:
 def test_values_are_described_in_few_words() -> None:
     params = {"model.encoder": "vgg11", "optim.lr": 0.0031622, "feed.batch": 8}
     assert describe_params(params) == "vgg11, lr 0.00316, batch 8"
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/etc", "..", "a/b", "", "a\\b"])
+def test_a_name_that_leaves_the_folder(name: str, tmp_path: Path) -> None:
+    sweep = Sweep(locate(str(tmp_path / "sweep")))
+    sweep.write_trials([Trial(number=1, name="t1", stage=1, params={}, seed=0)], {})
+    place = sweep.place / "trials.json"
+    content = json.loads(place.read_text())
+    content["trials"][0]["name"] = name
+    place.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"trials\.json: cannot be read.*expected the name of a file in this folder"):
+        sweep.trials()

@@ -210,7 +210,7 @@ class TestDraws:
         assert count(job) == 100
         trials: list[Trial] = []
         for number in range(100):
-            trials.append(Trial(number=number + 1, name="", stage=1, params=draw(job, trials), seed=0))
+            trials.append(Trial(number=number + 1, name=f"t{number}", stage=1, params=draw(job, trials), seed=0))
         rates = np.array([trial.params["optim.lr"] for trial in trials])
         assert len(set(rates)) == 100
         assert rates.min() > 1e-4
