@@ -191,13 +191,7 @@ class Sweep:
         return self._ledger().seconds
 
     def _ledger(self) -> _Trials:
-        place = self.place / TRIALS
-        try:
-            return _Trials.model_validate_json(place.read_text())
-        except FileNotFoundError:
-            return _Trials(trials=[], seconds={})
-        except ValueError as error:
-            raise UserError(f"{place}: cannot be read: {error}") from None
+        return read_stored(self.place / TRIALS, TypeAdapter(_Trials)) or _Trials(trials=[], seconds={})
 
     def write_trials(self, trials: Iterable[Trial], seconds: dict[str, float]) -> None:
         """Writes the ledger, whole or not at all.

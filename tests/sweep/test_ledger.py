@@ -126,5 +126,7 @@ def test_a_name_that_leaves_the_folder(name: str, tmp_path: Path) -> None:
     content = json.loads(place.read_text())
     content["trials"][0]["name"] = name
     place.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"trials\.json: cannot be read.*expected the name of a file in this folder"):
+    with pytest.raises(
+        UserError, match=r"trials\.json: expected what this version writes.*expected the name of a file in this folder"
+    ):
         sweep.trials()
