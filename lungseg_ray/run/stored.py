@@ -38,5 +38,5 @@ def read_stored(place: Location, kind: TypeAdapter[Content]) -> Content | None:
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
             f"{place}: expected what this version writes there, found something else ({shown(where)}: "
-            f"{shown(first['msg'])}). Restore the file, or remove it to have it made again."
+            f"{shown(first['msg'])}). Restore the file; nothing was changed."
         ) from None

@@ -395,3 +395,26 @@ def test_a_title_above_the_header_of_a_workbook(tmp_path: Path) -> None:
     book.save(tmp_path / "list.xlsx")
     (record,) = listing(tmp_path / "list.xlsx").records
     assert record.patient_id == "p7"
+
+
+class TestOddTables:
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            'a.png,m.png,"p1\nb.png,m.png,p2\n',
+            'a.png,m.png,"p1\nb.png,m.png,"p2"\n',
+            'a.png,m.png,"p"1\nb.png,m.png,p2\n',
+        ],
+    )
+    def test_a_quote_that_is_never_closed(self, rows: str, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text(f"image,mask,patient\n{rows}")
+        with pytest.raises(UserError, match="Look there for a quote that is not closed"):
+            listing(tmp_path / "list.csv")
+
+    def test_columns_without_names(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text(",image,mask, patient ,,\n0,a.png,m.png,p1,,\n1,b.png,n.png,p1,,\n")
+        found = listing(tmp_path / "list.csv")
+        assert [(record.image_id, record.patient_id, dict(record.groups)) for record in found.records] == [
+            ("a", "p1", {}),
+            ("b", "p1", {}),
+        ]

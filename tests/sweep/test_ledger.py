@@ -66,7 +66,7 @@ class TestSweep:
 
     def test_a_ledger_that_cannot_be_read_is_named(self, sweep: Sweep) -> None:
         (sweep.place / "trials.json").write_text("{")
-        with pytest.raises(UserError, match=r"trials\.json: cannot be read"):
+        with pytest.raises(UserError, match=r"trials\.json: expected what this version writes there"):
             sweep.trials()
 
 

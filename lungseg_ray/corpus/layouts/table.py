@@ -158,6 +158,10 @@ def read_table(place: Location) -> UserTable:
         columns, rows = _of_excel(place, data)
     else:
         columns, rows, note = _of_csv(place, _inflated(place, data) if name.endswith(".gz") else data)
+    if "" in columns:
+        # A program that numbers rows writes a column without a name, and one that pads them several.
+        columns = [name for name in columns if name]
+        rows = [{name: value for name, value in row.items() if name} for row in rows]
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise UserError(f"{place}: expected each column once, found {named(twice)} more than once. Rename one of them.")
@@ -254,7 +258,7 @@ def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], st
             ) from error
     head = text[: 1 << 16].splitlines()[:20]
     separator = _separator(head)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[TableRow] = []
     try:
         columns = [name.strip() for name in reader.fieldnames or []]
