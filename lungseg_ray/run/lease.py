@@ -1,9 +1,10 @@
 """The lease of a run: the right of one driver at a time to write its folder, on a disk or in a bucket.
 
 A lease is a numbered file in the folder of the run. The highest number counts, and a file can be created only once
-(`Location.create`), so that of any number of drivers exactly one gets the next number. The owner rewrites its file
-again and again, and other drivers see that its heartbeat grows; no clocks are compared. An owner that finds a higher
-number has lost the run.
+(`Location.create`), so that of any number of drivers exactly one gets the next number. The file stays when the lease is
+given back, so that no number is ever used twice. A driver that finds a higher number than the one that it has just
+created was too slow, and starts again. The owner rewrites its file again and again, and other drivers see that its
+heartbeat grows; no clocks are compared. An owner that finds a higher number has lost the run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pyarrow import fs
+from pydantic import TypeAdapter, ValidationError
+
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.storage import Location
 
@@ -26,7 +30,8 @@ BEAT_SECONDS = 10.0
 """Seconds between two heartbeats of an owner."""
 SILENCE_SECONDS = 35.0
 """Seconds without a heartbeat after which an owner on another machine is considered dead."""
-_NAME = re.compile(r"lease-(\d{6})\.json")
+_HIGHEST = 10**12
+_NAME = re.compile(r"lease-(\d{6,18})\.json")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Owner:
             same id.
         since: The time at which it took the run, for people.
         beat: The heartbeat, a number that grows while the driver lives.
+        ended: Whether it has given the lease back.
     """
 
     host: str
@@ -49,6 +55,7 @@ class Owner:
     born: str
     since: str
     beat: int = 0
+    ended: bool = False
 
     @classmethod
     def here(cls) -> Owner:
@@ -128,7 +135,7 @@ class Lease:
             self.token.check()
         except JobFailedError:
             return
-        self._place.delete()
+        self._place.write_text(json.dumps(asdict(replace(self.token.owner, ended=True))))
 
 
 @contextmanager
@@ -178,22 +185,38 @@ def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> tuple[
     while True:
         newest = _newest(run)
         other = _owner(newest) if newest else None
-        if newest and other and _alive(newest, other, note):
-            raise UserError(
-                f"{run}: the run is held by {other}. Wait until it ends, stop it, or use another runs.name."
-            )
+        held = newest is not None and not (other and other.ended)
+        if newest and other and not other.ended:
+            alive = _alive(newest, other, note)
+            if alive:
+                raise UserError(
+                    f"{run}: the run is held by {other}. Wait until it ends, stop it, or use another runs.name."
+                )
+            if alive is None:
+                continue
+        if newest and _number(newest) > _HIGHEST:
+            raise UserError(f"{newest}: no driver writes a lease of this number. Delete it.")
         place = run / f"lease-{_number(newest) + 1:06d}.json"
-        if place.create(json.dumps(asdict(owner)).encode()):
-            if newest:
-                note(f"Taking the run over from {other or 'a driver'} that is no more.")
-            for old in _leases(run):
-                if _number(old) < _number(place):
-                    old.delete()
-            return place, other
+        if not place.create(json.dumps(asdict(owner)).encode()):
+            continue
+        if _newest(run) != place:
+            # While this driver looked, others have taken the run, given it back, and removed older leases.
+            place.delete()
+            continue
+        if held:
+            note(f"Taking the run over from {other or 'a driver'} that is no more.")
+        for old in _leases(run):
+            if _number(old) < _number(place):
+                old.delete()
+        return place, other if held else None
 
 
-def _alive(place: Location, owner: Owner, note: Callable[[str], None]) -> bool:
-    """Whether the owner of a lease lives; listens for its heartbeat if it runs on another machine."""
+def _alive(place: Location, owner: Owner, note: Callable[[str], None]) -> bool | None:
+    """Whether the owner of a lease lives; listens for its heartbeat if it runs on another machine.
+
+    Returns:
+        None if the lease was given back meanwhile, or another one has taken its place.
+    """
     if owner.machine == _machine() and owner.born:
         return _born(owner.pid) == owner.born
     note(f"The run was last held by {owner}. Listening for {SILENCE_SECONDS:.0f} s whether that is alive.")
@@ -201,15 +224,15 @@ def _alive(place: Location, owner: Owner, note: Callable[[str], None]) -> bool:
     while time.monotonic() < end:
         time.sleep(1.0)
         now = _owner(place)
-        if now is None:
-            return False
+        if now is None or now.ended:
+            return None
         if now.beat != owner.beat:
             return True
     return False
 
 
 def _leases(run: Location) -> list[Location]:
-    return [place for place, _ in run.list() if _NAME.fullmatch(place.name)]
+    return [place for place, info in run.list() if info.type == fs.FileType.File and _NAME.fullmatch(place.name)]
 
 
 def _newest(run: Location) -> Location | None:
@@ -224,9 +247,12 @@ def _number(place: Location | None) -> int:
 def _owner(place: Location) -> Owner | None:
     """The driver that wrote a lease; None if the file is gone or cannot be read."""
     try:
-        return Owner(**json.loads(place.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return _OWNER.validate_json(place.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 def _machine() -> str:

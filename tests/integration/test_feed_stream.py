@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.stream import Feed, Source
 from lungseg_ray.shards.describe import Outcome
@@ -99,6 +99,6 @@ def test_a_damaged_shard_is_named(source: Source, tmp_path: Path, tasks: int) ->
     for shard in source.index.of("train"):
         (root / shard.file).write_bytes((root / shard.file).read_bytes()[:-100])
     batches = Feed(dataclasses.replace(source, root=root), 0, 1, tasks, ahead=8).train(step=0, epochs=1)
-    with pytest.raises(UserError, match=r"train-\d+-\w+\.parquet: expected a complete shard"):
+    with pytest.raises(JobFailedError, match=r"train-\d+-\w+\.parquet: expected the shard that was written there"):
         next(batches)
     batches.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -53,7 +54,9 @@ def test_held_and_given_back(run: Location, said: list[str]) -> None:
         mine.beat()
         mine.check()
         assert json.loads((run / "lease-000001.json").read_text())["beat"] == 1
-    assert files(run) == []
+    assert files(run) == ["lease-000001.json"]
+    with acquire(run, said.append):
+        assert files(run) == ["lease-000002.json"]
     assert said == []
 
 
@@ -151,3 +154,63 @@ def test_a_lease_that_cannot_be_read_is_followed(run: Location, said: list[str])
     with acquire(run, said.append):
         assert files(run) == ["lease-000008.json"]
     assert "Taking the run over from a driver" in said[0]
+
+
+def test_a_forged_number(run: Location, said: list[str]) -> None:
+    leave(run, replace(Owner.here(), pid=process_that_ended()), number=999_999)
+    with acquire(run, said.append) as mine:
+        assert files(run) == ["lease-1000000.json"]
+        mine.beat()
+        mine.check()
+    with acquire(run, said.append):
+        assert files(run) == ["lease-1000001.json"]
+    place = leave(run, replace(Owner.here(), pid=process_that_ended()), number=10**17)
+    with (
+        pytest.raises(UserError, match=rf"{place}: no driver writes a lease of this number"),
+        acquire(run, said.append),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "1", "null", '{"pid": "../1"}', '{"host": 1, "machine": [], "pid": {}, "born": "", "since": ""}']
+)
+def test_forged_contents(content: str, run: Location, said: list[str]) -> None:
+    (run / "lease-000003.json").write_text(content)
+    (run / "lease-000009.json").make_dir()
+    with acquire(run, said.append):
+        assert "lease-000004.json" in files(run)
+
+
+_RACER = """
+import sys, time
+from lungseg_ray.errors import UserError
+from lungseg_ray.run.lease import acquire
+from lungseg_ray.storage import locate
+run, log, turns = locate(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+done = 0
+while done < turns:
+    try:
+        with acquire(run, lambda text: None) as lease:
+            start = time.monotonic_ns()
+            lease.token.check()
+            end = time.monotonic_ns()
+        done += 1
+        with open(log, "a") as file:
+            file.write(f"{start} {end}\\n")
+    except UserError:
+        pass
+"""
+
+
+def test_handovers_that_several_drivers_race_for(run: Location, tmp_path: Path) -> None:
+    """No two are inside at a time, however closely one follows another."""
+    racers = [
+        subprocess.Popen([sys.executable, "-c", _RACER, str(run), str(tmp_path / f"log{number}"), "40"])
+        for number in range(3)
+    ]
+    assert [racer.wait(120) for racer in racers] == [0, 0, 0]
+    lines = [line.split() for number in range(3) for line in (tmp_path / f"log{number}").read_text().splitlines()]
+    inside = sorted((int(start), int(end)) for start, end in lines)
+    assert len(inside) == 120
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(inside))
