@@ -46,6 +46,11 @@ class ShardSettings(Section):
     max_set_aside: Share = Field(
         0.05, description="Largest share of the files, 0 to 1, that may be unusable. With more of them the job fails."
     )
+    replace: Annotated[bool, Mark.MAY_CHANGE] = Field(
+        False,
+        description="Whether shards of other files or other settings in this folder are replaced. A training that "
+        "reads them then ends.",
+    )
 
 
 class FeedSettings(Section):

@@ -49,4 +49,5 @@ def main(job: ShardJob, console: Console) -> None:
         audit.main(job, console)
     else:
         with cluster(processes=1):
-            console.print(describe_outcome(shard(job)), highlight=False)
+            outcome = shard(job, lambda text: console.print(text, highlight=False))
+            console.print(describe_outcome(outcome), highlight=False)

@@ -190,7 +190,8 @@ def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> tuple[
             alive = _alive(newest, other, note)
             if alive:
                 raise UserError(
-                    f"{run}: the run is held by {other}. Wait until it ends, stop it, or use another runs.name."
+                    f"{run}: this folder is held by {other}. Wait until it ends, stop it, or use another folder "
+                    "(runs.name, shards.root)."
                 )
             if alive is None:
                 continue

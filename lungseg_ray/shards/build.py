@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, TypedDict, cast
@@ -29,6 +29,7 @@ from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
+from lungseg_ray.run.lease import acquire
 from lungseg_ray.shards.checks import Check, check, check_warnings
 from lungseg_ray.shards.describe import SET_ASIDE, Outcome, set_aside_table, what_was_found
 from lungseg_ray.shards.format import (
@@ -85,14 +86,18 @@ class _Writer:
         return read_sample(record, self.corpus, longer_side=self.longer_side)
 
 
-def shard(settings: Settings) -> Outcome:
+def shard(settings: Settings, note: Callable[[str], None] = lambda text: None) -> Outcome:
     """Builds the shards of a corpus unless they are up to date. Needs a running Ray cluster.
 
     Each shard is written atomically, and the index is written last. A job that was killed therefore leaves no partial
     shard, and the same command resumes with the shards that are missing.
 
+    Shards of other files or settings in the folder may be those that a training reads. They are replaced only if
+    `shards.replace` says so.
+
     Args:
         settings: The settings of the job.
+        note: Called with a message about another job that has held the folder.
 
     Returns:
         The index of the shards, and the files that are not used.
@@ -100,13 +105,19 @@ def shard(settings: Settings) -> Outcome:
     Raises:
         UserError: If the corpus cannot be listed, if the patients cannot be assigned to splits, for example because the
             corpus prescribes two splits for a patient, if the share of files that cannot be used is above
-            `shards.max_set_aside`, if no usable image is left for training, or if the folder of the shards does not
-            outlive the job or is not seen by every node.
+            `shards.max_set_aside`, if no usable image is left for training, if the folder of the shards does not
+            outlive the job or is not seen by every node, if another job builds shards there, or if it holds others.
         OSError: If the corpus cannot be read or a shard cannot be written.
     """
     root = settings.shards.root
     check_lasting(root)
     check_shared(root)
+    with acquire(root, note):
+        return _shard(settings)
+
+
+def _shard(settings: Settings) -> Outcome:
+    root = settings.shards.root
     listing = list_corpus(settings.corpus, settings.outputs)
     content = select(settings.model_dump(mode="json"), set(marked(Settings, Mark.IN_SHARDS)))
     source = _fingerprint(
@@ -124,6 +135,8 @@ def shard(settings: Settings) -> Outcome:
         index = index.model_copy(update={"corpus": corpus, "files": list(listing.files)})
         (root / INDEX).write_text(index.model_dump_json(indent=2))
         return Outcome(root, index, set_aside, listing, fresh=False)
+    if not settings.shards.replace:
+        _refuse_others(root, source, settings, sum(state.files for state in listing.files))
     settings = settings.model_copy(update={"corpus": listing.corpus})
     records = assign_splits(listing.records, settings.corpus.split)
     plan = list(_deal(records, settings.shards.rows, source))
@@ -149,6 +162,29 @@ def shard(settings: Settings) -> Outcome:
         if _SHARD_NAME.fullmatch(place.name) and place.name not in keep:
             place.delete()
     return Outcome(root, index, set_aside, listing, fresh=True)
+
+
+def _refuse_others(root: Location, source: str, settings: Settings, files: int) -> None:
+    """Raises a `UserError` if the folder holds finished shards of other files or settings."""
+    try:
+        index = read_index(root)
+    except UserError:
+        return
+    if index.source == source:
+        return
+    now = settings.shards.longer_side
+    if index.longer_side != now:
+        why = f"they have a longer side of {index.longer_side} px, and {now} px were asked for"
+    elif str(index.corpus.root) != str(settings.corpus.root):
+        why = f"they are of the corpus {index.corpus.root}"
+    elif sum(count for count, _ in index.files) != files:
+        why = f"the corpus had {sum(count for count, _ in index.files)} files, and has {files}"
+    else:
+        why = "the files of the corpus, or settings of it, have changed since"
+    raise UserError(
+        f"{root}: other shards are there, which a training may read: {why}. Use another --shards.root, or replace "
+        "them: --shards.replace true"
+    )
 
 
 def read_set_aside(root: Location) -> list[SetAside]:

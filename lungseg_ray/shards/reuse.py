@@ -92,7 +92,7 @@ def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:
         OSError: If the corpus cannot be read or a shard cannot be written.
     """
     console.print(f"No shards in {settings.shards.root} yet: making them from {settings.corpus.root}", highlight=False)
-    outcome = shard(settings)
+    outcome = shard(settings, lambda text: console.print(text, highlight=False))
     console.print(describe_outcome(outcome), highlight=False)
     return outcome.index
 

@@ -99,7 +99,15 @@ def test_bad_files_are_set_aside_with_their_reason(cluster: None, tmp_path: Path
 
 def test_another_corpus_in_the_same_place_leaves_no_old_file(cluster: None, tmp_path: Path) -> None:
     first = shard(settings_for(write_pairs(tmp_path / "a", 16), tmp_path / "shards"))
-    second = shard(settings_for(write_pairs(tmp_path / "b", 16, seed=1), tmp_path / "shards"))
+    other = write_pairs(tmp_path / "b", 16, seed=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "shards").glob("*.parquet")}
+    with pytest.raises(UserError, match=rf"other shards are there.*of the corpus {tmp_path}/a.*--shards.replace true"):
+        shard(settings_for(other, tmp_path / "shards"))
+    smaller = {"longer_side": first.index.longer_side // 2}
+    with pytest.raises(UserError, match=r"a longer side of \d+ px, and \d+ px were asked for"):
+        shard(settings_for(tmp_path / "a", tmp_path / "shards", shards=smaller))
+    assert {path: path.read_bytes() for path in (tmp_path / "shards").glob("*.parquet")} == before
+    second = shard(settings_for(other, tmp_path / "shards", shards={"replace": True}))
     assert first.index.fingerprint != second.index.fingerprint
     files = {path.name for path in (tmp_path / "shards").glob("*.parquet")}
     assert files == {one.file for one in second.index.shards}
