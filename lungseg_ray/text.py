@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 _SHOWN = 120
 """Longer texts than this, in characters, are cut by `shown` unless the caller gives another limit."""
+_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]*")
 _NAMED = 8
 """A message lists at most this number of names."""
 
@@ -29,6 +32,22 @@ def escaped(text: str) -> str:
         The text with escapes.
     """
     return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def printable(message: str) -> str:
+    """Returns a message of several lines as a terminal may get it, whatever names from outside are in it.
+
+    Characters that are not printable, such as those that begin escape sequences, become escapes, but for the ends of
+    lines and tabs. What may be secret in an address is left out: a name or a password before "@", and what follows "?".
+
+    Args:
+        message: The message.
+    """
+    message = _PASSWORD.sub(r"\1***@", message)
+    message = _QUERY.sub(r"\1?***", message)
+    if message.isprintable():
+        return message
+    return "".join(one if one.isprintable() or one in "\n\t" else _escape(one) for one in message)
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

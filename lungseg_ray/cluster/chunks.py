@@ -15,10 +15,11 @@ from pydantic import TypeAdapter
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import available
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.storage import PATIENCE_SECONDS, retry
 
 Row = TypeVar("Row")
+_ERRORS: dict[str, type[Exception]] = {"user": UserError, "job": JobFailedError, "system": OSError}
 
 
 def map_chunks(
@@ -47,7 +48,9 @@ def map_chunks(
         The rows, in the order in which the chunks finish.
 
     Raises:
-        UserError: If `device` is "cuda" and the cluster has no GPU, or if the cluster has no CPU.
+        JobFailedError: If the work raises it, such as for a shard that is damaged.
+        UserError: If the work raises it, if `device` is "cuda" and the cluster has no GPU, or if the cluster has no
+            CPU.
         OSError: If a file cannot be read or written; for a bucket, after `PATIENCE_SECONDS` of repetition.
     """
     cpus, gpus = available()
@@ -74,7 +77,7 @@ def map_chunks(
     for row in done.iter_rows():
         if row["trouble"]:
             # Tasks return their errors as rows, since an exception would lose its type on the way through Ray.
-            raise OSError(row["trouble"])
+            raise _ERRORS[row["row"].decode()](row["trouble"])
         found: Row = adapter.validate_json(row["row"])
         yield found
 
@@ -92,8 +95,9 @@ class _ChunkTask:
             torch.set_num_threads(1)
         try:
             rows = [row for number in batch.column("id").to_pylist() for row in self._patiently(number)]
-        except OSError as error:
-            return pa.table({"row": pa.array([b""], pa.binary()), "trouble": [str(error)]})
+        except tuple(_ERRORS.values()) as error:
+            kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
+            return pa.table({"row": pa.array([kind.encode()], pa.binary()), "trouble": [str(error) or kind]})
         encoded = [_adapter(self.kind).dump_json(row) for row in rows]
         return pa.table({"row": pa.array(encoded, pa.binary()), "trouble": [""] * len(rows)})
 

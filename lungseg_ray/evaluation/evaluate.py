@@ -83,6 +83,7 @@ def evaluate(
     ]
     if listing:
         result["layout"] = listing.recognised
+        result["corpus"] = str(listing.corpus.root)
         result["unlabelled"] = len(listing.unlabelled)
     table = [row.columns for row in rows.values()]
     (out / PER_IMAGE).write_csv(table, list(dict.fromkeys(key for row in table for key in row)))

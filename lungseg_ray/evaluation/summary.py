@@ -119,15 +119,27 @@ def _subgroups(rows: Sequence[ImageFigures], settings: EvaluateSettings) -> dict
     return {key: values[key] for key in settings.subgroups}
 
 
-def figures_table(result: Evaluation) -> Table:
-    """Returns the figures of an evaluation as a table for the terminal."""
+def figures_table(result: Evaluation, *, narrow: bool = False) -> Table:
+    """Returns the figures of an evaluation as a table for the terminal.
+
+    Args:
+        result: The figures.
+        narrow: Whether each figure has a line of its own, and not a column.
+    """
     known = [key for key in _ALL_FIGURES if key in result]
-    table = Table("images", "n", *known, "IoU pooled", title="Mean over images (95 % interval over patients)")
+    columns = ("figure", "value") if narrow else (*known, "IoU pooled")
+    table = Table("images", "n", *columns, title="Mean over images (95 % interval over patients)")
 
     def add(name: str, n: int | None, figures: Distances) -> None:
         found = [cast(IntervalFigures, figures[key]) for key in known]  # type: ignore[literal-required]
         cells = [f"{one['mean']:.4g} ({one['low']:.4g}-{one['high']:.4g})" for one in found]
-        table.add_row(name, "" if n is None else str(n), *cells, f"{figures['iou_pooled']:.4f}")
+        cells.append(f"{figures['iou_pooled']:.4f}")
+        count = "" if n is None else str(n)
+        if not narrow:
+            table.add_row(name, count, *cells)
+            return
+        for number, (figure, cell) in enumerate(zip([*known, "IoU pooled"], cells, strict=True)):
+            table.add_row("" if number else name, "" if number else count, figure, cell)
 
     add("all", result["n"], result)
     for name, figures in result.get("classes", {}).items():

@@ -31,6 +31,8 @@ from lungseg_ray.config import (
 )
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.home import ensure_home
+from lungseg_ray.jobs.console import JobConsole
+from lungseg_ray.text import printable
 
 AnyJob = TypeVar("AnyJob", bound=Section)
 
@@ -129,17 +131,17 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
         if isinstance(stream, io.TextIOWrapper):
             # A name that the terminal cannot show must not end the job.
             stream.reconfigure(errors="backslashreplace")
-    console = Console(soft_wrap=True, markup=False)
+    console = JobConsole(soft_wrap=True, markup=False)
     try:
         job(load_settings(tree, arguments), console)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(printable(f"Error: {error}"), file=sys.stderr)
         return MISTAKE
     except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        print(printable(str(stopped)), file=sys.stderr)
         return 128 + stopped.signal
     except (OSError, JobFailedError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(printable(f"Error: {error}"), file=sys.stderr)
         return FAILED
     except SystemExit as left:
         # On SIGTERM, Ray exits with the number of the signal.
@@ -151,6 +153,6 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
         print("Interrupted; the same command resumes.", file=sys.stderr)
         return INTERRUPTED
     except Exception:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), file=sys.stderr)
         return FAILED
     return OK

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import CorpusSettings, EvaluateJob, Mark, Roots, Settings, explicitly_set, marked, merge
 from lungseg_ray.corpus import Listing, assign_splits, list_corpus
+from lungseg_ray.corpus.layouts.table import is_table
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import evaluate
 from lungseg_ray.evaluation.images import CorpusImages, Images, ShardImages
-from lungseg_ray.evaluation.summary import figures_table
+from lungseg_ray.evaluation.summary import RESULT, figures_table
+from lungseg_ray.jobs.console import print_table
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.run.folder import EVALUATION
+from lungseg_ray.run.stored import read_stored
 from lungseg_ray.run.summary import Evaluation
 from lungseg_ray.shards.format import read_index
 from lungseg_ray.storage import Location
@@ -32,7 +37,7 @@ def main(job: EvaluateJob, console: Console) -> None:
     """
     with cluster(processes=job.evaluate.workers):
         result, out = evaluate_run(job)
-        console.print(figures_table(result))
+        print_table(console, figures_table(result), figures_table(result, narrow=True))
         console.print(f"Figures and pictures: {out}", highlight=False)
 
 
@@ -70,11 +75,21 @@ def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
         images, listing = corpus_images(kept.settings, job.corpus, job.split)
         corpus = images.corpus.root
         roots = corpus if isinstance(corpus, Roots) else [corpus]
-        stem = "+".join(root.stem if isinstance(root, Location) else root for root in roots)
-        name = "-".join(["corpus", stem, *([job.split] if job.split else [])])
+        # The name of a folder may have a point in it.
+        names = [(root.stem if is_table(root) else root.name) if isinstance(root, Location) else root for root in roots]
+        name = "-".join(["corpus", "+".join(names), *([job.split] if job.split else [])])
     out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
+    if listing and not job.out:
+        _refuse_other_corpus(out, str(listing.corpus.root))
     result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
     return result, out
+
+
+def _refuse_other_corpus(out: Location, corpus: str) -> None:
+    """Raises a `UserError` if the folder has the figures of another corpus, whose name is the same."""
+    before = read_stored(out / RESULT, TypeAdapter(dict[str, Any]))
+    if before and before.get("corpus", corpus) != corpus:
+        raise UserError(f"{out}: the figures of {before['corpus']} are there. Choose another folder with --out.")
 
 
 def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:

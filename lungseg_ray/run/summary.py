@@ -108,6 +108,7 @@ class Evaluation(Figures, total=False):
         flips: The mirror images that were averaged over.
         set_aside: The files that are not used.
         layout: The layout of the corpus, and why it was recognised; only for a corpus.
+        corpus: The root of the corpus, or the roots; only for a corpus.
         unlabelled: Number of images of the corpus without a mask; only for a corpus.
     """
 
@@ -117,6 +118,7 @@ class Evaluation(Figures, total=False):
     flips: str
     set_aside: list[SetAsideFile]
     layout: str
+    corpus: str
     unlabelled: int
 
 
