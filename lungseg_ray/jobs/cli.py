@@ -6,7 +6,6 @@ The scripts in `jobs/` call `main` with their name. The installed package has th
 from __future__ import annotations
 
 import importlib
-import io
 import signal
 import sys
 import time
@@ -31,7 +30,7 @@ from lungseg_ray.config import (
 )
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.home import ensure_home
-from lungseg_ray.jobs.console import JobConsole
+from lungseg_ray.jobs.console import JobConsole, end_with_terminal, harden_streams
 from lungseg_ray.text import printable
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -127,10 +126,8 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
     Raises:
         SystemExit: After `--help`, with the exit code 0; also if the job itself exits for another reason than SIGTERM.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal cannot show must not end the job.
-            stream.reconfigure(errors="backslashreplace")
+    harden_streams()
+    end_with_terminal()
     console = JobConsole(soft_wrap=True, markup=False)
     try:
         job(load_settings(tree, arguments), console)

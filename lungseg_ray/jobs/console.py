@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +27,58 @@ class JobConsole(Console):
         return super().render_str(printable(text), **options)
 
 
+class _Stream(io.TextIOWrapper):
+    """A stream of this process whose reader may go away, which is no reason to end a job."""
+
+    def write(self, text: str) -> int:
+        """Writes a text; what cannot be written is lost."""
+        with self._forgiving():
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered; what cannot be written is lost."""
+        with self._forgiving():
+            super().flush()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # A pipe without a reader, a full disk, or a terminal that was closed. What is buffered goes nowhere.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+
+
+def harden_streams() -> None:
+    """Makes sure that no job ends because of what it prints: names in other alphabets, or readers that go away."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # A file that is opened later would get the number, and with it what other programs print.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:
+            hardened = _Stream(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, hardened)
+
+
+def end_with_terminal() -> None:
+    """Lets a job end when its terminal is closed as it does on SIGTERM, unless nohup or the like says otherwise."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 def print_table(console: Console, table: Table, narrow: Table) -> None:
     """Prints a table, with all of its figures.
 
@@ -32,4 +91,7 @@ def print_table(console: Console, table: Table, narrow: Table) -> None:
     if console.is_terminal and wide > console.width:
         console.print(narrow)
     else:
-        console.print(table, width=max(wide, console.width), crop=False)
+        before = console.width
+        console.width = max(wide, before)
+        console.print(table)
+        console.width = before
