@@ -226,7 +226,11 @@ def hex_colour(colour: tuple[int, int, int]) -> str:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Renders a Matplotlib figure as the content of a PNG file."""
+    """Renders a Matplotlib figure as the content of a PNG file. No text in it is read as a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()

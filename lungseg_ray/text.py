@@ -9,6 +9,7 @@ _SHOWN = 120
 """Longer texts than this, in characters, are cut by `shown` unless the caller gives another limit."""
 _PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]*")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>|#$~!&])")
 _NAMED = 8
 """A message lists at most this number of names."""
 
@@ -48,6 +49,15 @@ def printable(message: str) -> str:
     if message.isprintable():
         return message
     return "".join(one if one.isprintable() or one in "\n\t" else _escape(one) for one in message)
+
+
+def markdown(text: str) -> str:
+    """Returns a text from outside as it stands in a line of Markdown, where none of it is markup.
+
+    Args:
+        text: The text.
+    """
+    return _MARKUP.sub(r"\\\1", escaped(text))
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lungseg_ray.corpus.decode import decode_image
+from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
 from lungseg_ray.imaging import PREDICTED, TRUTH, ResizeMode, overlay, resize_labels
+from lungseg_ray.text import markdown, shown
 from tests.corpus.test_decode import encoded, smooth
 from tests.evaluation.test_contact_sheet import Pixels, box
 
@@ -122,3 +128,32 @@ class TestOverlay:
         drawn = overlay(np.zeros((1200, 900, 1), np.uint8), mask)
         # 1200 / 300 = 4 pixels wide.
         assert 3 <= int((drawn[600, :450].sum(axis=1) > 200).sum()) <= 6
+
+
+NASTY = [
+    "x_$1_$2",
+    "$\\frac{",
+    "\\alpha",
+    "[red]",
+    "<b>&",
+    "_hidden",
+    "a\x1b[2J\r\n",
+    "%s{0}",
+    "\ud800",
+    "|`*#",
+    "=1+1",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_no_name_is_markup_in_a_picture(name: str) -> None:
+    pixels = np.zeros((20, 30, 1), np.uint8)
+    panel = Panel(title=shown(name), image=pixels, truth=pixels[:, :, 0], prediction=pixels[:, :, 0])
+    assert contact_sheet({"worst": [panel]}, [shown(name)]).startswith(b"\x89PNG")
+
+
+@given(st.text())
+def test_no_text_is_markup_in_markdown(text: str) -> None:
+    written = markdown(text)
+    assert "\n" not in written
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_{}\[\]<>|#$~!&]", written)

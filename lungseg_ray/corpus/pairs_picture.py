@@ -55,7 +55,7 @@ def draw_pairs(records: Sequence[Record], corpus: CorpusSettings, *, most: int) 
         mask = fit_labels_to(sample.mask, _SIDE)
         axis.imshow(overlay(fit_to(sample.image, _SIDE), mask * (mask != 255)))
         # A name is never read as a formula.
-        axis.set_title(shown(record.image_id, _LONGEST_TITLE), fontsize=8, parse_math=False)
+        axis.set_title(shown(record.image_id, _LONGEST_TITLE), fontsize=8)
     return figure_png(figure)
 
 

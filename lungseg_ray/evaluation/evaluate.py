@@ -17,8 +17,10 @@ from lungseg_ray.inference.predictor import Model
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.summary import Evaluation, SetAsideFile
 from lungseg_ray.storage import Location
+from lungseg_ray.text import shown
 
 PER_IMAGE = "per_image.csv"
+_LONGEST_TITLE = 40
 
 SHEET = "contact_sheet.png"
 SHOWN = 4
@@ -107,7 +109,8 @@ def _sheet(model: Model, images: Images, rows: Mapping[int, ImageFigures], setti
         samples = [images.read(number).sample for number, _ in few]
         panels[title] = [
             Panel(
-                title=f"{row.image_id}\nDice {row.values['dice']:.3f}  HD95 {row.values['hd95']:.0f} px",
+                title=f"{shown(row.image_id, _LONGEST_TITLE)}\nDice {row.values['dice']:.3f}  "
+                f"HD95 {row.values['hd95']:.0f} px",
                 image=sample.image,
                 truth=sample.mask,
                 prediction=use.labels(use([sample.image])[0], threshold=settings.threshold),

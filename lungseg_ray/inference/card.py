@@ -9,6 +9,7 @@ from lungseg_ray.config import Settings
 from lungseg_ray.corpus import SPLITS, Split
 from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection
 from lungseg_ray.shards.format import ShardIndex, SplitFigures
+from lungseg_ray.text import markdown
 
 TEMPLATE = """\
 ---
@@ -79,14 +80,18 @@ def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigu
         index=index,
         size=settings.feed.size,
         licence_tag=json.dumps(corpus.licence or "other"),
-        names=", ".join(corpus.class_names),
+        names=", ".join(map(markdown, corpus.class_names)),
         reading=f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest",
-        origin="synthetic chest phantoms, drawn by lungseg-ray" if index.layout == "phantom" else corpus.root,
+        origin="synthetic chest phantoms, drawn by lungseg-ray"
+        if index.layout == "phantom"
+        else markdown(str(corpus.root)),
         about=corpus.about or "The owner of the data has not described it (corpus.about).",
         licence=corpus.licence or "not stated (corpus.licence)",
         split_rows="\n".join(_split_rows(index.splits)),
         patients=_describe_patients(index.splits),
-        start=f" Training started from the weights of {settings.model.start}." if settings.model.start else "",
+        start=f" Training started from the weights of {markdown(str(settings.model.start))}."
+        if settings.model.start
+        else "",
         figure_rows="\n".join(_figure_rows(index.splits["val"].images, validation, test)),
         failure_cases="\n".join(_failure_cases(test)),
     )
@@ -118,13 +123,13 @@ def _failure_cases(test: Evaluation | None) -> list[str]:
     if not test:
         return ["- No test images: nothing is known of its failures yet."]
     groups = [
-        (found["dice"]["mean"], f"{column} = {value}", found["n"])
+        (found["dice"]["mean"], markdown(f"{column} = {value}"), found["n"])
         for column, values in test["groups"].items()
         for value, found in values.items()
     ]
     return [
         *(f"- Lowest subgroup: {name}, Dice {mean:.4f}, {n} images." for mean, name, n in sorted(groups)[:1]),
         f"- On {test['n_empty']} of {test['n']} test images either truth or prediction was empty.",
-        *(f"- {text}" for text in describe_detection(test)),
+        *(f"- {markdown(text)}" for text in describe_detection(test)),
         "- The worst test images are in the run's `evaluation/test/contact_sheet.png`.",
     ]

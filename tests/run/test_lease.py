@@ -64,7 +64,7 @@ def test_the_second_is_refused(run: Location, said: list[str]) -> None:
     with acquire(run, said.append) as mine:
         with pytest.raises(UserError, match=rf"held by process {os.getpid()} on .*, since") as error:
             acquire(run, said.append).__enter__()
-        assert "another runs.name" in str(error.value)
+        assert "another folder" in str(error.value)
         mine.check()
     with acquire(run, said.append):
         pass
