@@ -1,7 +1,9 @@
 """Export of a trained model to a folder that segmentation_models_pytorch can open without this project."""
 
 import contextlib
+import inspect
 import io
+import json
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -9,6 +11,9 @@ from safetensors import SafetensorError
 from segmentation_models_pytorch.base import SegmentationModel
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.models.factory import resolve_encoder
+from lungseg_ray.names import ARCHITECTURES
+from lungseg_ray.text import named, shown
 
 
 def export(model: SegmentationModel, directory: Path) -> None:
@@ -27,6 +32,35 @@ def export(model: SegmentationModel, directory: Path) -> None:
     model.save_pretrained(directory, config=config)
 
 
+def _check_config(file: Path) -> None:
+    """Refuses a configuration by which the loader would ask a network, or call something else than our networks.
+
+    Raises:
+        UserError: If it is such a configuration, or none.
+    """
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected the configuration of a network, found something else.")
+    architecture, encoder = config.get("_model_class"), config.get("encoder_name")
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"{file}: expected one of {', '.join(ARCHITECTURES)}, found {shown(str(architecture))}.")
+    try:
+        resolve_encoder(str(encoder))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    known = inspect.signature(getattr(smp, architecture)).parameters.values()
+    allowed = {one.name for one in known if one.kind is not one.VAR_KEYWORD} | {"_model_class"}
+    if config.get("encoder_weights") is not None or not config.keys() <= allowed:
+        others = sorted(config.keys() - allowed) or [f"encoder_weights = {config['encoder_weights']}"]
+        raise UserError(
+            f"{file}: expected a network whose weights are all in the folder, found {named(others)}. Give the folder "
+            "that a finished run wrote its best model to."
+        )
+
+
 def load_export(directory: Path) -> SegmentationModel:
     """Opens a folder that `export` wrote; no network access is needed.
 
@@ -37,7 +71,8 @@ def load_export(directory: Path) -> SegmentationModel:
         The model in evaluation mode on the CPU; its output is logits of shape (N, classes, H, W).
 
     Raises:
-        UserError: If the folder lacks a file, or if its files do not fit together.
+        UserError: If the folder lacks a file, if its files do not fit together, or if its configuration names anything
+            but a network of ours, such as a model of a hub.
     """
     missing = [name for name in ("config.json", "model.safetensors") if not (directory / name).is_file()]
     if missing:
@@ -45,6 +80,7 @@ def load_export(directory: Path) -> SegmentationModel:
             f"{directory}: not an exported model, expected config.json and model.safetensors, found no "
             f"{' and no '.join(missing)}. Give the folder that a finished run wrote its best model to."
         )
+    _check_config(directory / "config.json")
     try:
         # The loader of huggingface_hub prints a line for each folder that it opens.
         with contextlib.redirect_stdout(io.StringIO()):

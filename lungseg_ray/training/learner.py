@@ -11,6 +11,7 @@ from torch import nn
 
 from lungseg_ray import models
 from lungseg_ray.config import Settings
+from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics import optim
 from lungseg_ray.numerics.losses import SegmentationLoss
@@ -221,10 +222,20 @@ class Learner:
 
         Args:
             content: The checkpoint.
+
+        Raises:
+            JobFailedError: If it is of another network, or of another optimiser.
         """
-        self.model.load_state_dict(content.weights)
-        self.optimizer.load_state_dict(content.training["optimizer"])
-        self.schedule.load_state_dict(content.training["schedule"])
-        self.scaler.load_state_dict(content.training["scaler"])
-        if self.average and content.average is not None:
-            self.average.load_state_dict({"module": content.average, "updates": content.training["average_updates"]})
+        training = content.training
+        try:
+            self.model.load_state_dict(content.weights)
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.schedule.load_state_dict(training["schedule"])
+            self.scaler.load_state_dict(training["scaler"])
+            if self.average and content.average is not None:
+                self.average.load_state_dict({"module": content.average, "updates": training["average_updates"]})
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise JobFailedError(
+                f"The newest checkpoint does not fit the network and the optimiser of this run ({error}). Remove it to "
+                "resume from the one before."
+            ) from error

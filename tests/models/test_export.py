@@ -1,3 +1,5 @@
+import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,29 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(UserError, match="do not fit together"):
         load_export(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_weights": "imagenet"}, "found encoder_weights = imagenet"),
+        ({"encoder_name": "tu-hf-hub:someone/something"}, "There is no encoder"),
+        ({"encoder_name": "tu-hf_hub:someone/something"}, "There is no encoder"),
+        ({"encoder_name": ["resnet18"]}, "There is no encoder"),
+        ({"_model_class": "Segformer"}, "expected one of Unet"),
+        ({"_model_class": ["Unet"]}, "expected one of Unet"),
+        ({"pretrained": True}, "found pretrained"),
+        ({"pretrained_cfg_overlay": {"hf_hub_id": "someone/something"}}, "found pretrained_cfg_overlay"),
+    ],
+)
+def test_what_a_configuration_may_not_say(
+    change: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(build(architecture="Unet", encoder="resnet18", in_channels=1, classes=1), tmp_path)
+    place = tmp_path / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **_: asked.append(names))
+    with pytest.raises(UserError, match=message):
+        load_export(tmp_path)
+    assert asked == []
