@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,8 @@ from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
 
 _TEMPORARY = "/tmp"
+_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
+_ANSWER_SECONDS = 10.0
 LONGEST_FOLDER = 36
 """The longest path of the folder for temporary files, bytes: a socket's has at most 107, of which Ray takes 71."""
 
@@ -41,6 +45,7 @@ def cluster(*, processes: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _check_answers(address)
             ray.init(**quiet)
         else:
             ray.init(address="local", num_cpus=max(cores(), processes + 1), _temp_dir=_short_folder(), **quiet)
@@ -56,6 +61,21 @@ def cluster(*, processes: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Checks that something listens at the address of a cluster, since Ray itself would wait for many minutes.
+
+    Raises:
+        ConnectionError: If nothing does.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if not match:
+        return
+    try:
+        socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"nothing listens at this address: {error}") from error
 
 
 def _short_folder() -> str | None:

@@ -294,9 +294,21 @@ def _grey_table(found: Dataset) -> tuple[NDArray[np.uint16], int]:
     if not (np.isfinite(values).all() and white > black):
         raise BadFileError("unreadable", "its tags leave no range between black and white")
     shown = np.clip((values - black) / (white - black), 0, 1)
-    if found.PhotometricInterpretation == "MONOCHROME1":
+    # Files of digital radiography say it twice (DICOM PS3.3, C.8.11.3.1.2), others either way.
+    if "MONOCHROME1" in found.PhotometricInterpretation or str(found.get("PresentationLUTShape")).upper() == "INVERSE":
         shown = 1 - shown
+    shown[_padding(found, lowest, bits)] = 0
     return np.round(shown * _TABLE_WHITE).astype(np.uint16), lowest
+
+
+def _padding(found: Dataset, lowest: int, bits: int) -> slice:
+    """Returns the places of the stored values that fill up the image around what was exposed (C.7.5.1.1.2)."""
+    first = found.get("PixelPaddingValue")
+    if first is None:
+        return slice(0, 0)
+    limit = found.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(first), int(first if limit is None else limit)))
+    return slice(max(low - lowest, 0), min(max(high - lowest + 1, 0), 2**bits))
 
 
 def _windowed(values: NDArray[Any], found: Dataset, black: float, white: float) -> NDArray[np.float64]:

@@ -145,7 +145,13 @@ def _pictures(uri: str, *uses: Purpose, axes: str = "") -> dict[Purpose, Picture
     return found
 
 
-def _find_white(found: Found, looks: Iterable[_Look]) -> None:
+def _find_white(found: Found, looks: Sequence[_Look]) -> None:
+    own = [one.image for one in looks if one.image and one.image.settled and one.image.pixels.dtype != np.uint8]
+    if found.settings.white is not None and own:
+        found.warnings.append(
+            f"corpus.white is not used for {len(own)} of {counted(len(looks), 'image')} looked at: DICOM files specify "
+            "which value is white themselves."
+        )
     pictures = [
         one.image for one in looks if one.image and not one.image.settled and one.image.pixels.dtype != np.uint8
     ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,16 @@ def test_a_long_folder_without_another(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(session, "_TEMPORARY", str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"^TMPDIR: expected a path"):
         session._short_folder()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_gone(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(UserError, match=rf"RAY_ADDRESS={address}: no Ray cluster answers there \(nothing listens"),
+        session.cluster(processes=1),
+    ):
+        pass

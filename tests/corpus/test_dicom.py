@@ -56,6 +56,21 @@ class TestGreyValues:
         data = encoded(dataset(RAMP, bits=12, PhotometricInterpretation="MONOCHROME1"))
         np.testing.assert_allclose(shown(data), 1 - RAMP / 4095, atol=1e-5)
 
+    @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+    def test_an_inverse_presentation(self, kind: str) -> None:
+        data = encoded(dataset(RAMP, bits=12, PhotometricInterpretation=kind, PresentationLUTShape="INVERSE"))
+        plain = encoded(dataset(RAMP, bits=12, PhotometricInterpretation="MONOCHROME1"))
+        np.testing.assert_array_equal(decode_file(data).pixels, decode_file(plain).pixels)
+
+    @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+    @pytest.mark.parametrize(("tags", "low", "high"), [({}, 0, 0), ({"PixelPaddingRangeLimit": 9}, 0, 9)])
+    def test_padding_is_black(self, kind: str, tags: dict[str, int], low: int, high: int) -> None:
+        pixels = np.arange(400, dtype=np.uint16).reshape(20, 20)
+        padded = encoded(dataset(pixels, bits=12, PhotometricInterpretation=kind, PixelPaddingValue=0, **tags))
+        plain = decode_file(encoded(dataset(pixels, bits=12, PhotometricInterpretation=kind))).pixels
+        inside = (pixels >= low) & (pixels <= high)
+        np.testing.assert_array_equal(decode_file(padded).pixels, np.where(inside, 0, plain))
+
     def test_signed(self) -> None:
         values = RAMP.astype(np.int16) - 2048
         np.testing.assert_allclose(shown(encoded(dataset(values, bits=12))), RAMP / 4095, atol=1e-5)

@@ -30,7 +30,11 @@ TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx")
 MOST_BYTES = 1 << 30
 """The maximum size of a table, bytes. Larger tables are not read."""
 MOST_ROWS = 10_000_000
-"""The maximum number of rows of a Parquet file, which can declare in a few bytes that a value repeats 1e9 times."""
+"""The maximum number of rows of a table. A Parquet file can declare in a few bytes that a value repeats 1e9 times."""
+MOST_COLUMNS = 2000
+"""The maximum number of columns of a table."""
+MOST_CELLS = 1 << 27
+"""The maximum number of cells of a table, rows times columns."""
 
 # The size of an image is read from its pixels. As groups, these columns would have one value per image.
 _NO_GROUPS = {"width", "height"}
@@ -262,6 +266,7 @@ def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], st
     rows: list[TableRow] = []
     try:
         columns = [name.strip() for name in reader.fieldnames or []]
+        _check_extent(place, text.count("\n"), len(columns))
         reader.fieldnames = columns
         for number, row in enumerate(reader, start=1):
             if None in row:
@@ -302,7 +307,10 @@ def _of_excel(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
         try:
             sheet = book.worksheets[0]
-            lines = [[_cell(value) for value in line] for line in sheet.iter_rows(values_only=True)]
+            lines = []
+            for line in sheet.iter_rows(values_only=True):
+                lines.append([_cell(value) for value in line])
+                _check_extent(place, len(lines), len(line))
         finally:
             book.close()
     except (UserError, MemoryError):
@@ -320,6 +328,17 @@ def _of_excel(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     return columns, list(rows)
 
 
+def _check_extent(place: Location, rows: int, columns: int) -> None:
+    """Raises a `UserError` if a table has more rows, columns or cells than are read; a few bytes can declare many."""
+    for what, found, most in (
+        ("rows", rows, MOST_ROWS),
+        ("columns", columns, MOST_COLUMNS),
+        ("cells", rows * columns, MOST_CELLS),
+    ):
+        if found > most:
+            raise UserError(f"{place}: expected at most {most} {what}, found {found}.")
+
+
 def _cell(value: object) -> str:
     # Excel stores 7 as 7.0.
     if isinstance(value, float) and value.is_integer():
@@ -330,9 +349,7 @@ def _cell(value: object) -> str:
 def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     try:
         file, _ = open_parquet(data)
-        rows = file.metadata.num_rows
-        if rows > MOST_ROWS:
-            raise UserError(f"{place}: expected at most {MOST_ROWS} rows, found {rows}.")
+        _check_extent(place, file.metadata.num_rows, file.metadata.num_columns)
         for column in file.schema_arrow:
             if pa.types.is_nested(column.type) or _is_bytes(column.type):
                 raise UserError(
