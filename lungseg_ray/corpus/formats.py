@@ -376,6 +376,14 @@ def _decode_tiff(data: bytes, use: Purpose) -> Picture:
     if pixels.dtype.kind == "f":
         if not np.isfinite(pixels).all():
             raise BadFileError("not_finite", f"expected numbers, found {(~np.isfinite(pixels)).sum()} NaN or infinite")
+        if kind == _TIFF_WHITE_IS_ZERO:
+            if use == "mask" or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 1:
+                raise BadFileError(
+                    "unsupported",
+                    "0 is white in it (photometric interpretation MinIsWhite), and nothing says which value is black; "
+                    "save it with MinIsBlack",
+                )
+            pixels = 1 - pixels
         return Picture(np.ascontiguousarray(pixels, np.float64 if bits > 32 else np.float32), bits, 1.0)
     if pixels.dtype.kind in "iu" and pixels.dtype not in (np.uint8, np.uint16) and use == "mask":
         # Programs for science write labels as integers of 32 bits.

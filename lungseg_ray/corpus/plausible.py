@@ -26,13 +26,15 @@ class Appearance:
 
     Attributes:
         image_id: The id of the image.
-        dark: Whether the image is almost black.
+        flat: Whether all pixels of the image have one value.
+        dark: Whether the image is almost black, but not flat.
         empty: Whether the mask marks nothing.
         inverted: Whether the mask marks most of the image and its whole border.
         outline: Whether the mask marks lines around areas that it does not mark.
     """
 
     image_id: str
+    flat: bool
     dark: bool
     empty: bool
     inverted: bool
@@ -66,9 +68,12 @@ def appearance(image_id: str, sample: Sample, mask: Pixels) -> Appearance:
     """
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     inverted = bool(border.mean() > 0.8 and mask.mean() > 0.5)
+    some = sample.image[::_STEP, ::_STEP]
+    flat = bool((some == some[:1, :1]).all())
     return Appearance(
         image_id=image_id,
-        dark=float((sample.image[::_STEP, ::_STEP] >= _DARK * 255).mean()) < 0.01,
+        flat=flat,
+        dark=not flat and float((some >= _DARK * 255).mean()) < 0.01,
         empty=not mask.any(),
         inverted=inverted,
         outline=not inverted and _is_outline(mask),
@@ -76,6 +81,12 @@ def appearance(image_id: str, sample: Sample, mask: Pixels) -> Appearance:
 
 
 _WARNINGS: Sequence[tuple[tuple[str, str], Callable[[Appearance], bool], str]] = (
+    (
+        ("image has", "images have"),
+        lambda one: one.flat,
+        "the same value in all pixels. If they are colour files whose first channel is empty, read all of them "
+        "(--corpus.channels 3); a picture in the alpha channel is not read, save it as a grey one.",
+    ),
     (
         ("image is", "images are"),
         lambda one: one.dark,

@@ -304,6 +304,16 @@ class TestLimits:
         assert "are text" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_tiff_of_floats_whose_zero_is_white(kind: Any) -> None:
+    pixels = np.linspace(0, 1, 400).reshape(20, 20).astype(kind)
+    data = tiff(pixels, photometric="miniswhite")
+    np.testing.assert_allclose(decode_file(data).pixels, 1 - pixels, atol=1e-6)
+    assert reason(tiff((pixels * 255).astype(kind), photometric="miniswhite")) == "unsupported"
+    with pytest.raises(BadFileError, match="MinIsWhite"):
+        decode_file(data, use="mask")
+
+
 class TestOrientationOfNifti:
     """Masks whose files specify other directions than those of their images, against nibabel's own reorientation."""
 

@@ -80,6 +80,14 @@ class TestWhite:
         assert isinstance(found.corpus.white, list)
         assert found.corpus.white[0] == 255.0
 
+    @pytest.mark.parametrize("first", [0, 255])
+    def test_an_empty_first_channel(self, first: int, tmp_path: Path) -> None:
+        def coloured(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+            # The files are written in BGR.
+            return np.dstack([pixels, pixels, np.full_like(pixels, first)])
+
+        assert "have (0, 1, 2, ...) the same value in all pixels" in corpus(tmp_path, image=coloured).glances[0]
+
     def test_what_the_user_says_holds(self, tmp_path: Path) -> None:
         found = corpus(tmp_path, image=lambda pixels, number: pixels.astype(np.uint16) * 16, white=65535)
         assert found.corpus.white == 65535
