@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+AUDIT := .venv-audit
 
-.PHONY: help setup train test coverage test-lowest faults fuzz check format bench-smoke clean
+.PHONY: help setup train test coverage test-lowest faults fuzz audit-deps check format bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +49,14 @@ fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an h
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --minutes 15
 
+audit-deps: $(READY) ## list the licences of all packages, and known vulnerabilities where PyPI can be asked
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9' 'pip-licenses>=5'
+	$(AUDIT)/bin/pip-licenses --python $(BIN)/python --from=mixed --order=license --partial-match \
+		--fail-on 'AGPL;Affero'
+	$(AUDIT)/bin/pip-audit --progress-spinner off \
+		--path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 check: $(READY) ## linter, formatting, types, import rules, docstrings, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,4 +72,4 @@ bench-smoke: $(READY) ## measure speed against plain PyTorch, in two minutes
 	$(BIN)/python benchmarks/smoke.py
 
 clean: ## delete what these words made, but no run
-	rm -rf $(VENV) $(LOWEST) data/phantom .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) data/phantom .mypy_cache .ruff_cache .pytest_cache
