@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
 
@@ -56,11 +57,20 @@ def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -
         model: The model, not wrapped, on any device.
         sidecar: The sidecar of the model.
         card: The model card, Markdown.
+
+    Raises:
+        OSError: If the folder for temporary files is full, or if a file cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
-        models.export(model, Path(folder))
-        (Path(folder) / SIDECAR).write_text(sidecar.model_dump_json(indent=2) + "\n")
-        (Path(folder) / CARD).write_text(card)
+        try:
+            models.export(model, Path(folder))
+            (Path(folder) / SIDECAR).write_text(sidecar.model_dump_json(indent=2) + "\n")
+            (Path(folder) / CARD).write_text(card)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"{tempfile.gettempdir()}: the exported model cannot be written into the folder for temporary files "
+                f"({error}). Make room there, or set TMPDIR to another folder; the same command resumes."
+            ) from error
         for file in sorted(Path(folder).iterdir()):
             (place / file.name).write_bytes(file.read_bytes())
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +248,23 @@ class TestLoadErrors:
         (place / "config.json").write_text(json.dumps({**config, "classes": 2}))
         with pytest.raises(UserError, match="do not fit together"):
             predictor.load_predictor(place)
+
+
+def test_a_full_folder_for_temporary_files(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from lungseg_ray.models import build
+from lungseg_ray.run.exported import Sidecar, save_model
+from lungseg_ray.storage import locate
+model = build(architecture="Unet", encoder="resnet18", in_channels=1, classes=1)
+side = Sidecar(size=64, channels=1, longer_side=64, classes=1, class_names=["lung"], threshold=0.5)
+# As on a full disk, no more can be written.
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    save_model(locate(sys.argv[1]), model, side, "card")
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "best")], capture_output=True, text=True)
+    assert "cannot be written into the folder for temporary files" in done.stdout, done.stderr
+    assert not (tmp_path / "best").exists()
