@@ -42,7 +42,9 @@ from lungseg_ray.shards.format import (
     read_index,
     write_file,
 )
+from lungseg_ray.shards.stale import exchanged
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
+from lungseg_ray.text import named
 
 _DRAWN = 6
 """The number of pairs in the picture beside the shards."""
@@ -130,6 +132,17 @@ def _shard(settings: Settings) -> Outcome:
     current = _current(root, source)
     if current:
         index, set_aside = current
+        if others := exchanged(listing.records, root, index):
+            if not settings.shards.replace:
+                raise UserError(
+                    f"{root}: other shards are there, which a training may read: the files of {named(others)} were "
+                    "exchanged for others of the same size and time. Use another --shards.root, or replace them: "
+                    "--shards.replace true"
+                )
+            for place in (root / INDEX, *(root / shard.file for shard in index.shards)):
+                place.delete()
+            current = None
+    if current:
         words = settings.corpus.model_dump(include={"about", "licence"})
         corpus = index.corpus.model_copy(update=words)
         index = index.model_copy(update={"corpus": corpus, "files": list(listing.files)})

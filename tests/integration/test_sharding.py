@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.build import read_set_aside, shard
@@ -95,6 +97,30 @@ def test_bad_files_are_set_aside_with_their_reason(cluster: None, tmp_path: Path
     assert read_set_aside(outcome.root) == outcome.set_aside
     assert sum(one.images for one in outcome.index.splits.values()) == 24 - 7
     assert sum(len(one.usable) for one in outcome.index.shards) == 24 - 7
+
+
+def test_files_exchanged_for_others_of_the_same_size_and_time(cluster: None, tmp_path: Path) -> None:
+    root = write_pairs(tmp_path / "pairs", 16)
+    for path in root.rglob("*.png"):
+        # An uncompressed file of the same shape has the same size.
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    settings = settings_for(root, tmp_path / "shards")
+    first = shard(settings)
+    one, other = root / "images/x003.bmp", root / "images/x004.bmp"
+    before = {path: path.stat().st_mtime_ns for path in (one, other)}
+    # What is written anew with the same content is the same.
+    other.write_bytes(content := other.read_bytes())
+    os.utime(other, ns=(0, 0))
+    os.utime(other, ns=(before[other], before[other]))
+    assert not shard(settings).fresh
+    one.write_bytes(content)
+    os.utime(one, ns=(before[one], before[one]))
+    with pytest.raises(UserError, match="files of x003 were exchanged for others of the same size and time"):
+        shard(settings)
+    again = shard(settings_for(root, tmp_path / "shards", shards={"replace": True, "max_set_aside": 0.5}))
+    assert again.index.fingerprint != first.index.fingerprint
+    assert not shard(settings_for(root, tmp_path / "shards", shards={"max_set_aside": 0.5})).fresh
 
 
 def test_another_corpus_in_the_same_place_leaves_no_old_file(cluster: None, tmp_path: Path) -> None:
