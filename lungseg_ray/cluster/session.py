@@ -14,6 +14,7 @@ import ray.data
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
+from lungseg_ray.termination import interrupt_on_sigterm, undisturbed
 
 _TEMPORARY = "/tmp"
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
@@ -56,11 +57,14 @@ def cluster(*, processes: int) -> Iterator[None]:
             if address
             else f"Ray does not start on this machine: {error}"
         ) from error
+    # Ray lets SIGTERM exit from wherever the process is, which its own C++ code does not always survive.
+    interrupt_on_sigterm()
     try:
         quiet_data()
         yield
     finally:
-        ray.shutdown()
+        with undisturbed():
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:

@@ -31,6 +31,7 @@ from lungseg_ray.config import (
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.home import ensure_home
 from lungseg_ray.jobs.console import JobConsole, end_with_terminal, harden_streams
+from lungseg_ray.termination import interrupt_on_sigterm, undisturbed, was_terminated
 from lungseg_ray.text import printable
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -128,6 +129,7 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
     """
     harden_streams()
     end_with_terminal()
+    interrupt_on_sigterm()
     console = JobConsole(soft_wrap=True, markup=False)
     try:
         job(load_settings(tree, arguments), console)
@@ -147,8 +149,9 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
         print("Terminated; the same command resumes.", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("Interrupted; the same command resumes.", file=sys.stderr)
-        return INTERRUPTED
+        with undisturbed():
+            print(f"{'Terminated' if was_terminated() else 'Interrupted'}; the same command resumes.", file=sys.stderr)
+        return 128 + signal.SIGTERM if was_terminated() else INTERRUPTED
     except Exception:
         print(printable(traceback.format_exc()), file=sys.stderr)
         return FAILED

@@ -63,7 +63,7 @@ class TestReadersThatGoAway:
         assert (tmp_path / "done").exists()
 
 
-@pytest.mark.parametrize(("ignored", "code"), [(False, -signal.SIGTERM), (True, None)])
+@pytest.mark.parametrize(("ignored", "code"), [(False, 128 + signal.SIGTERM), (True, None)])
 def test_a_terminal_that_is_closed(ignored: bool, code: int | None, tmp_path: Path) -> None:
     if ignored:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
