@@ -12,7 +12,15 @@ import numpy as np
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus import SPLITS, MaskSource, Record, Sample, Split
 from lungseg_ray.run import checkpoint
-from lungseg_ray.shards.format import INDEX, SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, read_contents, write_file
+from lungseg_ray.shards.format import (
+    SCHEMA_VERSION,
+    Shard,
+    ShardIndex,
+    SplitFigures,
+    read_contents,
+    write_file,
+    write_index,
+)
 from lungseg_ray.storage import Location
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +92,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
         shards=shards,
         set_aside={},
     )
-    (root / INDEX).write_text(index.model_dump_json())
+    write_index(root, index)
     return index
 
 

@@ -41,6 +41,7 @@ from lungseg_ray.shards.format import (
     read_contents,
     read_index,
     write_file,
+    write_index,
 )
 from lungseg_ray.shards.stale import exchanged
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
@@ -146,7 +147,7 @@ def _shard(settings: Settings) -> Outcome:
         words = settings.corpus.model_dump(include={"about", "licence"})
         corpus = index.corpus.model_copy(update=words)
         index = index.model_copy(update={"corpus": corpus, "files": list(listing.files)})
-        (root / INDEX).write_text(index.model_dump_json(indent=2))
+        write_index(root, index)
         return Outcome(root, index, set_aside, listing, fresh=False)
     if not settings.shards.replace:
         _refuse_others(root, source, settings, sum(state.files for state in listing.files))
@@ -167,7 +168,7 @@ def _shard(settings: Settings) -> Outcome:
             f"{settings.corpus.root}: no usable image is left for training.{bare}\n{set_aside_table(set_aside)}"
         )
     (root / SET_ASIDE).write_csv(map(asdict, set_aside), [field.name for field in fields(SetAside)])
-    (root / INDEX).write_text(index.model_dump_json(indent=2))
+    write_index(root, index)
     if picture := draw_pairs(listing.records, settings.corpus, most=_DRAWN):
         (root / PAIRS_PICTURE).write_bytes(picture)
     keep = {shard.file for shard in index.shards}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -68,6 +68,7 @@ are as in `Record` and `Sample`.
 PIXELS = ("image", "mask")
 ROW_GROUP_BYTES = 1 << 20
 INDEX = "index.json"
+_SUM = "sha256"
 NOTES = b"lungseg_ray.notes"
 
 
@@ -185,25 +186,48 @@ def read_index(root: Location) -> ShardIndex:
         OSError: If a disk, or a bucket (`StorageError`), does not answer.
     """
     try:
-        text = (root / INDEX).read_text()
+        data = (root / INDEX).read_bytes()
     except FileNotFoundError:
         raise UserError(
             f"{root}: no {INDEX} there, so these are no finished shards. "
             f"Make them with: python jobs/shard.py --corpus.root DIR --shards.root {root}"
         ) from None
     try:
-        content = json.loads(text)
+        content = json.loads(data.decode())
         version = content["schema_version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{root / INDEX}: cannot be read. Delete it, and make the shards again.") from None
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{root / INDEX}: expected schema version {SCHEMA_VERSION}, found {version}. Make the shards again."
         )
+    if content.pop(_SUM, None) != _sum(content):
+        raise UserError(
+            f"{root / INDEX}: expected what was written there, found something else (its checksum differs). Delete it, "
+            "and make the shards again: only the index is made."
+        )
     try:
         return ShardIndex.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{root / INDEX}: does not hold what it should: {error}. Make the shards again.") from None
+
+
+def write_index(root: Location, index: ShardIndex) -> None:
+    """Writes the index of a folder of shards, with the sum of its content.
+
+    Args:
+        root: The folder of the shards.
+        index: The index.
+
+    Raises:
+        OSError: If the file cannot be written; a `StorageError` for a bucket.
+    """
+    content = json.loads(index.model_dump_json())
+    (root / INDEX).write_text(json.dumps({**content, _SUM: _sum(content)}, indent=2) + "\n")
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(

@@ -16,6 +16,7 @@ from lungseg_ray.shards.format import (
     SCHEMA_VERSION,
     Shard,
     ShardRow,
+    _sum,
     read_contents,
     read_index,
     read_rows,
@@ -145,6 +146,7 @@ def test_a_name_that_leaves_the_folder(name: str, tmp_path: Path) -> None:
     write_shards(root, rows={"train": [1]}, skip={})
     content = json.loads((root / INDEX).read_text())
     content["shards"][0]["file"] = name
-    (root / INDEX).write_text(json.dumps(content))
+    del content["sha256"]
+    (root / INDEX).write_text(json.dumps({**content, "sha256": _sum(content)}))
     with pytest.raises(UserError, match="expected the name of a file in this folder"):
         read_index(root)

@@ -8,7 +8,7 @@ import pytest
 from lungseg_ray.config import Settings, dump, load_settings
 from lungseg_ray.corpus import list_corpus
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.format import INDEX, ShardIndex
+from lungseg_ray.shards.format import ShardIndex, write_index
 from lungseg_ray.shards.reuse import changed_corpus, find_shards, with_shard_settings
 from lungseg_ray.storage import Location, locate
 from tests.corpus.trees import fill
@@ -26,7 +26,7 @@ def colour(root: Location) -> ShardIndex:
     index = write_shards(root, rows={"train": [2]}, skip={})
     corpus = index.corpus.model_copy(update={"channels": 3, "about": "Cells.", "licence": "cc0"})
     index = index.model_copy(update={"corpus": corpus, "longer_side": 512})
-    (root / INDEX).write_text(index.model_dump_json())
+    write_index(root, index)
     return index
 
 
@@ -60,7 +60,7 @@ def found_out(root: Location) -> ShardIndex:
     index = write_shards(root, rows={"train": [2]}, skip={})
     found = {"white": [4095.0, 65535.0], "mask_threshold": 0.25, "mask_values": {0: 0, 38: 1}, "mask_channel": "alpha"}
     index = index.model_copy(update={"corpus": index.corpus.model_copy(update=found)})
-    (root / INDEX).write_text(index.model_dump_json())
+    write_index(root, index)
     return index
 
 
