@@ -96,6 +96,17 @@ class TestBest:
 
 
 class TestWinner:
+    def test_settings_of_a_command_that_do_not_fit_it(self, sweep: Sweep) -> None:
+        nothing: Any = {}
+        sweep.write_summary(nothing, make_job().trial({"optim.lr": 1e-2}))
+        (sweep.place / "winner.yaml").write_text("feed: {batch: 4}")
+        with pytest.raises(UserError, match=r"feed\.batch must divide"):
+            winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place), "train": {"workers": 8}}))
+        for content in ("[1]", "a: [", "train: {epochs: many}"):
+            (sweep.place / "winner.yaml").write_text(content)
+            with pytest.raises(UserError):
+                winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place)}))
+
     def test_its_settings_are_below_those_of_the_command(self, sweep: Sweep) -> None:
         winner = make_job().trial({"optim.lr": 1e-2})
         nothing: Any = {}
