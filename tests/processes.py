@@ -126,17 +126,22 @@ class Job:
 
     def descendants(self) -> set[int]:
         """Processes that it has started, and those that they have."""
+        return self.below(self.process.pid)
+
+    @staticmethod
+    def below(pid: int) -> set[int]:
+        """Processes that a process has started, and those that they have."""
         parents = {}
-        for pid in processes():
+        for one in processes():
             try:
-                parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+                parents[one] = int(Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()[1])
             except OSError:
                 continue
-        found = {self.process.pid}
+        found = {pid}
         while True:
-            more = {pid for pid, parent in parents.items() if parent in found} - found
+            more = {one for one, parent in parents.items() if parent in found} - found
             if not more:
-                return found - {self.process.pid}
+                return found - {pid}
             found |= more
 
     def __enter__(self) -> Job:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray._private import ray_constants
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
@@ -49,7 +50,14 @@ def cluster(*, processes: int) -> Iterator[None]:
             _check_answers(address)
             ray.init(**quiet)
         else:
-            ray.init(address="local", num_cpus=max(cores(), processes + 1), _temp_dir=_short_folder(), **quiet)
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=max(cores(), processes + 1),
+                    include_dashboard=False,
+                    _temp_dir=_short_folder(),
+                    **quiet,
+                )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, set "
@@ -65,6 +73,26 @@ def cluster(*, processes: int) -> Iterator[None]:
     finally:
         with undisturbed():
             ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Lets a local cluster that starts in the block listen on the loopback address alone.
+
+    Ray does so where it takes it for granted that no other machine will join, as on macOS. Elsewhere it listens on all
+    addresses, and asks the system for the route to a public one.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    in_environment = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if in_environment is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = in_environment
 
 
 def _check_answers(address: str) -> None:

@@ -73,16 +73,20 @@ def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:
         images: Images = ShardImages.of(root, index.shards if name == "all" else index.of(name))  # type: ignore[arg-type]
     else:
         images, listing = corpus_images(kept.settings, job.corpus, job.split)
-        corpus = images.corpus.root
-        roots = corpus if isinstance(corpus, Roots) else [corpus]
-        # The name of a folder may have a point in it.
-        names = [(root.stem if is_table(root) else root.name) if isinstance(root, Location) else root for root in roots]
-        name = "-".join(["corpus", "+".join(names), *([job.split] if job.split else [])])
+        name = "-".join(["corpus", _name_of(images.corpus), *([job.split] if job.split else [])])
     out = job.out or job.run / EVALUATION / f"{name}{model.suffix}"
     if listing and not job.out:
         _refuse_other_corpus(out, str(listing.corpus.root))
     result = evaluate(model, images, out, job.evaluate, device=job.device, listing=listing)
     return result, out
+
+
+def _name_of(corpus: CorpusSettings) -> str:
+    roots = corpus.root if isinstance(corpus.root, Roots) else [corpus.root]
+    # The name of a folder may have a point in it, as that of a table has before its suffix.
+    return "+".join(
+        (root.stem if is_table(root) else root.name) if isinstance(root, Location) else root for root in roots
+    )
 
 
 def _refuse_other_corpus(out: Location, corpus: str) -> None:

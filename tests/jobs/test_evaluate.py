@@ -2,8 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.jobs.evaluate import corpus_images
+from lungseg_ray.errors import UserError
+from lungseg_ray.jobs.evaluate import _name_of, _refuse_other_corpus, corpus_images
+from lungseg_ray.storage import locate
 from tests.corpus.trees import fill
 from tests.helpers import make_settings
 
@@ -41,3 +45,26 @@ def test_images_of_which_a_corpus_says_that_nothing_is_marked_are_kept(tmp_path:
     for empty_masks in ("set_aside", "keep"):
         images, _ = corpus_images(make_settings(corpus={"empty_masks": empty_masks}), asked, None)
         assert images.corpus.empty_masks == "keep"
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        ("/data/lungs.v1", "lungs.v1"),
+        ("/data/lungs.v2", "lungs.v2"),
+        ("/data/list.csv", "list"),
+        (["/a/site.1", "s3://b/site.2"], "site.1+site.2"),
+        ("phantom", "phantom"),
+    ],
+)
+def test_each_corpus_has_a_folder_of_its_own(root: str | list[str], name: str) -> None:
+    assert _name_of(CorpusSettings.model_validate({"root": root})) == name
+
+
+def test_the_figures_of_another_corpus_are_not_overwritten(tmp_path: Path) -> None:
+    out = locate(str(tmp_path / "corpus-lungs"))
+    _refuse_other_corpus(out, "/a/lungs")
+    (out / "evaluation.json").write_text('{"corpus": "/a/lungs", "n": 3}')
+    _refuse_other_corpus(out, "/a/lungs")
+    with pytest.raises(UserError, match=r"the figures of /a/lungs are there\. Choose another folder with --out"):
+        _refuse_other_corpus(out, "/b/lungs")
