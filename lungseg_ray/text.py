@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 _SHOWN = 120
 """Longer texts than this, in characters, are cut by `shown` unless the caller gives another limit."""
-_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
-_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]*")
+_LONGEST_ADDRESS = 4096
+_QUERY = re.compile(r"\?\S*|[#;][^\s#;=]*=\S*")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|#$~!&])")
 _NAMED = 8
 """A message lists at most this number of names."""
@@ -44,8 +44,7 @@ def printable(message: str) -> str:
     Args:
         message: The message.
     """
-    message = _PASSWORD.sub(r"\1***@", message)
-    message = _QUERY.sub(r"\1?***", message)
+    message = without_secrets(message)
     if message.isprintable():
         return message
     return "".join(one if one.isprintable() or one in "\n\t" else _escape(one) for one in message)
@@ -58,6 +57,32 @@ def markdown(text: str) -> str:
         text: The text.
     """
     return _MARKUP.sub(r"\\\1", escaped(text))
+
+
+def without_secrets(message: str) -> str:
+    """Returns a message without what may be secret in the addresses in it.
+
+    Args:
+        message: The message.
+    """
+    if "://" not in message:
+        return message
+    first, *others = message.split("://")
+    return "://".join([first, *(_hidden(rest) for rest in others)])
+
+
+def _hidden(rest: str) -> str:
+    """Returns what follows the scheme of an address, up to the next one, without names, passwords and queries."""
+    address = rest.split(maxsplit=1)[0] if rest.split() else ""
+    # A password may have blanks and quotes in it, and then ends at the last "@" of the line.
+    line = rest.partition("\n")[0]
+    at = line.rfind("@", 0, _LONGEST_ADDRESS)
+    if at >= 0 and ("@" in address or ":" in address.split("/", 1)[0]):
+        rest, address = "***" + rest[at:], "***" + address[at:] if "@" in address else "***"
+    match = _QUERY.search(rest, 0, len(rest.partition("\n")[0]))
+    if match and not any(sign.isspace() for sign in rest[: match.start()]):
+        return rest[: match.start()] + match[0][0] + "***" + rest[match.end() :]
+    return rest
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
@@ -83,6 +108,7 @@ def shown(text: str, most: int = _SHOWN) -> str:
     Returns:
         The text with escapes, which may be longer than `most`; if it was cut, its length is added.
     """
+    text = without_secrets(text)
     return escaped(text) if len(text) <= most else f"{escaped(text[:most])}... ({len(text)} characters)"
 
 

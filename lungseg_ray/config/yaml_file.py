@@ -21,8 +21,11 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
-            if isinstance(key, str | int | float | bool | None) and seen.setdefault(key, line) != line:
+            if not isinstance(key, str | int | float | bool | None):
+                continue
+            if key in seen:
                 raise yaml.YAMLError(f"{key} is given twice, in line {seen[key]} and in line {line}; expected it once")
+            seen[key] = line
         return super().construct_mapping(node, deep=deep)
 
 
@@ -45,7 +48,7 @@ def parse_yaml(text: str) -> Any:
         if root is not None and _size(root, {}) > _MOST_NODES:
             raise yaml.YAMLError(f"expected at most {_MOST_NODES} values, found more")
         return yaml.load(text, Loader=_Loader)
-    except (RecursionError, ValueError, TypeError) as error:
+    except (RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise yaml.YAMLError(f"expected plain values in sections, found others ({error})") from None
 
 

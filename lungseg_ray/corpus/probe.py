@@ -25,8 +25,8 @@ from lungseg_ray.corpus.mask_values import find_colours, find_values
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.picture import Picture, Purpose
 from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
-from lungseg_ray.corpus.read import binary, fetch, fits, has_own_label, read_sample, redact_paths
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.read import binary, fetch, fits, has_own_label, read_sample, redact_paths, same_proportions
+from lungseg_ray.corpus.record import ANY_SCALE, Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.storage import PATIENCE_SECONDS, REQUESTS, retry
 from lungseg_ray.text import counted
@@ -199,18 +199,24 @@ def _find_scale(found: Found, looks: Sequence[_Look]) -> None:
     counts = _count_scales(wrong)
     if most_are_wrong and len(counts) <= _MOST_SCALES and counts.total() == len(wrong):
         chosen = tuple(counts)
-    elif most_are_wrong and (_one_size_for_all(wrong) or all(_same_aspect(image, mask) for image, mask in wrong)):
+    elif most_are_wrong and all(same_proportions(image, mask) for image, mask in wrong):
+        chosen = ANY_SCALE
+    elif most_are_wrong and _one_size_for_all(wrong):
         chosen = ()
     elif not (chosen := tuple(scale for scale, count in counts.most_common(_MOST_SCALES) if count > 1)):
         return
-    taken = [(image, mask) for image, mask in wrong if not chosen or _fits_any(image, mask, chosen)]
+    stretched = chosen in ((), ANY_SCALE)
+    taken = [(image, mask) for image, mask in wrong if stretched or _fits_any(image, mask, chosen)]
     sizes = sorted({f"{mask[1]} x {mask[0]}" for _, mask in taken})
     shown = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} px and {len(sizes) - 1} more sizes"
     which = "of another size" if len(taken) == len(pairs) else f"{len(taken)} of {len(pairs)} looked at of another size"
-    how = [f"enlarged {scale:.4g} times" if scale > 1 else f"reduced to {scale:.4g} of their size" for scale in chosen]
+    how = [
+        f"enlarged {scale:.4g} times" if scale > 1 else f"reduced to {scale:.4g} of their size"
+        for scale in ([] if stretched else chosen)
+    ]
     text = " or ".join(how) or "stretched, each to the size of its image"
     found.recognition.append(f"masks: {which} than their images ({shown}); they are {text} (corpus.mask_scale)")
-    if chosen and len(wrong) < len(pairs):
+    if not stretched and len(wrong) < len(pairs):
         chosen = tuple(sorted({*chosen, *(scale for *_, scales in pairs for scale in scales)}))
     found.records = [replace(record, mask_scales=chosen) if record.mask_scales else record for record in found.records]
 
@@ -235,10 +241,6 @@ def _count_scales(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> C
 def _one_size_for_all(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
     """Whether images of several sizes have masks of a single size."""
     return len({mask for _, mask in pairs}) == 1 and len({image for image, _ in pairs}) > 1
-
-
-def _same_aspect(image: tuple[int, ...], mask: tuple[int, ...]) -> bool:
-    return abs(image[0] * mask[1] / (image[1] * mask[0]) - 1) < 0.03
 
 
 def _find_labels(found: Found, looks: Sequence[_Look]) -> None:

@@ -24,7 +24,7 @@ from lungseg_ray.corpus.annotations.drawing import Drawing
 from lungseg_ray.corpus.annotations.runs import RunLengths, cells_of
 from lungseg_ray.corpus.decode import Decoded, White, decode_image, decode_mask
 from lungseg_ray.corpus.picture import Spacing, check_bytes
-from lungseg_ray.corpus.record import MaskSource, Record
+from lungseg_ray.corpus.record import ANY_SCALE, MaskSource, Record
 from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.corpus.structures import structure_label
 from lungseg_ray.errors import BadFileError
@@ -220,6 +220,14 @@ def binary(settings: CorpusSettings) -> CorpusSettings:
 
 def _checked_size(mask: Pixels, image: Decoded, record: Record) -> Pixels:
     scales = record.mask_scales
+    if scales == ANY_SCALE:
+        if not same_proportions((image.height, image.width), mask.shape):
+            raise BadFileError(
+                "size_mismatch",
+                f"expected a mask with the proportions of the image, {image.width} x {image.height} px, found "
+                f"{mask.shape[1]} x {mask.shape[0]} px (corpus.mask_scale)",
+            )
+        return mask
     if scales and not any(fits((image.height, image.width), mask.shape, scale) for scale in scales):
         height, width = mask.shape
         enlarged = " or ".join(f"{scale:.4g}" for scale in scales)
@@ -242,6 +250,17 @@ def fits(image: tuple[int, ...], mask: tuple[int, ...], scale: float) -> bool:
         scale: Rows of an image for each row of its mask.
     """
     return all(abs(side - scale * own) <= max(1.0, scale) for side, own in zip(image, mask, strict=True))
+
+
+def same_proportions(image: tuple[int, ...], mask: tuple[int, ...]) -> bool:
+    """Returns whether a mask has the proportions of its image, but for 3 % or the rounding of a row or a column.
+
+    Args:
+        image: Rows and columns of the image.
+        mask: Rows and columns of the mask.
+    """
+    off = max(0.03, 1.0 / min(mask[:2]))
+    return abs(image[0] * mask[1] / (image[1] * mask[0]) - 1) < off
 
 
 def _united(masks: list[Pixels]) -> Pixels:

@@ -67,6 +67,10 @@ class MaskSource:
     structure: str = ""
 
 
+ANY_SCALE = (0.0,)
+"""The `mask_scales` of masks of any size with the proportions of their images."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One image of a corpus, before it is read.
@@ -83,7 +87,7 @@ class Record:
         state: A hash of the sizes and times of change of the image and mask files. It is part of the identity of the
             corpus.
         mask_scales: The rows of the image for each row of its mask, of which one must fit; empty for a mask that is
-            stretched to its image.
+            stretched to its image, and `ANY_SCALE` for one that must have its proportions.
         private: Whether the path of the file may identify the patient, so that only `image_id` may be written anywhere.
     """
 

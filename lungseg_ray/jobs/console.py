@@ -59,7 +59,7 @@ def harden_streams() -> None:
             os.fstat(number)
         except OSError:
             # A file that is opened later would get the number, and with it what other programs print.
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:

@@ -290,7 +290,7 @@ def _read_claim(place: Location) -> dict[str, object]:
             return content
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise UserError(
         f"{place}: expected what an earlier prediction wrote there, found something else. Choose another --out."

@@ -15,6 +15,9 @@ from lungseg_ray.models.factory import resolve_encoder
 from lungseg_ray.names import ARCHITECTURES
 from lungseg_ray.text import named, shown
 
+_NOTHING = ("encoder_weights", "activation", "aux_params")
+"""Parts of a configuration that must not be set: weights of a hub, and what changes the output from logits."""
+
 
 def export(model: SegmentationModel, directory: Path) -> None:
     """Writes `config.json`, `model.safetensors` and a model card, for `segmentation_models_pytorch.from_pretrained`.
@@ -53,8 +56,9 @@ def _check_config(file: Path) -> None:
         raise UserError(f"{file}: {error}") from None
     known = inspect.signature(getattr(smp, architecture)).parameters.values()
     allowed = {one.name for one in known if one.kind is not one.VAR_KEYWORD} | {"_model_class"}
-    if config.get("encoder_weights") is not None or not config.keys() <= allowed:
-        others = sorted(config.keys() - allowed) or [f"encoder_weights = {config['encoder_weights']}"]
+    others = sorted(config.keys() - allowed)
+    others += [f"{key} = {config[key]}" for key in _NOTHING if config.get(key) is not None]
+    if others:
         raise UserError(
             f"{file}: expected a network whose weights are all in the folder, found {named(others)}. Give the folder "
             "that a finished run wrote its best model to."

@@ -1,19 +1,18 @@
 """Pretrained weights of an encoder, from published downloads or from a file."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders, get_encoder
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.text import shown
 
 _REACH_SECONDS = 10
 """The hub counts as unreachable if it does not respond within this time, seconds."""
@@ -108,7 +107,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
+    except Exception as error:
+        # For a damaged file, the libraries raise errors of many kinds.
         raise UserError(
             f"{path}: cannot be read as a weights file ({error}). Expected .safetensors, or a .pt or .pth file that "
             "holds tensors only."
@@ -117,7 +117,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     tensors = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    found = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    for key, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+            raise UserError(f"{path}: expected plain tensors, found {shown(key)} that is sparse, quantised or complex.")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path}: expected finite numbers, found NaN or infinity in {shown(key)}.")
+    return found
 
 
 def _fill(encoder: nn.Module, found: dict[str, Tensor], *, source: str, name: str, in_channels: int) -> None:

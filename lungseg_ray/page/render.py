@@ -91,13 +91,15 @@ def _write(page: Page, target: Location) -> Location:
         table_css=(bundle / "dt_bundle.css").read_text(),
         table_js=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
     )
+    # Stored texts may have halves of characters, which UTF-8 has no bytes for.
+    data = text.encode(errors="backslashreplace")
     if target.is_local:
-        target.write_text(text)
+        target.write_bytes(data)
         return target
     # Without the content type, a browser would download the page instead of showing it.
     kind = {"Content-Type": "text/html; charset=utf-8"}
     with translate_errors(target), target.filesystem.open_output_stream(target.path, metadata=kind) as stream:
-        stream.write(text.encode())
+        stream.write(data)
     return target
 
 

@@ -177,13 +177,21 @@ def _epochs(history: History) -> Chapter:
     return Chapter("Epochs", "A click on a column's title sorts.", [make_table(history, columns, sortable=True)])
 
 
+def _is_shallow(tree: object, depth: int = 3) -> bool:
+    """Whether a tree of values has few levels, as what a run records of its environment has."""
+    if isinstance(tree, dict | list):
+        parts = tree.values() if isinstance(tree, dict) else tree
+        return depth > 0 and all(_is_shallow(part, depth - 1) for part in parts)
+    return True
+
+
 def environment(runs: Iterator[Location]) -> Iterator[Part]:
     """Yields the environment of the first run that has recorded one; nothing if no run has."""
     for place in runs:
         try:
             found = json.loads((place / ENVIRONMENT).read_text())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             continue
-        if isinstance(found, dict):
+        if isinstance(found, dict) and _is_shallow(found):
             yield SettingsTree(f"Environment, as {place.name} found it", found)
             return

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load, save
 
 from lungseg_ray.errors import UserError
@@ -231,7 +232,7 @@ def _read_checksums(place: Location) -> dict[str, str]:
         sums = json.loads((place / CHECKSUMS).read_text())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DamagedCheckpointError(f"{place}: is not complete ({CHECKSUMS} is missing)") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DamagedCheckpointError(f"{place / CHECKSUMS}: cannot be read") from None
     if not isinstance(sums, dict) or not {WEIGHTS, TRAINING, PROGRESS} <= sums.keys() <= {*_FILES}:
         raise DamagedCheckpointError(f"{place / CHECKSUMS}: does not name the checkpoint's files")
@@ -253,9 +254,14 @@ def _read_verified(place: Location, file: str, expected: str) -> bytes:
 
 def _progress(data: bytes, place: Location) -> Progress:
     try:
-        return Progress(**json.loads(data))
-    except (ValueError, TypeError) as error:
+        content = json.loads(data)
+        _PROGRESS.validate_python(content)
+        return Progress(**content)
+    except (ValueError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{place / PROGRESS}: cannot be loaded ({type(error).__name__})") from None
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 def _copied(tree: Any) -> Any:

@@ -80,12 +80,12 @@ class EventLog:
                         text=str(content["text"]),
                     )
                 )
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 continue
         return found
 
     def _lines(self) -> list[str]:
         try:
-            return (self.run / EVENTS).read_text().splitlines()
+            return (self.run / EVENTS).read_bytes().decode(errors="replace").splitlines()
         except FileNotFoundError:
             return []

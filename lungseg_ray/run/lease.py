@@ -199,6 +199,8 @@ def _acquire(run: Location, owner: Owner, note: Callable[[str], None]) -> tuple[
             raise UserError(f"{newest}: no driver writes a lease of this number. Delete it.")
         place = run / f"lease-{_number(newest) + 1:06d}.json"
         if not place.create(json.dumps(asdict(owner)).encode()):
+            if place.exists() and not place.is_file():
+                raise UserError(f"{place}: expected a lease, found something else. Delete it.")
             continue
         if _newest(run) != place:
             # While this driver looked, others have taken the run, given it back, and removed older leases.

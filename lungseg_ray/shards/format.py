@@ -79,8 +79,9 @@ class Shard(BaseModel):
         file: The name of the file within the folder of the shards.
         split: The split of all rows of the shard.
         rows: The number of rows in the file.
-        footer: The SHA-256 of the file's footer, hexadecimal. The footer contains the sum of all rows, and the pages of
-            the rows have checksums of their own, so that a shard is known without reading all of it.
+        footer: The SHA-256 of the file's footer, hexadecimal. The footer names the sum of all rows, and the pages of
+            the rows have checksums of their own, so that damage and mistakes are found without reading all of a shard.
+            Someone who makes other pages of the same sizes on purpose is not found.
         skip: The numbers of the rows that are not used, because another image of the corpus has the same bytes.
     """
 
@@ -226,7 +227,7 @@ def write_index(root: Location, index: ShardIndex) -> None:
     (root / INDEX).write_text(json.dumps({**content, _SUM: _sum(content)}, indent=2) + "\n")
 
 
-def _sum(content: Mapping[str, Any]) -> str:
+def _sum(content: Mapping[str, Any] | list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -270,16 +271,19 @@ def write_file(
         store_schema=False,
     ) as writer:
         waiting: list[dict[str, object]] = []
+        facts: list[dict[str, Any]] = []
         held = 0
         for record, sample in rows:
             waiting.append(_pack(record, sample))
             held += sample.image.nbytes + sample.mask.nbytes
-            if held >= ROW_GROUP_BYTES:
-                writer.write_table(pa.Table.from_pylist(waiting, schema=SCHEMA))
+            if held >= ROW_GROUP_BYTES or len(facts) + len(waiting) == len(rows):
+                table = pa.Table.from_pylist(waiting, schema=SCHEMA)
+                writer.write_table(table)
+                facts += table.drop_columns(list(PIXELS)).to_pylist(maps_as_pydicts="strict")
                 waiting, held = [], 0
-        if waiting:
-            writer.write_table(pa.Table.from_pylist(waiting, schema=SCHEMA))
-        writer.add_key_value_metadata({"lungseg_ray.schema": str(SCHEMA_VERSION), NOTES.decode(): json.dumps(notes)})
+        notes["facts"] = _sum(facts)
+        text = json.dumps({**notes, _SUM: _sum(notes)})
+        writer.add_key_value_metadata({"lungseg_ray.schema": str(SCHEMA_VERSION), NOTES.decode(): text})
     target.write_bytes(sink.getvalue())
 
 
@@ -342,8 +346,11 @@ def read_contents(place: Location) -> Contents:
         file, footer = _open_shard(place)
         notes = json.loads(file.metadata.metadata[NOTES])
         columns = [name for name in SCHEMA.names if name not in PIXELS]
+        rows = file.read(columns, use_threads=False).to_pylist(maps_as_pydicts="strict")
+        if notes.pop(_SUM) != _sum(notes) or notes["facts"] != _sum(rows):
+            raise DamagedShardError(_damaged(place, "other rows or notes than when it was written"))
         return Contents(
-            file.read(columns, use_threads=False).to_pylist(maps_as_pydicts="strict"),
+            rows,
             [SetAside(**one) for one in notes["set_aside"]],
             [Check.of(one) for one in notes["checks"]],
             footer,

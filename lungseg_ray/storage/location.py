@@ -322,7 +322,10 @@ def locate(text: str) -> Location:
         UserError: If the scheme is not supported, or if something other than a bucket and a prefix follows it.
     """
     if "://" not in text:
-        return Location(str(Path(text).expanduser().absolute()))
+        try:
+            return Location(str(Path(text).expanduser().absolute()))
+        except RuntimeError as error:
+            raise UserError(f"{text}: this home folder is not known ({error}). Write the whole path.") from None
     scheme, rest = text.split("://", 1)
     if scheme == "file":
         return Location(url2pathname(urlsplit(text).path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import pickle
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from lungseg_ray.shards.format import (
     write_file,
 )
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.storage.parquet import open_parquet
 from tests.helpers import folder_of, make_sample, shard_of, write_shards
 
 ROWS = 3
@@ -158,7 +160,10 @@ def test_a_row_of_another_size_than_it_says(place: Location) -> None:
     with pq.ParquetWriter(place.path, table.schema, store_schema=False) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({key.decode(): value.decode() for key, value in notes.items()})
-    shard = shard_of(place)
+    with pytest.raises(DamagedShardError, match="other rows or notes"):
+        read_contents(place)
+    footer = hashlib.sha256(open_parquet(place)[1]).hexdigest()
+    shard = Shard(file=place.name, split="train", rows=ROWS, footer=footer)
     for row in range(ROWS):
         with pytest.raises(DamagedShardError, match="whose image and mask have"):
             read_rows(folder_of(place), shard, [row])

@@ -101,6 +101,11 @@ def list_manifest(manifest: Location, settings: CorpusSettings) -> Listing:
     said = [f"{what} from the column {shown(name)}" for what, name in columns.items() if name]
     recognition = [f"table: {', '.join(said)}" + (f"; read {table.note}" if table.note else "")]
     warnings: list[str] = []
+    if columns["patient"] and (without := sum(not record.patient_id for record in records)):
+        warnings.append(
+            f"{without} of {counted(len(records), 'image')} have no value in the column {shown(columns['patient'])}, "
+            "and count as patients of their own. If they are of known patients, name these."
+        )
     if not columns["patient"] and settings.patients != NONE:
         records, tagged = tag_patients(records) if settings.patients == AUTO else (records, 0)
         if tagged:

@@ -267,7 +267,10 @@ def _named_as_masks(folder: str, names: Iterable[str]) -> Iterator[str]:
     `ISIC_Training_Data` is such a folder beside `ISIC_Training_GroundTruth`.
     """
     words = {name: read_words(name) for name in names}
-    masks = {(one.others, one.split) for one in words.values() if one.role == "mask" and one.others}
+    if any(one.role == "image" for one in words.values()):
+        return
+    # One other word, such as that of "lung" beside "lung_masks", says what is marked, and not which set it is.
+    masks = {(one.others, one.split) for one in words.values() if one.role == "mask" and len(one.others) > 1}
     for name, one in words.items():
         if one.role is None and (one.others, one.split) in masks:
             yield f"{folder}/{name}" if folder else name

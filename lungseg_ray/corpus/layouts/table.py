@@ -38,6 +38,9 @@ MOST_CELLS = 1 << 27
 
 # The size of an image is read from its pixels. As groups, these columns would have one value per image.
 _NO_GROUPS = {"width", "height"}
+_CHECKED = 100_000
+_MERGED = re.compile(rb'<mergeCell ref="[A-Z]+(\d+):[A-Z]+(\d+)"')
+_FORMULA = re.compile(rb"<f[^>]*(?:/>|>[^<]*</f>)\s*(?:<v\s*/>|<v>\s*</v>|</c>)")
 _SEPARATORS = ",;\t|"
 
 Column = Literal["image", "mask", "patient", "split"]
@@ -164,12 +167,24 @@ def read_table(place: Location) -> UserTable:
         columns, rows, note = _of_csv(place, _inflated(place, data) if name.endswith(".gz") else data)
     if "" in columns:
         # A program that numbers rows writes a column without a name, and one that pads them several.
+        _refuse_nameless(place, rows)
         columns = [name for name in columns if name]
         rows = [{name: value for name, value in row.items() if name} for row in rows]
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise UserError(f"{place}: expected each column once, found {named(twice)} more than once. Rename one of them.")
     return UserTable(place, columns, rows, note)
+
+
+def _refuse_nameless(place: Location, rows: Sequence[TableRow]) -> None:
+    """Raises a `UserError` if a column without a name has values, but for the numbers of the rows."""
+    values = [row.get("", "") for row in rows]
+    counts = [str(number) for number in range(len(rows) + 1)]
+    if any(values) and values not in (counts[:-1], counts[1:]):
+        first = next(value for value in values if value)
+        raise UserError(
+            f"{place}: a column has values, such as {shown(first)}, and no name above them. Name it, or remove it."
+        )
 
 
 def check_once(place: Location, ids: Sequence[str], numbers: Sequence[int]) -> None:
@@ -275,6 +290,8 @@ def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], st
                     f"({named(columns)}). Put quotes around values that hold a {_NAMES[separator]}."
                 )
             rows.append({name: (value or "").strip() for name, value in row.items()})
+            if number % _CHECKED == 0:
+                _check_extent(place, number, len(columns))
     except csv.Error as error:
         raise UserError(
             f"{place}: row {len(rows) + 1} after the header cannot be read as CSV ({error}). Look there for a quote "
@@ -320,12 +337,34 @@ def _of_excel(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
         raise UserError(f"{place}: expected an Excel workbook (.xlsx): {shown(str(error), 240)}") from error
     # A title may stand above the names of the columns.
     wide = [sum(map(bool, line)) > 1 for line in lines]
-    lines = lines[wide.index(True) :] if True in wide else lines
+    header = wide.index(True) if True in wide else 0
+    lines = lines[header:]
     columns = lines[0] if lines else []
     while columns and not columns[-1]:
         columns.pop()
+    for number, cells in enumerate(lines[1:], start=1):
+        if any(cells[len(columns) :]):
+            raise UserError(
+                f"{place}: row {number} after the header has more values than the header has columns "
+                f"({named(columns)})."
+            )
+    if hidden := _hidden_cells(data, header + 1):
+        raise UserError(f"{place}: {hidden}. Save the table as values, with one cell for each row and column.")
     rows = [dict(zip(columns, [*line, *[""] * len(columns)], strict=False)) for line in lines[1:] if any(line)]
     return columns, list(rows)
+
+
+def _hidden_cells(data: bytes, header: int) -> str:
+    """Returns what cells of the first sheet lack: values of merged ones, and of formulas that were never computed."""
+    with ZipFile(io.BytesIO(data)) as parts:
+        sheet = next((name for name in parts.namelist() if name.endswith("worksheets/sheet1.xml")), "")
+        text = parts.read(sheet) if sheet else b""
+    for match in _MERGED.finditer(text):
+        if int(match[2]) > header and match[1] != match[2]:
+            return f"cells of the rows {int(match[1])} to {int(match[2])} of the sheet are merged into one"
+    if _FORMULA.search(text):
+        return "there are formulas whose values were never computed"
+    return ""
 
 
 def _check_extent(place: Location, rows: int, columns: int) -> None:
