@@ -28,11 +28,13 @@ class ExtensionTypeError(pa.ArrowInvalid):
     """The schema of a Parquet file declares extension types."""
 
 
-def open_parquet(source: Location | bytes) -> tuple[pq.ParquetFile, bytes]:
+def open_parquet(source: Location | bytes, *, keep_dictionaries: bool = False) -> tuple[pq.ParquetFile, bytes]:
     """Opens a Parquet file.
 
     Args:
         source: The place of the file, or its content.
+        keep_dictionaries: Whether texts are read as dictionaries with indices, so that one that a file repeats a
+            million times is in memory only once.
 
     Returns:
         The file, whose columns have the types that Parquet defines, and the bytes of its footer. Pages are compared
@@ -50,7 +52,10 @@ def open_parquet(source: Location | bytes) -> tuple[pq.ParquetFile, bytes]:
     metadata = pq.read_metadata(pa.BufferReader(alone))
     if found := _extension_types((metadata.metadata or {}).get(_HIDDEN, b"")):
         raise ExtensionTypeError(f"columns of extension types ({', '.join(found)}), which are not read")
-    return pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True), footer
+    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)] if keep_dictionaries else []
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    file = pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True, read_dictionary=texts)
+    return file, footer
 
 
 def _open(source: Location | bytes) -> pa.NativeFile:

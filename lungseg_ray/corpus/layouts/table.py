@@ -387,19 +387,20 @@ def _cell(value: object) -> str:
 
 def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]]:
     try:
-        file, _ = open_parquet(data)
+        file, _ = open_parquet(data, keep_dictionaries=True)
         _check_extent(place, file.metadata.num_rows, file.metadata.num_columns)
         for column in file.schema_arrow:
-            if pa.types.is_nested(column.type) or _is_bytes(column.type):
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            if pa.types.is_nested(kind) or _is_bytes(kind):
                 raise UserError(
-                    f"{place}: the column {shown(column.name)} is {shown(str(column.type))}; expected text, numbers "
+                    f"{place}: the column {shown(column.name)} is {shown(str(kind))}; expected text, numbers "
                     "or dates. Convert it, or leave it out."
                 )
         # One thread is enough for a table. With several, a damaged file could leave a thread waiting.
         table = file.read(use_threads=False)
         table.validate(full=True)
         names = list(table.column_names)
-        columns = [["" if value is None else str(value).strip() for value in one.to_pylist()] for one in table.columns]
+        columns = [_texts(one) for one in table.columns]
     except ExtensionTypeError as error:
         raise UserError(
             f"{place}: found {error}. Convert them to text, numbers or dates, or leave them out."
@@ -408,6 +409,17 @@ def _of_parquet(place: Location, data: bytes) -> tuple[list[str], list[TableRow]
         raise UserError(f"{place}: expected a Parquet file: {shown(str(error), 240)}") from error
     # Two columns of the same name become one here, but `read_table` rejects them.
     return names, [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    found: list[str] = []
+    for chunk in column.chunks:
+        known = chunk.dictionary if isinstance(chunk, pa.DictionaryArray) else chunk
+        texts = ["" if value is None else str(value).strip() for value in known.to_pylist()]
+        if isinstance(chunk, pa.DictionaryArray):
+            texts = ["" if place is None else texts[place] for place in chunk.indices.to_pylist()]
+        found += texts
+    return found
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
