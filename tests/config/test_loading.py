@@ -138,6 +138,11 @@ def test_file_of_another_form(text: str, message: str, config: Any) -> None:
         ),
         ("a: &a\n  b: *a\n", "expected at most 100000 values"),
         ("[" * 5000, "expected plain values in sections"),
+        ("train: {epochs: 5, epochs: 50}", "epochs is given twice"),
+        ("corpus: {mask_values: {1: 1, 1: 2}}", "1 is given twice"),
+        ("train: {epochs: !!bool x}", "expected plain values"),
+        ("train: {epochs: !!int ''}", "expected plain values"),
+        ("train: {epochs: !!timestamp x}", "expected plain values"),
         ("? [a, b]\n: c\n", "found unhashable key"),
     ],
 )

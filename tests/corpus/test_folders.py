@@ -453,3 +453,11 @@ def test_a_folder_of_masks_that_belong_to_no_image(tmp_path: Path) -> None:
     assert "No mask in 1st_manual/ has the name of an image; those of mask/ are used." in listing(tmp_path).warnings[0]
     found = listing(tmp_path, masks=["1st_manual"])
     assert paired(found, tmp_path)["images/00_training.png"] == ["1st_manual/00_manual1.png"]
+
+
+@pytest.mark.parametrize("beside", ["lung", "lung_predictions"])
+def test_a_folder_named_like_that_of_the_masks_is_not_of_images(beside: str, tmp_path: Path) -> None:
+    for folder in ("images", "lung_masks", beside):
+        fill(tmp_path, *(f"{folder}/{n}.png" for n in range(4)))
+    found = listing(tmp_path)
+    assert paired(found, tmp_path) == {f"images/{n}.png": [f"lung_masks/{n}.png"] for n in range(4)}

@@ -431,6 +431,44 @@ class TestOddTables:
         with pytest.raises(UserError, match="Look there for a quote that is not closed"):
             listing(tmp_path / "list.csv")
 
+    def test_a_column_with_values_and_no_name(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text("image,mask,\na.png,m.png,p1\nb.png,n.png,p1\n")
+        with pytest.raises(UserError, match="a column has values, such as p1, and no name above them"):
+            listing(tmp_path / "list.csv")
+
+    def test_rows_that_end_early(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text("image,mask,patient\na.png,m.png,p1\nb.png,n.png\n")
+        assert "1 of 2 images have no value in the column patient" in listing(tmp_path / "list.csv").warnings[0]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("merged", "cells of the rows 2 to 3 of the sheet are merged into one"),
+            ("formula", "there are formulas whose values were never computed"),
+            ("beyond", "row 1 after the header has more values than the header has columns"),
+        ],
+    )
+    def test_what_a_workbook_does_not_show(self, change: str, message: str, tmp_path: Path) -> None:
+        book = openpyxl.Workbook()
+        sheet = book.worksheets[0]
+        for row in (("image", "mask", "patient"), ("a.png", "m.png", "p1"), ("b.png", "n.png", "p1")):
+            sheet.append(row)
+        if change == "merged":
+            sheet.merge_cells("C2:C3")
+        elif change == "formula":
+            sheet["C3"] = "=C2"
+        else:
+            sheet["D2"] = "x"
+        book.save(tmp_path / "list.xlsx")
+        with pytest.raises(UserError, match=message):
+            listing(tmp_path / "list.xlsx")
+
+    def test_a_text_that_is_repeated_is_in_memory_once(self, tmp_path: Path) -> None:
+        text = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["a" * 100_000]))
+        pq.write_table(pa.table({"image": text, "mask": text}), tmp_path / "l.parquet", store_schema=False)
+        # As texts of their own, these would be 20 GB.
+        assert {one.reason for one in listing(tmp_path / "l.parquet").set_aside} == {"bad_path"}
+
     def test_columns_without_names(self, tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text(",image,mask, patient ,,\n0,a.png,m.png,p1,,\n1,b.png,n.png,p1,,\n")
         found = listing(tmp_path / "list.csv")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lungseg_ray.corpus import probe, read_sample
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.record import ANY_SCALE
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.storage import StorageError
 from tests.corpus.kinds import png, tiff
@@ -200,6 +201,21 @@ class TestMasks:
         found = corpus(tmp_path, mask=cut)
         assert {record.mask_scales for record in found.records} == {(2.0,)}
         with pytest.raises(BadFileError, match="once enlarged 2 times, found 96 x 50 px"):
+            read_sample(found.records[0], found.corpus, longer_side=512)
+
+    def test_many_scales_with_the_proportions_of_their_images(self, tmp_path: Path) -> None:
+        def resized(labels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+            size = (30 + 7 * number, 30 + 7 * number)
+            return cv2.resize(labels * np.uint8(255), size, interpolation=cv2.INTER_NEAREST)
+
+        found = corpus(tmp_path, mask=resized)
+        assert {record.mask_scales for record in found.records} == {ANY_SCALE}
+        assert smallest_dice(found) > 0.9
+        mask = Path(found.records[0].mask_uris[0])
+        mask.write_bytes(png(np.full((40, 30), 255, np.uint8)))
+        with pytest.raises(
+            BadFileError, match="expected a mask with the proportions of the image, 96 x 96 px, found 30"
+        ):
             read_sample(found.records[0], found.corpus, longer_side=512)
 
     def test_transposed(self, tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ class TestPrintable:
             "s3://SECRET@bucket",
             "https://host/x?X-Amz-Signature=SECRET&b=SECRET",
             "ftp://u:SECRET@h:21/x?y=SECRET",
+            "https://u:SECRET'SECRET SECRET@h",
+            "https://h/x#access_token=SECRET",
+            "https://h/x;token=SECRET",
+            "https://u:" + "SECRET" * 100 + "@h",
         ],
     )
     def test_no_secret_in_an_address(self, address: str) -> None:

@@ -75,6 +75,7 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         ({"encoder_name": ["resnet18"]}, "There is no encoder"),
         ({"_model_class": "Segformer"}, "expected one of Unet"),
         ({"_model_class": ["Unet"]}, "expected one of Unet"),
+        ({"activation": "softmax"}, "found activation = softmax"),
         ({"pretrained": True}, "found pretrained"),
         ({"pretrained_cfg_overlay": {"hf_hub_id": "someone/something"}}, "found pretrained_cfg_overlay"),
     ],

@@ -56,3 +56,14 @@ def test_a_disk_without_room_costs_the_line_alone(tmp_path: Path, monkeypatch: p
     said: list[str] = []
     EventLog(locate(str(tmp_path)), said.append).append("started", "x")
     assert "No space left on device" in said[0]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe", b'{"time": "t", "event": "e", "step": Infinity, "text": "x"}', b"[" * 100_000, b"[]", b"1"]
+)
+def test_lines_that_others_have_written(line: bytes, tmp_path: Path) -> None:
+    log = EventLog(locate(str(tmp_path)), lambda text: None)
+    log.append("started", "first")
+    (tmp_path / "events.jsonl").write_bytes((tmp_path / "events.jsonl").read_bytes() + line + b"\n")
+    log.append("stopped", "last")
+    assert [one["text"] for one in log.read()] == ["first", "last"]

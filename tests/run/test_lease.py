@@ -182,6 +182,20 @@ def test_forged_contents(content: str, run: Location, said: list[str]) -> None:
         assert "lease-000004.json" in files(run)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_in_the_place_of_a_lease(kind: str, run: Location, said: list[str], tmp_path: Path) -> None:
+    place = Path(run.path) / "lease-000001.json"
+    place.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=rf"{place}: expected a lease, found something else"), acquire(run, said.append):
+        pass
+
+
 _RACER = """
 import sys, time
 from lungseg_ray.errors import UserError
