@@ -96,7 +96,8 @@ def test_raylet_of_the_driver_killed(shards: Path, tmp_path: Path, record: Recor
         newest = newest_step(run)
         os.kill(raylets()[0], signal.SIGKILL)
         assert job.wait(seconds=90) == 1
-        assert "the same command resumes" in job.lines[-1][1], job.output
+        # Ray may print something after it.
+        assert "the same command resumes" in job.output
     start = now()
     with train_job(tmp_path, "run", shards) as job:
         seconds, step = went_on(job, start, times=1)
