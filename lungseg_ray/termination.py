@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _terminated = threading.Event()
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def interrupt_on_sigterm() -> None:
@@ -26,14 +27,20 @@ def was_terminated() -> bool:
     return _terminated.is_set()
 
 
+def ignore_signals() -> None:
+    """Ignores SIGINT, SIGTERM and SIGHUP from here on, where a process has only to exit."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Ignores SIGINT, SIGTERM and SIGHUP for the time of the block, which leaves nothing half-done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
     try:
         yield
     finally:

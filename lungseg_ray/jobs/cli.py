@@ -31,7 +31,7 @@ from lungseg_ray.config import (
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.home import ensure_home
 from lungseg_ray.jobs.console import JobConsole, end_with_terminal, harden_streams
-from lungseg_ray.termination import interrupt_on_sigterm, undisturbed, was_terminated
+from lungseg_ray.termination import ignore_signals, interrupt_on_sigterm, undisturbed, was_terminated
 from lungseg_ray.text import printable
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -81,11 +81,13 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     """
     ensure_home()
     # The module of a job imports Ray and PyTorch, which takes seconds. --help and most mistakes need neither.
-    return run_job(
+    code = run_job(
         COMMANDS[name].settings,
         lambda settings, console: importlib.import_module(f"lungseg_ray.jobs.{name}").main(settings, console),
         sys.argv[1:] if arguments is None else arguments,
     )
+    ignore_signals()
+    return code
 
 
 def command_line() -> int:
