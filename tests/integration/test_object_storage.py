@@ -63,7 +63,8 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
     )
     names = {place.name for place, _ in run.list()}
     assert {"config.yaml", "environment.json", "history.csv", "summary.json", "curves.png", "best"} <= names
-    assert not any(name.startswith("lease") for name in names)
+    (lease,) = (name for name in names if name.startswith("lease"))
+    assert json.loads((run / lease).read_text())["ended"]
 
     # The same command again finds it finished, and asks Ray for nothing.
     with Job("train.py", *train, environment=object_store.environment) as job:

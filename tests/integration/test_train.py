@@ -156,6 +156,7 @@ class TestEvaluate:
         for number, job in enumerate(jobs):
             whole = {"run": str(finished.folder), "out": str(tmp_path / str(number)), **job}
             results.append(evaluate_run(EvaluateJob.model_validate(whole))[0])
+        assert results[3].pop("corpus").endswith("/pairs")
         assert (results[3].pop("layout"), results[3].pop("unlabelled")) == ("pairs (found images/ and masks/)", 0)
         assert results[0] == results[1] == results[2] == results[3] == finished.summary["test"]
         assert rows(tmp_path / "0/per_image.csv") == rows(tmp_path / "2/per_image.csv")
