@@ -249,15 +249,9 @@ def write_file(
     Raises:
         OSError: If the file cannot be written; a `StorageError` for a bucket.
     """
-    content = hashlib.sha256()
-    for _, sample in rows:
-        content.update(f"{sample.image.shape} {sample.image_sha256} {sample.mask_sha256}".encode())
-        content.update(sample.image.tobytes())
-        content.update(sample.mask.tobytes())
-    notes = {
+    notes: dict[str, Any] = {
         "set_aside": [asdict(one) for one in set_aside],
         "checks": [asdict(one) for one in checks],
-        "content": content.hexdigest(),
     }
     sink = pa.BufferOutputStream()
     dictionary = ["patient_id", "channels"]
@@ -281,6 +275,7 @@ def write_file(
                 writer.write_table(table)
                 facts += table.drop_columns(list(PIXELS)).to_pylist(maps_as_pydicts="strict")
                 waiting, held = [], 0
+        # These contain the hashes of the source files and the mean intensities, so that they stand for the pixels.
         notes["facts"] = _sum(facts)
         text = json.dumps({**notes, _SUM: _sum(notes)})
         writer.add_key_value_metadata({"lungseg_ray.schema": str(SCHEMA_VERSION), NOTES.decode(): text})
