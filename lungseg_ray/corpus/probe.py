@@ -6,7 +6,7 @@ What the user sets is never changed. What is found holds for the whole corpus: f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,7 +25,16 @@ from lungseg_ray.corpus.mask_values import find_colours, find_values
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.picture import Picture, Purpose
 from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
-from lungseg_ray.corpus.read import binary, fetch, fits, has_own_label, read_sample, redact_paths, same_proportions
+from lungseg_ray.corpus.read import (
+    binary,
+    fetch,
+    fits,
+    fits_any,
+    has_own_label,
+    read_sample,
+    redact_paths,
+    same_proportions,
+)
 from lungseg_ray.corpus.record import ANY_SCALE, Record
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.storage import PATIENCE_SECONDS, REQUESTS, retry
@@ -42,7 +51,8 @@ _BETWEEN = 0.3
 """The share of pixels between black and white that a picture has, and a mask has not."""
 _SMALL = 1024
 _MOST_SCALES = 3
-"""The number of different scales of masks up to which each is named; masks of more are stretched."""
+"""The number of different scales of masks up to which each is named. Masks of more must have the proportions of
+their images."""
 KnownValues = Mapping[int | str, int | Literal["ignore"]]
 """Labels by the values or colours of masks."""
 
@@ -187,7 +197,7 @@ def _find_scale(found: Found, looks: Sequence[_Look]) -> None:
         if one.image and one.record.mask_scales
         for mask in one.masks
     ]
-    wrong = [(image, mask) for image, mask, scales in pairs if not _fits_any(image, mask, scales)]
+    wrong = [(image, mask) for image, mask, scales in pairs if not fits_any(image, mask, scales)]
     most_are_wrong = len(wrong) > len(pairs) / 2
     swapped = [pair for pair in wrong if pair[0] == pair[1][::-1]]
     if most_are_wrong and len(swapped) > len(wrong) / 2:
@@ -206,7 +216,7 @@ def _find_scale(found: Found, looks: Sequence[_Look]) -> None:
     elif not (chosen := tuple(scale for scale, count in counts.most_common(_MOST_SCALES) if count > 1)):
         return
     stretched = chosen in ((), ANY_SCALE)
-    taken = [(image, mask) for image, mask in wrong if stretched or _fits_any(image, mask, chosen)]
+    taken = [(image, mask) for image, mask in wrong if stretched or fits_any(image, mask, chosen)]
     sizes = sorted({f"{mask[1]} x {mask[0]}" for _, mask in taken})
     shown = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} px and {len(sizes) - 1} more sizes"
     which = "of another size" if len(taken) == len(pairs) else f"{len(taken)} of {len(pairs)} looked at of another size"
@@ -219,10 +229,6 @@ def _find_scale(found: Found, looks: Sequence[_Look]) -> None:
     if not stretched and len(wrong) < len(pairs):
         chosen = tuple(sorted({*chosen, *(scale for *_, scales in pairs for scale in scales)}))
     found.records = [replace(record, mask_scales=chosen) if record.mask_scales else record for record in found.records]
-
-
-def _fits_any(image: tuple[int, ...], mask: tuple[int, ...], scales: Iterable[float]) -> bool:
-    return any(fits(image, mask, scale) for scale in scales)
 
 
 def _count_scales(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Counter[float]:

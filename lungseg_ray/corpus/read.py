@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,7 @@ def _checked_size(mask: Pixels, image: Decoded, record: Record) -> Pixels:
                 f"{mask.shape[1]} x {mask.shape[0]} px (corpus.mask_scale)",
             )
         return mask
-    if scales and not any(fits((image.height, image.width), mask.shape, scale) for scale in scales):
+    if scales and not fits_any((image.height, image.width), mask.shape, scales):
         height, width = mask.shape
         enlarged = " or ".join(f"{scale:.4g}" for scale in scales)
         raise BadFileError(
@@ -250,6 +250,11 @@ def fits(image: tuple[int, ...], mask: tuple[int, ...], scale: float) -> bool:
         scale: Rows of an image for each row of its mask.
     """
     return all(abs(side - scale * own) <= max(1.0, scale) for side, own in zip(image, mask, strict=True))
+
+
+def fits_any(image: tuple[int, ...], mask: tuple[int, ...], scales: Iterable[float]) -> bool:
+    """Returns whether a mask `fits` its image by one of several scales."""
+    return any(fits(image, mask, scale) for scale in scales)
 
 
 def same_proportions(image: tuple[int, ...], mask: tuple[int, ...]) -> bool:
