@@ -68,8 +68,25 @@ def resize_labels(mask: Pixels, height: int, width: int, *, mode: ResizeMode = "
         marked = cv2.threshold(mask, 0, 255, cv2.THRESH_BINARY)[1]
         share = cv2.resize(marked, (width, height), interpolation=interpolation)
         return cv2.threshold(share, 127, 1, cv2.THRESH_BINARY)[1]
-    labels = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256])).astype(np.uint8)
-    return labels[np.argmax([votes(int(label)) for label in labels], axis=0)]
+    labels = list(count_labels(mask))
+    return np.array(labels, np.uint8)[np.argmax([votes(label) for label in labels], axis=0)]
+
+
+def count_labels(mask: Pixels) -> dict[int, int]:
+    """Counts the pixels of each value.
+
+    Args:
+        mask: (H, W) uint8, not empty.
+
+    Returns:
+        The number of pixels by value, for the values that occur, in ascending order.
+    """
+    # Most masks have two values at most, which are counted in a fraction of the time of a histogram.
+    ends = {int(end): int(np.count_nonzero(mask == end)) for end in (mask.min(), mask.max())}
+    if sum(ends.values()) == mask.size:
+        return ends
+    counts = np.bincount(mask.ravel())
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
 def limited(height: int, width: int, *, longer_side: int) -> tuple[int, int]:

@@ -20,6 +20,8 @@ from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 HASH_SIDE = 16
 """The perceptual hash has this number of rows and columns, 256 bits in all; see `lungseg_ray.audit.duplicates`."""
+HASHED_SIDE = 4 * HASH_SIDE
+"""Height and width to which `imagehash.phash` reduces an image, pixels."""
 EDGES = ("top", "right", "bottom", "left")
 """These are the edges of an image, in the order in which `measure_label` tests them."""
 _SPECK = 0.01

@@ -14,7 +14,7 @@ from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.formats import decode_file, oriented
 from lungseg_ray.corpus.picture import Picture, Spacing
 from lungseg_ray.errors import BadFileError
-from lungseg_ray.imaging import Pixels, limited, resize_area
+from lungseg_ray.imaging import Pixels, count_labels, limited, resize_area
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 White = float | Sequence[float] | None
@@ -179,15 +179,12 @@ def decode_mask(data: bytes, settings: CorpusSettings, *, name: str = "", axes: 
 
 
 def _labels_of_values(values: NDArray[Any], mask_values: Mapping[int, int | Literal["ignore"]]) -> Pixels:
-    counts = (
-        np.bincount(values.ravel()) if values.dtype == np.uint16 else cv2.calcHist([values], [0], None, [256], [0, 256])
-    )
-    present = {int(value): int(counts.item(value)) for value in np.flatnonzero(counts)}
+    present = count_labels(values)
     unknown = {value: count for value, count in present.items() if value not in mask_values}
     if unknown:
         expected, found = _first(sorted(mask_values)), _first([f"{value} ({unknown[value]} px)" for value in unknown])
         raise BadFileError("unknown_label", f"expected the values {expected} of corpus.mask_values, found also {found}")
-    table = np.zeros(max(256, len(counts)), np.uint8)
+    table = np.zeros(max(256, max(present) + 1), np.uint8)
     for value in present:
         table[value] = _number(mask_values[value])
     if values.dtype == np.uint16:

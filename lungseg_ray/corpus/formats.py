@@ -32,6 +32,7 @@ _Made = TypeVar("_Made")
 
 _ORIENTATION = 0x0112
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG_HEADER_BYTES = 8
 _PNG_END = b"IEND\xaeB`\x82"
 # Samples per pixel of each PNG colour type. A palette (type 3) may be decoded to RGB and alpha.
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
@@ -127,7 +128,8 @@ def _opened(data: bytes, use: Purpose) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"))
         # In a PNG file, Pillow decodes the whole file to find EXIF data. This is avoided if the file has none.
-        orientation = 1 if image.format == "PNG" and b"eXIf" not in data else image.getexif().get(_ORIENTATION, 1)
+        plain = image.format == "PNG" and not _has_exif(data)
+        orientation = 1 if plain else image.getexif().get(_ORIENTATION, 1)
     except UnidentifiedImageError:
         raise BadFileError("unreadable", "damaged: its header cannot be read") from None
     except Image.DecompressionBombError:
@@ -171,7 +173,17 @@ def _decode_png(data: bytes, use: Purpose) -> Picture:
     if use == "mask" and image.mode == "P":
         return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
     picture = _guarded(lambda data: _decode_whole_png(data, use), data)
-    return _upright(picture, image) if use == "alone" and b"eXIf" in data else picture
+    return _upright(picture, image) if use == "alone" and _has_exif(data) else picture
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether a PNG file has a chunk of EXIF data. The chunks are walked: to search all bytes would take longer."""
+    at = _PNG_HEADER_BYTES
+    while at + 8 <= len(data):
+        if data[at + 4 : at + 8] == b"eXIf":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def _decode_whole_png(data: bytes, use: Purpose) -> Picture:

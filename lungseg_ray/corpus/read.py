@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from lungseg_ray.config import CorpusSettings
@@ -28,7 +27,7 @@ from lungseg_ray.corpus.record import ANY_SCALE, MaskSource, Record
 from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.corpus.structures import structure_label
 from lungseg_ray.errors import BadFileError
-from lungseg_ray.imaging import Pixels, limited, resize_area, resize_labels
+from lungseg_ray.imaging import Pixels, count_labels, limited, resize_area, resize_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
@@ -280,7 +279,7 @@ def _united(masks: list[Pixels]) -> Pixels:
 
 
 def _check_marked(mask: Pixels) -> None:
-    found = {int(label) for label in np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]))} - {IGNORE_LABEL}
+    found = count_labels(mask).keys() - {IGNORE_LABEL}
     if found <= {0}:
         raise BadFileError("empty_mask", "expected at least one labelled pixel, found none (corpus.empty_masks)")
     if len(found) == 1:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from lungseg_ray.audit.duplicates import find_duplicates
-from lungseg_ray.audit.facts import measure_label, perceptual_hash
+from lungseg_ray.audit.facts import HASHED_SIDE, perceptual_hash
 from lungseg_ray.audit.outliers import z_scores
 from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
 from lungseg_ray.corpus.read import Sample
@@ -66,14 +67,17 @@ def check(record: Record, sample: Sample) -> Check:
         What the warnings need to know.
     """
     mask = foreground(sample)
-    place = measure_label(mask, 1)
+    moments = cv2.moments(mask, binaryImage=True)
+    area = moments["m00"]
     return Check(
         image_id=record.image_id,
         split=record.split,
         image_sha256=sample.image_sha256,
-        phash=perceptual_hash(resize_area(sample.image, *mask.shape).reshape(*mask.shape, -1)),
-        row=place.row,
-        column=place.column,
+        phash=perceptual_hash(
+            resize_area(sample.image, HASHED_SIDE, HASHED_SIDE).reshape(HASHED_SIDE, HASHED_SIDE, -1)
+        ),
+        row=(moments["m01"] / area + 0.5) / mask.shape[0] if area else None,
+        column=(moments["m10"] / area + 0.5) / mask.shape[1] if area else None,
         look=appearance(record.image_id, sample, mask),
     )
 
