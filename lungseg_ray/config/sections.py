@@ -42,7 +42,7 @@ class ShardSettings(Section):
         description="Maximum length of the longer side in pixels. Larger images are reduced to it and keep their "
         "aspect ratio.",
     )
-    rows: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(64, description="Images per shard file.")
+    rows: Annotated[PositiveInt, Mark.IN_SHARDS] = Field(64, le=100_000, description="Images per shard file.")
     max_set_aside: Share = Field(
         0.05, description="Largest share of the files, 0 to 1, that may be unusable. With more of them the job fails."
     )

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -17,7 +18,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.checkpoint import Checkpoint, DamagedCheckpointError
 from lungseg_ray.run.event_log import EventLog
-from lungseg_ray.run.progress import History, Progress, steps_to_keep
+from lungseg_ray.run.progress import FIGURES, History, Progress, steps_to_keep
 from lungseg_ray.run.started_with import ConfigFile, StartedWith
 from lungseg_ray.run.stored import read_stored
 from lungseg_ray.run.summary import RunSummary
@@ -119,16 +120,19 @@ class Run:
             UserError: If the file holds something else.
         """
         place = self.place / HISTORY
-        try:
-            rows = list(csv.DictReader(place.read_text().splitlines()))
-            return [{key: float(value) for key, value in row.items()} for row in rows]
-        except FileNotFoundError:
-            return []
-        except (ValueError, TypeError, csv.Error):
+        history: History | None = None
+        with suppress(ValueError, TypeError, csv.Error):
+            try:
+                rows = list(csv.DictReader(place.read_text().splitlines()))
+            except FileNotFoundError:
+                return []
+            history = [{key: float(value) for key, value in row.items()} for row in rows]
+        if history is None or any(not row.keys() >= FIGURES for row in history):
             raise UserError(
                 f"{place}: expected the figures of each epoch, found something else. Restore the file, or remove it; "
                 "the figures are in each checkpoint, too."
-            ) from None
+            )
+        return history
 
     def extend(self, settings: Settings, *, fingerprint: str) -> None:
         """Takes up a run for more epochs than it was started with; it is not finished any more."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 History = list[dict[str, float]]
 """A row of figures for each finished epoch, as in `history.csv`."""
+FIGURES = {"epoch", "step", "loss", "val_loss", "val_iou", "val_dice", "lr", "encoder_lr", "seconds"}
+"""The figures that a row has at least."""
 SCORES = {"loss": "IoU", "iou": "IoU", "dice": "Dice", "dice_positives": "Dice of positives"}
 """The name of the figure by which trials are compared, by `train.best_by`."""
 

@@ -14,19 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lungseg_ray.config import CorpusSettings, FileName
 from lungseg_ray.corpus.read import Sample
-from lungseg_ray.corpus.record import Record, SetAside, Split
+from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
 from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.imaging import count_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.shards.checks import Check
 from lungseg_ray.storage import Location, StorageError, translate_errors
@@ -67,6 +68,8 @@ are as in `Record` and `Sample`.
 
 PIXELS = ("image", "mask")
 ROW_GROUP_BYTES = 1 << 20
+MOST_ROWS = 100_000
+"""The maximum number of images in a shard."""
 INDEX = "index.json"
 _SUM = "sha256"
 NOTES = b"lungseg_ray.notes"
@@ -88,7 +91,7 @@ class Shard(BaseModel):
     model_config = ConfigDict(frozen=True)
     file: FileName
     split: Split
-    rows: NonNegativeInt
+    rows: Annotated[int, Field(ge=0, le=MOST_ROWS)]
     footer: str
     skip: tuple[int, ...] = ()
 
@@ -146,6 +149,13 @@ class ShardIndex(BaseModel):
     files: list[tuple[int, str]] = []
     recognition: list[str] = []
     warnings: list[str] = []
+
+    @field_validator("splits")
+    @classmethod
+    def _all_splits(cls, splits: dict[Split, SplitFigures]) -> dict[Split, SplitFigures]:
+        if missing := {*SPLITS} - {*splits}:
+            raise ValueError(f"the figures of {', '.join(sorted(missing))} are missing")
+        return splits
 
     def of(self, split: Split) -> list[Shard]:
         """Returns the shards of a split."""
@@ -360,9 +370,7 @@ def _open_shard(place: Location) -> tuple[pq.ParquetFile, str]:
 
 
 def _pack(record: Record, sample: Sample) -> dict[str, object]:
-    values = _counts(sample.image.reshape(-1, 1)) / sample.image.size
-    scale = np.arange(256) / 255
-    labels = _counts(sample.mask)
+    values = sample.image.reshape(-1, 1)
     return {
         "image_id": record.image_id,
         "patient_id": record.patient_id,
@@ -378,15 +386,10 @@ def _pack(record: Record, sample: Sample) -> dict[str, object]:
         "spacing": list(sample.spacing) if sample.spacing else None,
         "image_sha256": sample.image_sha256,
         "mask_sha256": sample.mask_sha256,
-        "intensity_mean": float(values @ scale),
-        "intensity_square": float(values @ scale**2),
-        "label_pixels": [(int(label), int(labels[label])) for label in np.flatnonzero(labels) if label != IGNORE_LABEL],
+        "intensity_mean": cv2.mean(values)[0] / 255,
+        "intensity_square": cv2.norm(values, cv2.NORM_L2SQR) / values.size / 255**2,
+        "label_pixels": [(label, count) for label, count in count_labels(sample.mask).items() if label != IGNORE_LABEL],
     }
-
-
-def _counts(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Counts how many pixels of (H, W) have each value from 0 to 255."""
-    return cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.float64)
 
 
 @lru_cache(maxsize=64)

@@ -269,6 +269,11 @@ class TestTable:
             (b"image_uri,mask_uri,image_uri\na,b,c\n", r"expected each column once, found image_uri more than once"),
             (b"i\x81m", "expected a CSV file in UTF-8"),
             (b"\xff\xfei\0m", "expected a CSV file in UTF-16"),
+            (GOOD.encode("utf-16-le"), "with a byte order mark, found zero bytes in its first line. Save it as UTF-8"),
+            (
+                b"image_uri,mask,Mask\na,b,c\n",
+                r"columns mask, Mask have .* same meaning.*columns '{\"mask\": \"mask\"}'",
+            ),
             (b"", "found nothing. Name the missing one"),
             (b",".join(b"c%d" % n for n in range(1500)) + b"\n", "c7 and 1492 more. Name the missing one"),
         ],

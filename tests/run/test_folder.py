@@ -15,7 +15,7 @@ from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.folder import CONFIG, ENVIRONMENT, HISTORY, SUMMARY, Run
-from lungseg_ray.run.progress import Progress
+from lungseg_ray.run.progress import FIGURES, Progress
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings
 
@@ -160,13 +160,16 @@ class TestStartedWith:
             run.started_with()
 
 
+LOSSES = {1: 0.1 + 0.2, 2: 1e-9, 3: 0.5}
+
+
 def test_history(run: Run) -> None:
-    rows = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-9}]
+    rows = [{**dict.fromkeys(FIGURES, 0.0), "epoch": epoch, "loss": loss} for epoch, loss in LOSSES.items()]
+    run.write_history(rows[:2])
     run.write_history(rows)
-    run.write_history([*rows, {"epoch": 3, "loss": 0.5}])
     read = list(csv.DictReader(io.StringIO((run.place / HISTORY).read_text())))
-    assert [(int(row["epoch"]), float(row["loss"])) for row in read] == [(1, 0.1 + 0.2), (2, 1e-9), (3, 0.5)]
-    assert run.read_history() == [*rows, {"epoch": 3, "loss": 0.5}]
+    assert {int(row["epoch"]): float(row["loss"]) for row in read} == LOSSES
+    assert run.read_history() == rows
 
 
 def test_history_before_the_first_epoch(run: Run) -> None:
@@ -268,7 +271,8 @@ class TestChangedByOthers:
             Run(locate(str(tmp_path))).summary()
 
     @pytest.mark.parametrize(
-        "content", [b"epoch\nx\n", b"epoch,step\n1\n", b"\xff", b"epoch\n1,2\n", b'a\n"' + b"x" * (1 << 18)]
+        "content",
+        [b"epoch\nx\n", b"epoch,step\n1\n", b"\xff", b"epoch\n1,2\n", b"epoch,step\n1,1\n", b'a\n"' + b"x" * (1 << 18)],
     )
     def test_history(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "history.csv").write_bytes(content)

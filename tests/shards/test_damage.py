@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from lungseg_ray.shards.format import (
     read_rows,
     read_table,
     write_file,
+    write_index,
 )
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.storage.parquet import open_parquet
@@ -167,6 +169,17 @@ def test_a_row_of_another_size_than_it_says(place: Location) -> None:
     for row in range(ROWS):
         with pytest.raises(DamagedShardError, match="whose image and mask have"):
             read_rows(folder_of(place), shard, [row])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"splits": {}}, {"shards": [Shard.model_construct(file="a", split="train", rows=10**12, footer="", skip=())]}],
+)
+def test_an_index_with_other_content(change: dict[str, Any], tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    write_index(root, write_shards(root, rows={"train": [2], "val": [1]}, skip={}).model_copy(update=change))
+    with pytest.raises(UserError, match=r"index\.json: does not hold what it should"):
+        read_index(root)
 
 
 def test_every_flipped_bit_of_the_index_is_found(tmp_path: Path) -> None:

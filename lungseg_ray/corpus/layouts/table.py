@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
 import zlib
 from collections import Counter
@@ -92,7 +93,8 @@ class UserTable:
             The name of the column; None if there is none.
 
         Raises:
-            UserError: If the user names a column that the table does not have.
+            UserError: If the user names a column that the table does not have, or if several have the same name but for
+                capitals and signs.
         """
         if column in given:
             if given[column] not in self.columns:
@@ -107,7 +109,15 @@ class UserTable:
             # Columns named "set" or "phase" often hold something else, and others are named in other languages.
             alike = [name for name in self.columns if self.has_splits(name)]
             found = [name for name in found if plain(name) == "split"] + alike
-        return found[0] if found else None
+        if not found:
+            return None
+        alike = [name for name in self.columns if plain(name) == plain(found[0])]
+        if len(alike) > 1:
+            raise UserError(
+                f"{self.place}: the columns {named(alike)} have names of the same meaning. Say which one to read, as "
+                f"with --corpus.columns '{json.dumps({column: alike[0]})}', or rename one of them."
+            )
+        return found[0]
 
     def has_splits(self, column: str) -> bool:
         """Returns whether nearly all values of a column are words of splits, and one of them is to train."""
@@ -276,6 +286,11 @@ def _of_csv(place: Location, data: bytes) -> tuple[list[str], list[TableRow], st
                 f"{place}: expected a CSV file in {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}: {error}"
             ) from error
     head = text[: 1 << 16].splitlines()[:20]
+    if head and "\0" in head[0]:
+        raise UserError(
+            f"{place}: expected a CSV file in UTF-8, or in UTF-16 with a byte order mark, found zero bytes in its "
+            "first line. Save it as UTF-8."
+        )
     separator = _separator(head)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[TableRow] = []
