@@ -1,48 +1,110 @@
-"""The end of a job by a signal: SIGTERM interrupts it as Ctrl-C does, and while it cleans up, signals do not matter."""
+"""How a process ends by a signal: SIGINT, SIGTERM and SIGHUP interrupt it once, and what cleans up goes on."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-_terminated = threading.Event()
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def interrupt_on_sigterm() -> None:
-    """Lets SIGTERM raise a KeyboardInterrupt in the main thread, which libraries in C++ expect, in place of an exit."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEANING_SECONDS = 5.0
+"""A signal this shortly after the one before finds a process that is cleaning up, and does not interrupt it again."""
 
 
-def _interrupt(number: int, frame: object) -> None:
-    _terminated.set()
-    raise KeyboardInterrupt
+class _Received:
+    first: int | None = None
+    last: float = -_CLEANING_SECONDS
 
 
-def was_terminated() -> bool:
-    """Returns whether SIGTERM has interrupted this process."""
-    return _terminated.is_set()
+def interrupt_on_signals() -> None:
+    """Lets SIGINT, SIGTERM and SIGHUP raise a KeyboardInterrupt in the main thread, unless they are ignored already.
+
+    Processes of a shell's background ignore SIGINT, those of nohup SIGHUP. Other libraries may set handlers of their
+    own; after that, this function has to be called again.
+    """
+    _set_handlers(interrupt)
+
+
+def _set_handlers(handler: Callable[[int], None]) -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+    changed = {number: one for number, one in before.items() if one is not signal.SIG_IGN}
+    for number in changed:
+        signal.signal(number, lambda received, _: handler(received))
+    return changed
+
+
+@contextmanager
+def handled_by(handler: Callable[[int], None]) -> Iterator[None]:
+    """Hands SIGINT, SIGTERM and SIGHUP to a function for the time of the block, unless they are ignored.
+
+    In a thread that is not the main thread, nothing is changed.
+
+    Args:
+        handler: Called in the main thread with the number of each signal that arrives.
+    """
+    before = _set_handlers(handler)
+    try:
+        yield
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)
+
+
+def interrupt(number: int) -> None:
+    """Interrupts this process because of a signal, unless that was done less than 5 s ago.
+
+    Args:
+        number: The number of the signal.
+
+    Raises:
+        KeyboardInterrupt: If the process is not cleaning up already.
+    """
+    _Received.first = _Received.first or number
+    if time.monotonic() >= _Received.last + _CLEANING_SECONDS:
+        _Received.last = time.monotonic()
+        raise KeyboardInterrupt
+
+
+def first_signal() -> int:
+    """Returns the number of the signal that has interrupted this process: SIGINT or SIGTERM, which SIGHUP counts as."""
+    return signal.SIGINT if _Received.first in (None, signal.SIGINT) else signal.SIGTERM
 
 
 def ignore_signals() -> None:
     """Ignores SIGINT, SIGTERM and SIGHUP from here on, where a process has only to exit."""
     if threading.current_thread() is threading.main_thread():
-        for number in _ENDING:
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignores SIGINT, SIGTERM and SIGHUP for the time of the block, which leaves nothing half-done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+def postponed(because: str) -> Iterator[None]:
+    """Lets SIGINT, SIGTERM and SIGHUP interrupt this process only after the block, which must not be left half-done.
+
+    Args:
+        because: What the user reads on such a signal, a sentence.
+
+    Raises:
+        KeyboardInterrupt: At the end of the block, if a signal has arrived and the process is not cleaning up already.
+    """
+    waiting: list[int] = []
+
+    def wait(number: int) -> None:
+        if not waiting:
+            with suppress(OSError):
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{because}\n".encode())
+        waiting.append(number)
+
     try:
-        yield
+        with handled_by(wait):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if waiting:
+            interrupt(waiting[0])

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
@@ -15,7 +16,7 @@ from ray._private import ray_constants
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
-from lungseg_ray.termination import interrupt_on_sigterm, undisturbed
+from lungseg_ray.termination import interrupt_on_signals, postponed
 
 _TEMPORARY = "/tmp"
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
@@ -48,10 +49,10 @@ def cluster(*, processes: int) -> Iterator[None]:
     try:
         if address:
             _check_answers(address)
-            ray.init(**quiet)
+            _start(**quiet)
         else:
             with _on_loopback():
-                ray.init(
+                _start(
                     address="local",
                     num_cpus=max(cores(), processes + 1),
                     include_dashboard=False,
@@ -65,14 +66,35 @@ def cluster(*, processes: int) -> Iterator[None]:
             if address
             else f"Ray does not start on this machine: {error}"
         ) from error
-    # Ray lets SIGTERM exit from wherever the process is, which its own C++ code does not always survive.
-    interrupt_on_sigterm()
     try:
         quiet_data()
         yield
     finally:
-        with undisturbed():
+        with postponed("Ray is stopping; the job ends after that."):
             ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Calls `ray.init`, which a signal must not leave half-done, and keeps the handlers of signals as they are.
+
+    Ray's own handler of SIGTERM exits from wherever the process is, which its C++ code does not always survive.
+
+    Raises:
+        KeyboardInterrupt: If a signal arrives. Ray is stopped then.
+    """
+    set_handler = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda _: None
+    try:
+        with postponed("Ray is starting; the job ends after that."):
+            ray.init(**options)
+    except KeyboardInterrupt:
+        with postponed("Ray is stopping; the job ends after that."):
+            ray.shutdown()
+        raise
+    finally:
+        ray._private.utils.set_sigterm_handler = set_handler
+    # The C++ part of Ray has a handler, too.
+    interrupt_on_signals()
 
 
 @contextmanager

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,12 +69,6 @@ def harden_streams() -> None:
                 write_through=stream.write_through,
             )
             setattr(sys, name, hardened)
-
-
-def end_with_terminal() -> None:
-    """Lets a job end when its terminal is closed as it does on SIGTERM, unless nohup or the like says otherwise."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def print_table(console: Console, table: Table, narrow: Table) -> None:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from lungseg_ray.termination import handled_by, interrupt
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM for the time of the block; a second SIGINT raises KeyboardInterrupt.
+    """Collects SIGINT and SIGTERM for the time of the block; a second SIGINT interrupts the process.
 
     In a thread that is not the main thread, no signal arrives.
 
     Yields:
-        The numbers of the signals, in the order of arrival; empty as long as none has arrived.
+        The numbers of the signals, in the order of arrival; empty as long as none has arrived. SIGHUP counts as
+        SIGTERM.
     """
     received: list[int] = []
 
-    def note(number: int, _: Any) -> None:
-        received.append(number)
+    def note(number: int) -> None:
+        received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         if received.count(signal.SIGINT) > 1:
-            raise KeyboardInterrupt
+            interrupt(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(note):
         yield received
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lungseg_ray.config import Dimension, Mark, Section, Settings, SweepJob
-from lungseg_ray.jobs.cli import COMMANDS
+from lungseg_ray.jobs.command import SETTINGS
 from lungseg_ray.storage import Location
 from tests.helpers import ROOT
 
@@ -51,8 +51,8 @@ def render() -> str:
     lines += ["## Settings of `tune` alone", ""]
     lines += _section(SweepJob.model_fields["sweep"].annotation, "sweep.", frozenset())
     lines += _section(Dimension, "sweep.space.SETTING.", frozenset())
-    for command, entry in COMMANDS.items():
-        own = {name: info for name, info in entry.settings.model_fields.items() if not _shared(name, info)}
+    for command, settings in SETTINGS.items():
+        own = {name: info for name, info in settings.model_fields.items() if not _shared(name, info)}
         if own and command not in ("tune", "audit"):
             lines += [f"## Settings of `{command}` alone", "", *_table(own, "", frozenset()), ""]
     return "\n".join(lines).rstrip() + "\n"

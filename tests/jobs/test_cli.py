@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.jobs import cli
+from lungseg_ray.jobs import command
 from tests.helpers import ROOT
 
 JOBS = ("shard", "train", "evaluate", "predict")
@@ -22,7 +22,7 @@ def run(error: BaseException | None, *arguments: str) -> int:
         if error:
             raise error
 
-    return cli.run_job(Settings, job, arguments)
+    return command.run_job(Settings, job, arguments)
 
 
 def test_success(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +35,6 @@ def test_success(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (UserError("the folder is not there"), 2, "Error: the folder is not there\n"),
         (PermissionError(13, "Permission denied", "/data"), 1, "Error: [Errno 13] Permission denied: '/data'\n"),
-        (KeyboardInterrupt(), 130, "Interrupted; the same command resumes.\n"),
     ],
 )
 def test_failures_are_told_without_a_traceback(
@@ -45,6 +44,62 @@ def test_failures_are_told_without_a_traceback(
     captured = capsys.readouterr()
     assert captured.err == message
     assert "Traceback" not in captured.out
+
+
+_INTERRUPTED = """
+import signal, sys
+from lungseg_ray.config import Settings
+from lungseg_ray.jobs import cli, command
+from lungseg_ray.termination import postponed
+
+signals = [getattr(signal, name) for name in sys.argv[2:]]
+
+def job(settings, console):
+    if sys.argv[1] == "postponed":
+        with postponed("Not now."):
+            for one in signals:
+                signal.raise_signal(one)
+            print("all of it")
+    try:
+        signal.raise_signal(signals[0])
+    finally:
+        for one in signals[1:]:
+            signal.raise_signal(one)
+        print("cleaned up")
+
+command.run = lambda name, arguments: command.run_job(Settings, job, arguments)
+code = cli.main("train", [])
+for one in signals:
+    signal.raise_signal(one)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "word"),
+    [
+        (("SIGINT",), 130, "Interrupted"),
+        (("SIGTERM",), 143, "Terminated"),
+        (("SIGHUP",), 143, "Terminated"),
+        (("SIGTERM", "SIGTERM"), 143, "Terminated"),
+        (("SIGTERM", "SIGINT"), 143, "Terminated"),
+        (("SIGINT",) * 6, 130, "Interrupted"),
+    ],
+)
+def test_signals(signals: tuple[str, ...], code: int, word: str) -> None:
+    """The first one interrupts the job. What it does to clean up, and its exit, are not interrupted again."""
+    found = call("-c", _INTERRUPTED, "at once", *signals)
+    assert (found.returncode, found.stdout) == (code, "cleaned up\n")
+    assert found.stderr == f"{word}; the same command resumes.\n"
+    found = call("-c", _INTERRUPTED, "postponed", *signals)
+    assert (found.returncode, found.stdout) == (code, "all of it\n")
+    assert found.stderr == f"Not now.\n{word}; the same command resumes.\n"
+
+
+def test_little_is_imported_before_signals_are_handled() -> None:
+    assert (
+        call("-c", "import sys, lungseg_ray.jobs.cli; assert not {'pydantic', 'rich'} & {*sys.modules}").returncode == 0
+    )
 
 
 def test_our_own_failure_shows_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ _JOB = """
 import sys, time
 from pathlib import Path
 from lungseg_ray.config import Settings
-from lungseg_ray.jobs import cli
+from lungseg_ray.jobs import cli, command
 
 def job(settings, console):
     for number in range(20_000):
@@ -31,7 +31,8 @@ def job(settings, console):
     if len(sys.argv) > 2:
         time.sleep(60)
 
-sys.exit(cli.run_job(Settings, job, []))
+command.run = lambda name, arguments: command.run_job(Settings, job, arguments)
+sys.exit(cli.main("train", []))
 """
 
 
