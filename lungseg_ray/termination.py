@@ -85,26 +85,22 @@ def ignore_signals() -> None:
 
 
 @contextmanager
-def postponed(because: str) -> Iterator[None]:
-    """Lets SIGINT, SIGTERM and SIGHUP interrupt this process only after the block, which must not be left half-done.
+def undisturbed(because: str) -> Iterator[list[int]]:
+    """Lets no SIGINT, SIGTERM or SIGHUP interrupt the block, which must not be left half-done.
 
     Args:
         because: What the user reads on such a signal, a sentence.
 
-    Raises:
-        KeyboardInterrupt: At the end of the block, if a signal has arrived and the process is not cleaning up already.
+    Yields:
+        The numbers of the signals, in the order of arrival.
     """
-    waiting: list[int] = []
+    received: list[int] = []
 
-    def wait(number: int) -> None:
-        if not waiting:
+    def note(number: int) -> None:
+        if not received:
             with suppress(OSError):
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{because}\n".encode())
-        waiting.append(number)
+        received.append(number)
 
-    try:
-        with handled_by(wait):
-            yield
-    finally:
-        if waiting:
-            interrupt(waiting[0])
+    with handled_by(note):
+        yield received

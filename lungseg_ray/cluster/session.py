@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ from ray._private import ray_constants
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
-from lungseg_ray.termination import interrupt_on_signals, postponed
+from lungseg_ray.termination import interrupt, interrupt_on_signals, undisturbed
 
 _TEMPORARY = "/tmp"
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 _ANSWER_SECONDS = 10.0
+_STOPPING = "Ray is stopping; the job ends after that."
 LONGEST_FOLDER = 36
 """The longest path of the folder for temporary files, bytes: a socket's has at most 107, of which Ray takes 71."""
 
@@ -70,8 +72,7 @@ def cluster(*, processes: int) -> Iterator[None]:
         quiet_data()
         yield
     finally:
-        with postponed("Ray is stopping; the job ends after that."):
-            ray.shutdown()
+        _stop()
 
 
 def _start(**options: Any) -> None:
@@ -84,17 +85,35 @@ def _start(**options: Any) -> None:
     """
     set_handler = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda _: None
+    # What Ray starts inherits the mask, so that a terminal that is closed does not end it before the job.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        with postponed("Ray is starting; the job ends after that."):
+        with undisturbed("Ray is starting; the job ends after that.") as received:
             ray.init(**options)
-    except KeyboardInterrupt:
-        with postponed("Ray is stopping; the job ends after that."):
-            ray.shutdown()
-        raise
     finally:
         ray._private.utils.set_sigterm_handler = set_handler
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     # The C++ part of Ray has a handler, too.
     interrupt_on_signals()
+    if received:
+        _stop()
+        interrupt(received[0])
+
+
+def _stop() -> None:
+    """Calls `ray.shutdown`, which a signal must not leave half-done."""
+    node = ray._private.worker._global_node
+    if node:
+        kill = node.kill_all_processes
+
+        def kill_undisturbed(*arguments: Any, **options: Any) -> None:
+            # The C++ part of Ray has just removed its handler of SIGTERM, and with it that of this process.
+            with undisturbed(_STOPPING):
+                kill(*arguments, **options)
+
+        node.kill_all_processes = kill_undisturbed
+    with undisturbed(_STOPPING):
+        ray.shutdown()
 
 
 @contextmanager

@@ -50,16 +50,17 @@ _INTERRUPTED = """
 import signal, sys
 from lungseg_ray.config import Settings
 from lungseg_ray.jobs import cli, command
-from lungseg_ray.termination import postponed
+from lungseg_ray.termination import interrupt, undisturbed
 
 signals = [getattr(signal, name) for name in sys.argv[2:]]
 
 def job(settings, console):
-    if sys.argv[1] == "postponed":
-        with postponed("Not now."):
+    if sys.argv[1] == "later":
+        with undisturbed("Not now.") as received:
             for one in signals:
                 signal.raise_signal(one)
             print("all of it")
+        interrupt(received[0])
     try:
         signal.raise_signal(signals[0])
     finally:
@@ -91,7 +92,7 @@ def test_signals(signals: tuple[str, ...], code: int, word: str) -> None:
     found = call("-c", _INTERRUPTED, "at once", *signals)
     assert (found.returncode, found.stdout) == (code, "cleaned up\n")
     assert found.stderr == f"{word}; the same command resumes.\n"
-    found = call("-c", _INTERRUPTED, "postponed", *signals)
+    found = call("-c", _INTERRUPTED, "later", *signals)
     assert (found.returncode, found.stdout) == (code, "all of it\n")
     assert found.stderr == f"Not now.\n{word}; the same command resumes.\n"
 
