@@ -28,7 +28,7 @@ from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
 from lungseg_ray.feed.batch import Batch
-from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source, prepare
+from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source
 from lungseg_ray.shards.format import read_index
 from lungseg_ray.storage import locate
 from lungseg_ray.training.learner import Learner
@@ -142,7 +142,7 @@ def bare_loop(source: Source, processes: int) -> float:
 
 def _bare_chunk(task: tuple[Source, int, Any]) -> int:
     source, epoch, slots = task
-    return len(prepare(source, "train", epoch, slots)["slot"])
+    return len(source.plan("train", [source.rows("train", epoch, slots)]).prepare(0)["slot"])
 
 
 def main() -> None:

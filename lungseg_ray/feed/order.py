@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from lungseg_ray.shards.format import Shard
 
+Places = npt.NDArray[np.int32]
+"""(n, 2) int32: for each of n rows, an index into the shards of its split, and the number of the row in that shard."""
 
-def epoch_order(shards: list[Shard], *, seed: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
+
+def usable_rows(shards: Sequence[Shard]) -> Places:
+    """Returns the rows of shards that are used, in the order of the shards.
+
+    Args:
+        shards: The shards of a split.
+    """
+    counts = np.array([shard.rows for shard in shards], np.int32)
+    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+    starts = np.cumsum(counts) - counts
+    rows = np.arange(len(numbers), dtype=np.int32) - np.repeat(starts, counts).astype(np.int32)
+    skipped = [starts[number] + row for number, shard in enumerate(shards) for row in shard.skip]
+    return np.delete(np.stack([numbers, rows], axis=1), skipped, axis=0)
+
+
+def epoch_order(shards: Sequence[Shard], *, seed: int, epoch: int, window: int) -> Places:
     """Computes the order of the rows in an epoch.
 
     The shards are permuted; then the rows of each `window` consecutive shards are shuffled together.
@@ -20,12 +39,13 @@ def epoch_order(shards: list[Shard], *, seed: int, epoch: int, window: int) -> n
         window: Number of shards whose rows are shuffled together.
 
     Returns:
-        (n, 2) int64: for each place in the epoch, an index into `shards` and the number of a row in that shard.
+        The row at each place in the epoch.
     """
     generator = np.random.default_rng([seed, epoch])
-    numbers = generator.permutation(len(shards))
-    parts = []
-    for start in range(0, len(numbers), window):
-        rows = [(number, row) for number in numbers[start : start + window] for row in shards[number].usable]
-        parts.append(generator.permutation(np.asarray(rows, np.int64).reshape(-1, 2)))
-    return np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
+    numbers = generator.permutation(len(shards)).astype(np.int32)
+    places = usable_rows([shards[number] for number in numbers])
+    ends = np.searchsorted(places[:, 0], np.arange(window, len(shards), window))
+    parts = [generator.permutation(part) for part in np.split(places, ends)]
+    order = np.concatenate(parts)
+    order[:, 0] = numbers[order[:, 0]]
+    return order

@@ -10,13 +10,11 @@ hold a CPU for which another rank waits.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import ray
@@ -27,10 +25,11 @@ from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.feed import augment
 from lungseg_ray.feed.batch import Batch
-from lungseg_ray.feed.order import epoch_order
+from lungseg_ray.feed.order import Places, epoch_order, usable_rows
+from lungseg_ray.feed.plan import DAMAGE, ChunkTask, Plan, Rows
 from lungseg_ray.feed.read_ahead import ReadAhead
-from lungseg_ray.shards.format import DamagedShardError, Shard, ShardIndex, ShardRow, read_rows, unpack_rows
-from lungseg_ray.storage import Location, retry
+from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.storage import Location
 
 CHUNK_IMAGES = 128
 """The largest number of images that one task prepares: enough to outweigh the cost of a task, and few enough for a
@@ -40,12 +39,9 @@ CHUNK_BYTES = 64 << 20
 """The largest size of a chunk, bytes, because Ray Data splits blocks of more than 128 MiB. One batch of the rank is the
 minimum."""
 
-PIPELINE_CHUNKS = 512
-"""A Ray Data pipeline gets whole epochs, at least one, until it has this number of chunks, which is enough to outweigh
-the cost of its start."""
-
-_DAMAGE = "mistake"
-"""The column of a block that contains the message of a `UserError` in place of rows."""
+PIPELINE_CHUNKS = 2048
+"""The number of chunks of a Ray Data pipeline: enough to outweigh the cost of its start, and few enough for its plan to
+be small. A pipeline may contain several epochs, or a part of one."""
 
 
 @dataclass(frozen=True)
@@ -119,29 +115,43 @@ class Source:
         """The number of whole global batches in an epoch. The rows after the last whole batch are left out."""
         return self.index.count("train") // self.batch
 
-    def rows(self, shard: Shard, rows: Sequence[int]) -> list[ShardRow]:
-        """Reads rows of a shard, from the object store if it contains the shard.
+    def rows(self, split: Split, epoch: int, slots: npt.NDArray[np.int64]) -> Rows:
+        """Returns the rows at some places of an epoch.
 
         Args:
-            shard: The shard.
-            rows: The numbers of the rows within the shard.
-
-        Returns:
-            The rows, in the order of the numbers.
-
-        Raises:
-            DamagedShardError: If the file is missing, damaged, or another one than the index describes.
-            OSError: If the file cannot be read; a `StorageError` for a bucket.
+            split: `train` or `val`.
+            epoch: The number of the epoch, from 0. Validation has one order for all epochs.
+            slots: (n,) int64, the places in the epoch, from 0.
         """
-        if shard.file in self.shared:
-            return unpack_rows(ray.get(self.shared[shard.file]), rows)
-        return read_rows(self.root, shard, rows)
+        order = _train_order(self, epoch) if split == "train" else _validation_order(self)
+        return Rows(epoch, slots, order[slots])
+
+    def plan(self, split: Split, chunks: Sequence[Rows]) -> Plan:
+        """Returns all that data tasks need to prepare chunks of rows, and no more.
+
+        Args:
+            split: The split of the rows: `train`, with the preset of the source, or `val`, with the preset `valid`.
+            chunks: The rows of each chunk.
+        """
+        shards = self.index.of(split)
+        found = np.unique(np.concatenate([rows.places[:, 0] for rows in chunks])).tolist()
+        return Plan(
+            root=self.root,
+            preset=self.preset if split == "train" else "valid",
+            size=self.size,
+            seed=self.seed,
+            channels=self.index.corpus.channels,
+            mirrored=self.index.corpus.mirrored,
+            chunks=list(chunks),
+            shards={number: shards[number] for number in found},
+            shared={number: self.shared[shards[number].file] for number in found if shards[number].file in self.shared},
+        )
 
 
-_ORDERS: dict[tuple[str, int, int, int], npt.NDArray[np.int64]] = {}
+_ORDERS: dict[tuple[str, int, int, int], Places] = {}
 
 
-def _train_places(source: Source, epoch: int) -> npt.NDArray[np.int64]:
+def _train_order(source: Source, epoch: int) -> Places:
     """Returns `epoch_order`, computed once per process and epoch."""
     key = (source.index.fingerprint, source.seed, epoch, source.window)
     if key not in _ORDERS:
@@ -150,76 +160,8 @@ def _train_places(source: Source, epoch: int) -> npt.NDArray[np.int64]:
     return _ORDERS[key]
 
 
-def _validation_places(source: Source) -> npt.NDArray[np.int64]:
-    shards = source.index.of("val")
-    return np.asarray([(number, row) for number, shard in enumerate(shards) for row in shard.usable], np.int64)
-
-
-@lru_cache(maxsize=4)
-def _cached_augment(preset: str, size: int, mirrored: tuple[tuple[int, int], ...]) -> augment.Augment:
-    cv2.setNumThreads(0)
-    return augment.build_augmentation(preset, size=size, mirrored=mirrored)
-
-
-def prepare(source: Source, split: Split, epoch: int, slots: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-    """Reads and augments the rows at some places of an epoch.
-
-    Args:
-        source: The source of the rows.
-        split: The split to read: `train`, with the preset of the source, or `val`, with the preset `valid`.
-        epoch: The number of the epoch, from 0, which determines order and augmentation. Validation has one order for
-            all epochs.
-        slots: (n,) int64, the places in the epoch, from 0.
-
-    Returns:
-        `slot`, the given places (n,); `image_id`, an object array of strings (n,); `image`, uint8 (n, size, size,
-        channels); and `mask`, uint8 (n, size, size), the label of each pixel.
-
-    Raises:
-        DamagedShardError: If a shard is missing, damaged, or another one than the index describes.
-        OSError: If a shard cannot be read; a `StorageError` for a bucket.
-    """
-    places = (_train_places(source, epoch) if split == "train" else _validation_places(source))[slots]
-    preset = source.preset if split == "train" else "valid"
-    change = _cached_augment(preset, source.size, source.index.corpus.mirrored)
-    shards = source.index.of(split)
-    images = np.empty((len(slots), source.size, source.size, source.index.corpus.channels), np.uint8)
-    masks = np.empty((len(slots), source.size, source.size), np.uint8)
-    names = np.empty(len(slots), object)
-    for number in np.unique(places[:, 0]):
-        at = np.flatnonzero(places[:, 0] == number)
-        rows = source.rows(shards[number], places[at, 1].tolist())
-        for place, row in zip(at, rows, strict=True):
-            name = int.from_bytes(hashlib.sha256(row.image_id.encode()).digest()[:8], "big")
-            images[place], masks[place] = change(row.sample.image, row.sample.mask, seed=(source.seed, epoch, name))
-            names[place] = row.image_id
-    return {"slot": slots, "image_id": names, "image": images, "mask": masks}
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Converts the number of a chunk to its block of prepared rows; runs in a data task.
-
-    Attributes:
-        source: The source of the rows.
-        split: The split to read.
-        chunks: The epoch of each chunk, and the places of its rows in that epoch.
-        patience: Seconds for which the reading of a shard is repeated while a bucket cannot be used.
-    """
-
-    source: Source
-    split: Split
-    chunks: list[tuple[int, npt.NDArray[np.int64]]]
-    patience: float
-
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        epoch, slots = self.chunks[int(batch["id"][0])]
-        try:
-            block = retry(lambda: prepare(self.source, self.split, epoch, slots), seconds=self.patience)
-        except DamagedShardError as error:
-            # Ray does not preserve the type of an exception, so the feed gets the message and raises it again.
-            return {_DAMAGE: np.array([str(error)])}
-        return {**block, "epoch": np.full(len(slots), epoch)}
+def _validation_order(source: Source) -> Places:
+    return usable_rows(source.index.of("val"))
 
 
 @dataclass(frozen=True)
@@ -277,36 +219,40 @@ class Feed:
             RuntimeError: If a row is not the one that the order specifies.
         """
         slots = np.arange(self.rank, self.source.index.count("val"), self.world_size)
-        yield from self._run("val", self._cut(0, slots), step=0)
+        chunks = [self.source.rows("val", 0, part) for part in self._cut(slots)]
+        step = 0
+        for start in range(0, len(chunks), PIPELINE_CHUNKS):
+            for batch in self._run("val", chunks[start : start + PIPELINE_CHUNKS], step=step):
+                yield batch
+                step = batch.step + 1
 
     def _train(self, step: int, epochs: int) -> Iterator[Batch]:
         """Yields the batches from pipelines of many chunks each, because the start of a pipeline takes time."""
-        steps, end = self.source.steps_per_epoch, epochs * self.source.steps_per_epoch
-        while step < end:
-            chunks: list[tuple[int, npt.NDArray[np.int64]]] = []
-            first = step
-            while step < end and len(chunks) < PIPELINE_CHUNKS:
-                epoch = step // steps
-                starts = np.arange(step - epoch * steps, steps)[:, None] * self.source.batch + self.rank * self.batch
-                chunks += self._cut(epoch, (starts + np.arange(self.batch)).ravel())
-                step = (epoch + 1) * steps
-            yield from self._run("train", chunks, step=first)
+        chunks = self._train_chunks(step, epochs)
+        while some := list(islice(chunks, PIPELINE_CHUNKS)):
+            yield from self._run("train", some, step=step)
+            step += sum(len(rows.slots) for rows in some) // self.batch
 
-    def _cut(self, epoch: int, slots: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
+    def _train_chunks(self, step: int, epochs: int) -> Iterator[Rows]:
+        steps = self.source.steps_per_epoch
+        for epoch in range(step // steps, epochs):
+            starts = np.arange(max(step - epoch * steps, 0), steps)[:, None] * self.source.batch
+            slots = (starts + self.rank * self.batch + np.arange(self.batch)).ravel()
+            yield from (self.source.rows("train", epoch, part) for part in self._cut(slots))
+
+    def _cut(self, slots: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
         row = self.source.size**2 * (self.source.index.corpus.channels + 1)
         images = min(CHUNK_IMAGES, CHUNK_BYTES // row)
         length = max(images // self.batch, 1) * self.batch
-        return [(epoch, slots[start : start + length]) for start in range(0, len(slots), length)]
+        return [slots[start : start + length] for start in range(0, len(slots), length)]
 
-    def _run(self, split: Split, chunks: list[tuple[int, npt.NDArray[np.int64]]], *, step: int) -> Iterator[Batch]:
-        if not chunks:
-            return
-        expected = np.concatenate([[np.full(len(slots), epoch), slots] for epoch, slots in chunks], axis=1)
+    def _run(self, split: Split, chunks: list[Rows], *, step: int) -> Iterator[Batch]:
+        expected = np.concatenate([[np.full(len(rows.slots), rows.epoch), rows.slots] for rows in chunks], axis=1)
         done = 0
         # Whole blocks are requested and split into batches here, because Ray Data takes milliseconds for each batch.
-        for block in self._blocks(_Chunk(self.source, split, chunks, self.patience)):
-            if _DAMAGE in block:
-                raise JobFailedError(str(block[_DAMAGE][0]))
+        for block in self._blocks(self.source.plan(split, chunks)):
+            if DAMAGE in block:
+                raise JobFailedError(str(block[DAMAGE][0]))
             place = np.stack([block["epoch"], block["slot"]])
             wanted = expected[:, done : done + place.shape[1]]
             if not np.array_equal(place, wanted) or done % self.batch:
@@ -324,13 +270,14 @@ class Feed:
         if done != expected.shape[1]:
             raise RuntimeError(f"rank {self.rank}: expected {expected.shape[1]} {split} rows, found {done}")
 
-    def _blocks(self, chunk: _Chunk) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        count = len(chunk.chunks)
+    def _blocks(self, plan: Plan) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        count = len(plan.chunks)
         if not self.tasks:
-            yield from (chunk({"id": np.array([number])}) for number in range(count))
+            task = ChunkTask(plan, self.patience)
+            yield from (task({"id": np.array([number])}) for number in range(count))
             return
         blocks = ray.data.range(count, override_num_blocks=count).map_batches(
-            chunk,
+            ChunkTask(ray.put(plan), self.patience),
             batch_size=None,
             batch_format="numpy",
             compute=ray.data.TaskPoolStrategy(size=min(self.tasks, count)),

@@ -19,7 +19,7 @@ class TestOrder:
     def test_every_usable_row_once(self, window: int) -> None:
         order = epoch_order(SHARDS, seed=0, epoch=0, window=window)
         assert order.shape == (16, 2)
-        assert order.dtype == np.int64
+        assert order.dtype == np.int32
         assert set(as_pairs(order)) == USABLE
 
     def test_epoch_and_seed_decide(self) -> None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed import stream
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import epoch_order
-from lungseg_ray.feed.stream import Feed, Source, prepare
+from lungseg_ray.feed.plan import Rows
+from lungseg_ray.feed.stream import Feed, Source
 from lungseg_ray.storage import locate
 from tests.feed.helpers import as_pairs
 from tests.helpers import write_shards
@@ -26,6 +29,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     index = write_shards(root, rows={"train": [5, 3, 4, 6], "val": [4, 2]}, skip=skip)
     assert (index.count("train"), index.count("val")) == (16, 5)
     return Source(root=root, index=index, preset="light", size=32, batch=4, window=2, seed=7)
+
+
+def prepare(source: Source, split: Split, epoch: int, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    return source.plan(split, [source.rows(split, epoch, slots)]).prepare(0)
 
 
 class TestPrepare:
@@ -78,10 +85,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, list[
     """What feeds ask of Ray Data, as (side, epoch, first step, slots); nothing is read."""
     calls: list[tuple[str, int, int, list[int]]] = []
 
-    def run(one: Feed, split: str, chunks: list[tuple[int, Any]], *, step: int) -> Iterator[Batch]:
-        for epoch, slots in chunks:
-            calls.append((split, epoch, step, slots.tolist()))
-            step += len(slots) // one.batch
+    def run(one: Feed, split: str, chunks: list[Rows], *, step: int) -> Iterator[Batch]:
+        for rows in chunks:
+            calls.append((split, rows.epoch, step, rows.slots.tolist()))
+            step += len(rows.slots) // one.batch
         return iter(())
 
     monkeypatch.setattr(Feed, "_run", run)

@@ -1,0 +1,138 @@
+"""What data tasks do: they read and augment the rows of a chunk, which a plan names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from lungseg_ray.feed import augment
+from lungseg_ray.feed.order import Places
+from lungseg_ray.shards.format import DamagedShardError, Shard, ShardRow, read_rows, unpack_rows
+from lungseg_ray.storage import Location, retry
+
+DAMAGE = "mistake"
+"""The column of a block that contains the message of a `DamagedShardError` in place of rows."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an epoch.
+
+    Attributes:
+        epoch: The number of the epoch, from 0, which determines the augmentation.
+        slots: (n,) int64, the places of the rows in the epoch, from 0.
+        places: The shard and the number of each row in it.
+    """
+
+    epoch: int
+    slots: npt.NDArray[np.int64]
+    places: Places
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Chunks of rows, and how they are prepared. Its size does not depend on that of the corpus.
+
+    Attributes:
+        root: The folder of the shards.
+        preset: The augmentation preset.
+        size: Height and width of the input of the network, pixels.
+        seed: Seed of the augmentation.
+        channels: Channels of the images.
+        mirrored: Pairs of labels that change places in a mirrored image.
+        chunks: The rows of each chunk.
+        shards: The shards of these rows, by number.
+        shared: References to those of the shards that are in Ray's object store, by number.
+    """
+
+    root: Location
+    preset: str
+    size: int
+    seed: int
+    channels: int
+    mirrored: tuple[tuple[int, int], ...]
+    chunks: list[Rows]
+    shards: dict[int, Shard]
+    shared: dict[int, Any]
+
+    def prepare(self, number: int) -> dict[str, npt.NDArray[Any]]:
+        """Reads and augments the rows of a chunk.
+
+        Args:
+            number: The number of the chunk.
+
+        Returns:
+            `epoch` and `slot` of each row (n,); `image_id`, an object array of strings (n,); `image`, uint8 (n, size,
+            size, channels); and `mask`, uint8 (n, size, size), the label of each pixel.
+
+        Raises:
+            DamagedShardError: If a shard is missing, damaged, or another one than the index describes.
+            OSError: If a shard cannot be read; a `StorageError` for a bucket.
+        """
+        chunk = self.chunks[number]
+        change = _cached_augment(self.preset, self.size, self.mirrored)
+        count = len(chunk.slots)
+        images = np.empty((count, self.size, self.size, self.channels), np.uint8)
+        masks = np.empty((count, self.size, self.size), np.uint8)
+        names = np.empty(count, object)
+        for shard in np.unique(chunk.places[:, 0]).tolist():
+            at = np.flatnonzero(chunk.places[:, 0] == shard)
+            for place, row in zip(at, self._read(shard, chunk.places[at, 1].tolist()), strict=True):
+                name = int.from_bytes(hashlib.sha256(row.image_id.encode()).digest()[:8], "big")
+                seed = (self.seed, chunk.epoch, name)
+                images[place], masks[place] = change(row.sample.image, row.sample.mask, seed=seed)
+                names[place] = row.image_id
+        return {
+            "epoch": np.full(count, chunk.epoch),
+            "slot": chunk.slots,
+            "image_id": names,
+            "image": images,
+            "mask": masks,
+        }
+
+    def _read(self, shard: int, rows: Sequence[int]) -> list[ShardRow]:
+        if shard in self.shared:
+            return unpack_rows(ray.get(self.shared[shard]), rows)
+        return read_rows(self.root, self.shards[shard], rows)
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """Converts the number of a chunk to its block of prepared rows; runs in a data task.
+
+    Attributes:
+        plan: The plan, or a reference to it: it is unpacked once per process, and not for each chunk.
+        patience: Seconds for which the reading of a shard is repeated while a bucket cannot be used.
+    """
+
+    plan: Plan | ray.ObjectRef
+    patience: float
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Prepares the chunk that the only row of a block names."""
+        plan = self.plan if isinstance(self.plan, Plan) else _unpacked(self.plan)
+        try:
+            return retry(lambda: plan.prepare(int(batch["id"][0])), seconds=self.patience)
+        except DamagedShardError as error:
+            # Ray does not preserve the type of an exception, so the feed gets the message and raises it again.
+            return {DAMAGE: np.array([str(error)])}
+
+
+@lru_cache(maxsize=2)
+def _unpacked(plan: ray.ObjectRef) -> Plan:
+    found: Plan = ray.get(plan)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _cached_augment(preset: str, size: int, mirrored: tuple[tuple[int, int], ...]) -> augment.Augment:
+    cv2.setNumThreads(0)
+    return augment.build_augmentation(preset, size=size, mirrored=mirrored)
