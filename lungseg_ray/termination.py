@@ -15,6 +15,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANING_SECONDS = 5.0
 """A signal this shortly after the one before finds a process that is cleaning up, and does not interrupt it again."""
 
+_LATER_SECONDS = 0.05
+
 
 class _Received:
     first: int | None = None
@@ -28,6 +30,21 @@ def interrupt_on_signals() -> None:
     own; after that, this function has to be called again.
     """
     _set_handlers(interrupt)
+    sys.unraisablehook = _interrupt_again
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Interrupts the process a moment later, if Python or a library had to ignore that it was interrupted.
+
+    They do so with all exceptions within callbacks, such as those of a weak reference.
+    """
+    if _Received.first is None or not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    _Received.last = -_CLEANING_SECONDS
+    later = threading.Timer(_LATER_SECONDS, signal.raise_signal, (_Received.first,))
+    later.daemon = True
+    later.start()
 
 
 def _set_handlers(handler: Callable[[int], None]) -> dict[int, Any]:

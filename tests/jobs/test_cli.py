@@ -47,10 +47,12 @@ def test_failures_are_told_without_a_traceback(
 
 
 _INTERRUPTED = """
-import signal, sys
+import signal, sys, time, weakref
 from lungseg_ray.config import Settings
 from lungseg_ray.jobs import cli, command
 from lungseg_ray.termination import interrupt, undisturbed
+
+class Thing: ...
 
 signals = [getattr(signal, name) for name in sys.argv[2:]]
 
@@ -62,6 +64,12 @@ def job(settings, console):
             print("all of it")
         interrupt(received[0])
     try:
+        if sys.argv[1] == "in a callback":
+            thing = Thing()
+            reference = weakref.ref(thing, lambda _: signal.raise_signal(signals[0]))
+            del thing
+            time.sleep(10)
+            print("not interrupted")
         signal.raise_signal(signals[0])
     finally:
         for one in signals[1:]:
@@ -89,9 +97,10 @@ sys.exit(code)
 )
 def test_signals(signals: tuple[str, ...], code: int, word: str) -> None:
     """The first one interrupts the job. What it does to clean up, and its exit, are not interrupted again."""
-    found = call("-c", _INTERRUPTED, "at once", *signals)
-    assert (found.returncode, found.stdout) == (code, "cleaned up\n")
-    assert found.stderr == f"{word}; the same command resumes.\n"
+    for moment in ("at once", "in a callback"):
+        found = call("-c", _INTERRUPTED, moment, *signals)
+        assert (found.returncode, found.stdout) == (code, "cleaned up\n")
+        assert found.stderr == f"{word}; the same command resumes.\n"
     found = call("-c", _INTERRUPTED, "later", *signals)
     assert (found.returncode, found.stdout) == (code, "all of it\n")
     assert found.stderr == f"Not now.\n{word}; the same command resumes.\n"
