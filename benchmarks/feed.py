@@ -53,7 +53,7 @@ def case(root: str, seconds: float, started: float) -> dict[str, float]:
     """
     from lungseg_ray.cluster.session import cluster
     from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source
-    from lungseg_ray.shards.format import read_index
+    from lungseg_ray.shards.index import read_index
     from lungseg_ray.storage import locate
 
     place = locate(root)
@@ -102,7 +102,7 @@ def make_shards(folder: Path) -> None:
 
 def with_images(made: Path, folder: Path, images: int) -> None:
     """Makes a folder whose index has about so many training images, with hard links to the same shards."""
-    from lungseg_ray.shards.format import read_index, write_index
+    from lungseg_ray.shards.index import read_index, write_index
     from lungseg_ray.storage import locate
 
     index = read_index(locate(str(made)))

@@ -29,7 +29,7 @@ from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source
-from lungseg_ray.shards.format import read_index
+from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import locate
 from lungseg_ray.training.learner import Learner
 

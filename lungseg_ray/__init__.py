@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from lungseg_ray.config import Settings
     from lungseg_ray.errors import UserError
     from lungseg_ray.inference.predictor import Predictor
-    from lungseg_ray.shards.format import ShardIndex, ShardRow
+    from lungseg_ray.shards.format import ShardRow
+    from lungseg_ray.shards.index import ShardIndex
 
 # albumentations asks the network for a newer release when it is imported; an air-gapped node would wait for it.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -38,7 +39,7 @@ __all__ = [
 _HOMES = {
     "Predictor": "lungseg_ray.inference.predictor",
     "Settings": "lungseg_ray.config",
-    "ShardIndex": "lungseg_ray.shards.format",
+    "ShardIndex": "lungseg_ray.shards.index",
     "ShardRow": "lungseg_ray.shards.format",
     "UserError": "lungseg_ray.errors",
     "open_model": "lungseg_ray.api",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lungseg_ray.inference.predictor import Predictor, load_predictor
 from lungseg_ray.run.folder import BEST
-from lungseg_ray.shards.format import ShardIndex, ShardRow, read_index, read_rows
+from lungseg_ray.shards.format import ShardRow, read_rows
+from lungseg_ray.shards.index import ShardIndex, read_index
 from lungseg_ray.storage import locate
 
 

@@ -12,15 +12,8 @@ import numpy as np
 from lungseg_ray.config import CorpusSettings, Settings
 from lungseg_ray.corpus import SPLITS, MaskSource, Record, Sample, Split
 from lungseg_ray.run import checkpoint
-from lungseg_ray.shards.format import (
-    SCHEMA_VERSION,
-    Shard,
-    ShardIndex,
-    SplitFigures,
-    read_contents,
-    write_file,
-    write_index,
-)
+from lungseg_ray.shards.format import read_contents, write_file
+from lungseg_ray.shards.index import SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, write_index
 from lungseg_ray.storage import Location
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -106,19 +106,31 @@ _WARNINGS: Sequence[tuple[tuple[str, str], Callable[[Appearance], bool], str]] =
 )
 
 
-def appearance_warnings(looks: Sequence[Appearance]) -> list[str]:
-    """Returns what the user should check, as sentences.
+class AppearanceTally:
+    """Counts how images look, and keeps the ids of a few."""
 
-    Args:
-        looks: How the images look, of all or of some.
-    """
-    found = []
-    for what, holds, text in _WARNINGS:
-        names = [one.image_id for one in looks if holds(one)]
-        if names:
-            few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            found.append(f"Of {len(looks)} looked at, {len(names)} {what[len(names) > 1]} ({few}) {text}")
-    return found
+    def __init__(self) -> None:
+        self._looked_at = 0
+        self._counts = [0] * len(_WARNINGS)
+        self._few: list[list[str]] = [[] for _ in _WARNINGS]
+
+    def add(self, look: Appearance) -> None:
+        """Adds an image."""
+        self._looked_at += 1
+        for number, (_, holds, _) in enumerate(_WARNINGS):
+            if holds(look):
+                self._counts[number] += 1
+                if len(self._few[number]) < 3:
+                    self._few[number].append(look.image_id)
+
+    def warnings(self) -> list[str]:
+        """Returns what the user should check, as sentences."""
+        found = []
+        for (what, _, text), count, few in zip(_WARNINGS, self._counts, self._few, strict=True):
+            if count:
+                names = ", ".join(few) + (", ..." if count > len(few) else "")
+                found.append(f"Of {self._looked_at} looked at, {count} {what[count > 1]} ({names}) {text}")
+        return found
 
 
 def _is_outline(mask: Pixels) -> bool:

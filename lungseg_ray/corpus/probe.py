@@ -24,7 +24,7 @@ from lungseg_ray.corpus.found import Found
 from lungseg_ray.corpus.mask_values import find_colours, find_values
 from lungseg_ray.corpus.phantom import is_phantom
 from lungseg_ray.corpus.picture import Picture, Purpose
-from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
+from lungseg_ray.corpus.plausible import Appearance, AppearanceTally, appearance, foreground
 from lungseg_ray.corpus.read import (
     binary,
     fetch,
@@ -337,7 +337,10 @@ def _check_pictures(found: Found, records: Sequence[Record]) -> None:
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         looks = [one for one in pool.map(look_at, records) if one]
-    found.glances += appearance_warnings(looks)
+    tally = AppearanceTally()
+    for one in looks:
+        tally.add(one)
+    found.glances += tally.warnings()
     empty = sum(one.empty for one in looks)
     if empty > len(looks) / 2 and found.settings.empty_masks != "keep":
         found.warnings.append(

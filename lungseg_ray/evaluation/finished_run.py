@@ -13,7 +13,7 @@ from lungseg_ray.inference.export import validation_figures
 from lungseg_ray.run.exported import CARD
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 
 
 def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console: Console) -> RunSummary:

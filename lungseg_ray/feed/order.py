@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lungseg_ray.shards.format import Shard
+from lungseg_ray.shards.index import Shard
 
 Places = npt.NDArray[np.int32]
 """(n, 2) int32: for each of n rows, an index into the shards of its split, and the number of the row in that shard."""

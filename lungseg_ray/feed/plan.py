@@ -15,7 +15,8 @@ import ray
 
 from lungseg_ray.feed import augment
 from lungseg_ray.feed.order import Places
-from lungseg_ray.shards.format import DamagedShardError, Shard, ShardRow, read_rows, unpack_rows
+from lungseg_ray.shards.format import DamagedShardError, ShardRow, read_rows, unpack_rows
+from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location, retry
 
 DAMAGE = "mistake"

@@ -28,7 +28,7 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import Places, epoch_order, usable_rows
 from lungseg_ray.feed.plan import DAMAGE, ChunkTask, Plan, Rows
 from lungseg_ray.feed.read_ahead import ReadAhead
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.storage import Location
 
 CHUNK_IMAGES = 128

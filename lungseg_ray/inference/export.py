@@ -11,7 +11,7 @@ from lungseg_ray.run.exported import Sidecar, save_model
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.run.summary import ValidationFigures
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.training.model import build_model
 
 CURVES = "curves.png"

@@ -20,7 +20,7 @@ from lungseg_ray.jobs.members import model_of
 from lungseg_ray.run.folder import EVALUATION
 from lungseg_ray.run.stored import read_stored
 from lungseg_ray.run.summary import Evaluation
-from lungseg_ray.shards.format import read_index
+from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import Location
 
 

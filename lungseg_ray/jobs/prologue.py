@@ -13,7 +13,7 @@ from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
 from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.lease import Lease, acquire
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.shards.reuse import build_missing_shards, changed_corpus, find_shards, with_shard_settings
 from lungseg_ray.storage import Location
 

@@ -21,7 +21,7 @@ from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary, describe_detection
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.training.model import check_model, with_start
 from lungseg_ray.workers.fit import fit

@@ -17,7 +17,8 @@ from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.page.render import write_sweep_page
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
 from lungseg_ray.run.progress import SCORES
-from lungseg_ray.shards.format import Shard, ShardIndex, read_table
+from lungseg_ray.shards.format import read_table
+from lungseg_ray.shards.index import Shard, ShardIndex
 from lungseg_ray.storage import Location, retry
 from lungseg_ray.sweep.compare import summarise_sweep
 from lungseg_ray.sweep.ledger import REPORT, Sweep

@@ -15,7 +15,8 @@ from lungseg_ray.imaging import PREDICTED, TRUTH, fit_labels_to, fit_to, hex_col
 from lungseg_ray.inference import predictor
 from lungseg_ray.numerics import metrics
 from lungseg_ray.page.elements import Image, ImageGrid, Key, Note
-from lungseg_ray.shards.format import ShardRow, read_index, read_rows
+from lungseg_ray.shards.format import ShardRow, read_rows
+from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import Location
 
 IMAGES = 4

@@ -6,43 +6,31 @@ It lists the corpus, assigns the patients to splits, decodes and writes the imag
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
-from typing import Any, TypedDict, cast
+from functools import lru_cache, partial
 
 import pyarrow as pa
 import ray
 
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
-from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
 from lungseg_ray.corpus.read import Sample, read_sample
-from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
+from lungseg_ray.corpus.record import SPLITS, Record, SetAside
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.lease import acquire
-from lungseg_ray.shards.checks import Check, check, check_warnings
+from lungseg_ray.shards.checks import Check, check
 from lungseg_ray.shards.describe import SET_ASIDE, Outcome, set_aside_table, what_was_found
-from lungseg_ray.shards.format import (
-    INDEX,
-    SCHEMA_VERSION,
-    Shard,
-    ShardIndex,
-    SplitFigures,
-    read_contents,
-    read_index,
-    write_file,
-    write_index,
-)
+from lungseg_ray.shards.format import Contents, DamagedShardError, read_contents, write_file
+from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, ShardIndex, read_index, write_index
+from lungseg_ray.shards.index_builder import IndexBuilder, JsonDigest
 from lungseg_ray.shards.stale import exchanged
 from lungseg_ray.storage import PATIENCE_SECONDS, Location, retry
 from lungseg_ray.text import named
@@ -50,43 +38,68 @@ from lungseg_ray.text import named
 _DRAWN = 6
 """The number of pairs in the picture beside the shards."""
 
-_SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
+_PLANNED = 256
+"""The number of shards whose plan a task gets at once."""
+_SHARD_NAME = re.compile(rf"\.?({'|'.join(SPLITS)})-\d{{5,}}-[0-9a-f]{{8}}\.parquet(\..*\.part)?")
 """The names of the files that the job may delete: shards of another corpus or of other settings, and the partial files
 of a writer that was killed."""
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """Decodes the records of one shard and writes it; runs in a data task."""
+    """Decodes the records of one shard and writes it; runs in a data task.
+
+    Attributes:
+        root: The folder of the shards.
+        corpus: The settings of the corpus.
+        longer_side: The maximum length of the longer side, pixels.
+        parts: References to the plan: the file and the records of `_PLANNED` shards each.
+    """
 
     root: Location
     corpus: CorpusSettings
     longer_side: int
+    parts: list[ray.ObjectRef]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        file = batch.column("file")[0].as_py()
+        number = batch.column("id")[0].as_py()
+        file, records = _planned(self.parts[number // _PLANNED])[number % _PLANNED]
         target = self.root / file
-        if not target.exists():
-            rows: list[tuple[Record, Sample]] = []
-            bad: list[SetAside] = []
-            checks: list[Check] = []
-            try:
-                for text in batch.column("record").to_pylist():
-                    record = Record.from_json(text)
-                    try:
-                        sample = retry(partial(self._read, record), seconds=PATIENCE_SECONDS)
-                        rows.append((record, sample))
-                        checks.append(check(record, sample))
-                    except BadFileError as error:
-                        bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
-                retry(lambda: write_file(target, rows, bad, checks), seconds=PATIENCE_SECONDS)
-            except OSError as error:
-                # Ray does not preserve the type of an exception, so the driver gets the message and raises it again.
-                return pa.table({"trouble": [f"{target} cannot be made: {error}"]})
-        return pa.table({"trouble": [""]})
+        outcome = {"file": file, "contents": "", "damage": "", "trouble": ""}
+        # Ray does not preserve the type of an exception, so the driver gets the message and raises it again.
+        try:
+            there = retry(target.exists, seconds=PATIENCE_SECONDS)
+            outcome["contents"] = (self._read(target) if there else self._write(target, records)).to_json()
+        except DamagedShardError as error:
+            outcome["damage"] = str(error)
+        except OSError as error:
+            outcome["trouble"] = str(error)
+        return pa.Table.from_pylist([outcome])
 
-    def _read(self, record: Record) -> Sample:
+    def _read(self, target: Location) -> Contents:
+        return retry(lambda: read_contents(target), seconds=PATIENCE_SECONDS)
+
+    def _write(self, target: Location, records: Sequence[str]) -> Contents:
+        rows: list[tuple[Record, Sample]] = []
+        bad: list[SetAside] = []
+        checks: list[Check] = []
+        for record in map(Record.from_json, records):
+            try:
+                sample = retry(partial(self._decode, record), seconds=PATIENCE_SECONDS)
+                rows.append((record, sample))
+                checks.append(check(record, sample))
+            except BadFileError as error:
+                bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
+        return retry(lambda: write_file(target, rows, bad, checks), seconds=PATIENCE_SECONDS)
+
+    def _decode(self, record: Record) -> Sample:
         return read_sample(record, self.corpus, longer_side=self.longer_side)
+
+
+@lru_cache(maxsize=2)
+def _planned(part: ray.ObjectRef) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = ray.get(part)
+    return found
 
 
 def shard(settings: Settings, note: Callable[[str], None] = lambda text: None) -> Outcome:
@@ -122,14 +135,7 @@ def shard(settings: Settings, note: Callable[[str], None] = lambda text: None) -
 def _shard(settings: Settings) -> Outcome:
     root = settings.shards.root
     listing = list_corpus(settings.corpus, settings.outputs)
-    content = select(settings.model_dump(mode="json"), set(marked(Settings, Mark.IN_SHARDS)))
-    source = _fingerprint(
-        [asdict(record) for record in listing.records],
-        [asdict(one) for one in listing.set_aside],
-        content["corpus"],
-        content["shards"],
-        SCHEMA_VERSION,
-    )
+    source = source_of(listing, settings)
     current = _current(root, source)
     if current:
         index, set_aside = current
@@ -153,9 +159,9 @@ def _shard(settings: Settings) -> Outcome:
         _refuse_others(root, source, settings, sum(state.files for state in listing.files))
     settings = settings.model_copy(update={"corpus": listing.corpus})
     records = assign_splits(listing.records, settings.corpus.split)
-    plan = list(_deal(records, settings.shards.rows, source))
-    _write_all(root, plan, settings)
-    index, set_aside = _build_index(root, [file for file, _ in plan], settings, source, listing.layout)
+    builder = IndexBuilder(settings, source=source, layout=listing.layout)
+    _write_all(root, records, settings, builder, source)
+    index, set_aside = builder.finish()
     set_aside = sorted([*listing.set_aside, *set_aside], key=lambda one: (one.reason, one.image_id))
     counts = dict(Counter(one.reason for one in set_aside))
     words = what_was_found(listing, settings.corpus)
@@ -238,123 +244,62 @@ def _current(root: Location, source: str) -> tuple[ShardIndex, list[SetAside]] |
     return (index, set_aside) if index.source == source and {shard.file for shard in index.shards} <= there else None
 
 
-def _fingerprint(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def source_of(listing: Listing, settings: Settings) -> str:
+    """Returns the SHA-256 of what shards are built from, as in `ShardIndex`, hexadecimal.
+
+    Args:
+        listing: The listing of the corpus.
+        settings: The settings of the job.
+    """
+    content = select(settings.model_dump(mode="json"), set(marked(Settings, Mark.IN_SHARDS)))
+    digest = JsonDigest()
+    digest.add_all(record.to_json(sort_keys=True) for record in listing.records)
+    for part in ([asdict(one) for one in listing.set_aside], content["corpus"], content["shards"], SCHEMA_VERSION):
+        digest.add(part)
+    return digest.hexdigest()
 
 
-def _deal(records: list[Record], rows: int, source: str) -> Iterable[tuple[str, list[Record]]]:
+def deal(records: Sequence[Record], rows: int, source: str) -> Iterator[tuple[str, list[Record]]]:
+    """Deals the records of each split to shards.
+
+    Args:
+        records: The records, each with its split.
+        rows: The number of images of a shard.
+        source: The SHA-256 of what the shards are built from.
+
+    Yields:
+        The name of each file, and its records.
+    """
     for split in SPLITS:
         chosen = [record for record in records if record.split == split]
         for number, start in enumerate(range(0, len(chosen), rows)):
             yield f"{split}-{number:05d}-{source[:8]}.parquet", chosen[start : start + rows]
 
 
-def _write_all(root: Location, plan: list[tuple[str, list[Record]]], settings: Settings) -> None:
+def _write_all(root: Location, records: Sequence[Record], settings: Settings, index: IndexBuilder, source: str) -> None:
+    """Writes the shards of records, and adds each to the index."""
     root.make_dir()
-    tasks = [
-        pa.table({"file": [file] * len(records), "record": [json.dumps(asdict(record)) for record in records]})
-        for file, records in plan
+    plan = list(deal(records, settings.shards.rows, source))
+    if not plan:
+        return
+    parts = [
+        ray.put([(file, [record.to_json() for record in some]) for file, some in plan[start : start + _PLANNED]])
+        for start in range(0, len(plan), _PLANNED)
     ]
-    writer = _Writer(root, settings.corpus, settings.shards.longer_side)
-    done = ray.data.from_arrow(tasks).map_batches(writer, batch_size=None, batch_format="pyarrow")
-    for row in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
-        if row["trouble"]:
-            raise OSError(f"{row['trouble']}. Nothing half-written was left; the same command resumes.")
-
-
-def _build_index(
-    root: Location, files: list[str], settings: Settings, source: str, layout: str
-) -> tuple[ShardIndex, list[SetAside]]:
-    seen: dict[str, str] = {}
-    set_aside: list[SetAside] = []
-    shards: list[Shard] = []
-    content: list[tuple[str, ...]] = []
-    checks: list[Check] = []
-    doubles: set[str] = set()
-    tallies: dict[Split, _Tally] = {split: _Tally() for split in SPLITS}
-    for file in files:
-        split: Split = next(split for split in SPLITS if file.startswith(f"{split}-"))
-        contents = read_contents(root / file)
-        set_aside += contents.set_aside
-        skip = []
-        for number, row in enumerate(contents.rows):
-            same = seen.setdefault(row["image_sha256"], row["image_id"])
-            if same != row["image_id"]:
-                skip.append(number)
-                doubles.add(row["image_id"])
-                set_aside.append(SetAside(row["image_id"], row["image_id"], "duplicate", f"same bytes as {same}"))
-            else:
-                tallies[split].add(cast(_RowFacts, row))
-                content.append((split, row["image_id"], row["patient_id"], row["image_sha256"], row["mask_sha256"]))
-        checks += contents.checks
-        shards.append(Shard(file=file, split=split, rows=len(contents.rows), footer=contents.footer, skip=tuple(skip)))
-    corpus = settings.corpus
-    index = ShardIndex(
-        schema_version=SCHEMA_VERSION,
-        fingerprint=_fingerprint(
-            content,
-            [shard.model_dump(exclude={"file", "footer"}) for shard in shards],
-            corpus.model_dump(mode="json", include={"channels", "classes", "mask_values"}),
-            # Names and mirrored pairs of several classes change what is learned; shards of one class have neither.
-            *([corpus.class_names, corpus.mirrored] if corpus.classes > 1 else []),
-            settings.shards.longer_side,
-            SCHEMA_VERSION,
-        ),
-        source=source,
-        layout=layout,
-        corpus=corpus,
-        longer_side=settings.shards.longer_side,
-        splits={split: tally.figures() for split, tally in tallies.items()},
-        shards=shards,
-        set_aside={},
-        warnings=check_warnings(
-            [one for one in checks if one.image_id not in doubles], structure=" and ".join(corpus.class_names)
-        ),
+    writer = _Writer(root, settings.corpus, settings.shards.longer_side, parts)
+    done = ray.data.range(len(plan), override_num_blocks=len(plan)).map_batches(
+        writer, batch_size=None, batch_format="pyarrow"
     )
-    return index, set_aside
-
-
-class _RowFacts(TypedDict):
-    """The columns of a row from which the figures of a split are computed."""
-
-    height: int
-    width: int
-    patient_id: str
-    label_pixels: dict[int, int]
-    intensity_mean: float
-    intensity_square: float
-
-
-class _Tally:
-    """Adds up the figures of one split."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.patients: set[str] = set()
-        self.labels: Counter[int] = Counter()
-        self.pixels = 0
-        self.mean = 0.0
-        self.square = 0.0
-
-    def add(self, row: _RowFacts) -> None:
-        pixels = row["height"] * row["width"]
-        self.images += 1
-        self.patients.add(row["patient_id"])
-        self.labels.update(row["label_pixels"])
-        self.pixels += pixels
-        self.mean += row["intensity_mean"] * pixels
-        self.square += row["intensity_square"] * pixels
-
-    def figures(self) -> SplitFigures:
-        pixels, valid = max(self.pixels, 1), max(sum(self.labels.values()), 1)
-        mean = self.mean / pixels
-        return SplitFigures(
-            images=self.images,
-            patients=len(self.patients),
-            label_shares={label: count / valid for label, count in sorted(self.labels.items())},
-            intensity_mean=mean,
-            intensity_std=math.sqrt(max(self.square / pixels - mean**2, 0.0)),
-        )
+    done.context.execution_options.preserve_order = True
+    for row in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
+        if row["damage"]:
+            raise DamagedShardError(row["damage"])
+        if row["trouble"]:
+            raise OSError(
+                f"{root / row['file']} cannot be made: {row['trouble']}. Nothing half-written was left; the same "
+                "command resumes."
+            )
+        index.add(row["file"], Contents.from_json(row["contents"]))
 
 
 def _refuse_too_many(set_aside: list[SetAside], total: int, settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import HASHED_SIDE, perceptual_hash
 from lungseg_ray.audit.outliers import z_scores
-from lungseg_ray.corpus.plausible import Appearance, appearance, appearance_warnings, foreground
+from lungseg_ray.corpus.plausible import Appearance, AppearanceTally, appearance, foreground
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import SPLITS, Record
 from lungseg_ray.imaging import resize_area
@@ -82,21 +84,42 @@ def check(record: Record, sample: Sample) -> Check:
     )
 
 
-def check_warnings(checks: Sequence[Check], *, structure: str) -> list[str]:
-    """Returns what the user should check, as sentences.
+class CheckTally:
+    """Collects what the warnings need of the checks of all images that are used."""
 
-    Args:
-        checks: The checks of all images that are used.
-        structure: The name of what is marked.
-    """
-    found = appearance_warnings([one.look for one in checks])
-    if elsewhere := _elsewhere(checks):
-        found.append(
-            f"{_few(elsewhere)} {'has its' if len(elsewhere) == 1 else 'have their'} {structure} elsewhere than the "
-            "others: look whether image and mask belong together, and whether one of them is turned."
-        )
-    if len(checks) <= _MOST_COMPARED:
-        pairs = [pair for pair in find_duplicates(checks) if pair.crosses_split and pair.bits is not None]
+    def __init__(self) -> None:
+        self._looks = AppearanceTally()
+        self._splits: Counter[str | None] = Counter()
+        self._placed: list[str] = []
+        self._rows, self._columns = array("d"), array("d")
+        self._compared: list[Check] = []
+
+    def add(self, check: Check) -> None:
+        """Adds an image."""
+        self._looks.add(check.look)
+        self._splits[check.split] += 1
+        if check.row is not None and check.column is not None:
+            self._placed.append(check.image_id)
+            self._rows.append(check.row)
+            self._columns.append(check.column)
+        if self._splits.total() <= _MOST_COMPARED:
+            self._compared.append(check)
+        else:
+            self._compared.clear()
+
+    def warnings(self, *, structure: str) -> list[str]:
+        """Returns what the user should check, as sentences.
+
+        Args:
+            structure: The name of what is marked.
+        """
+        found = self._looks.warnings()
+        if elsewhere := self._elsewhere():
+            found.append(
+                f"{_few(elsewhere)} {'has its' if len(elsewhere) == 1 else 'have their'} {structure} elsewhere than "
+                "the others: look whether image and mask belong together, and whether one of them is turned."
+            )
+        pairs = [pair for pair in find_duplicates(self._compared) if pair.crosses_split and pair.bits is not None]
         if pairs:
             few = "; ".join(f"{pair.first.image_id} and {pair.second.image_id}" for pair in pairs[:3])
             few += "; ..." if len(pairs) > 3 else ""
@@ -105,24 +128,21 @@ def check_warnings(checks: Sequence[Check], *, structure: str) -> list[str]:
                 "patient, the figures are too good: say whose they are with --corpus.patients, or a table. --audit "
                 "shows all of them."
             )
-    for split in SPLITS[1:]:
-        number = sum(one.split == split for one in checks)
-        if 0 < number < _FEWEST_MEASURED:
-            found.append(
-                f"The split {split} has {counted(number, 'image')}, too few for figures that mean something: raise "
-                f"--corpus.split.{split}, or give more images."
-            )
-    return found
+        for split in SPLITS[1:]:
+            if 0 < self._splits[split] < _FEWEST_MEASURED:
+                found.append(
+                    f"The split {split} has {counted(self._splits[split], 'image')}, too few for figures that mean "
+                    f"something: raise --corpus.split.{split}, or give more images."
+                )
+        return found
 
-
-def _elsewhere(checks: Sequence[Check]) -> list[str]:
-    placed = [one for one in checks if one.row is not None and one.column is not None]
-    if len(placed) < _FEWEST_COMPARED:
-        return []
-    far = np.zeros(len(placed), np.bool_)
-    for values in (np.array([one.row for one in placed], float), np.array([one.column for one in placed], float)):
-        far |= (np.abs(values - np.median(values)) > _ELSEWHERE) & (np.abs(z_scores(values)) > _FAR)
-    return [one.image_id for one, is_far in zip(placed, far, strict=True) if is_far]
+    def _elsewhere(self) -> list[str]:
+        if len(self._placed) < _FEWEST_COMPARED:
+            return []
+        far = np.zeros(len(self._placed), np.bool_)
+        for values in (np.asarray(self._rows), np.asarray(self._columns)):
+            far |= (np.abs(values - np.median(values)) > _ELSEWHERE) & (np.abs(z_scores(values)) > _FAR)
+        return [self._placed[number] for number in np.flatnonzero(far)]
 
 
 def _few(names: Sequence[str]) -> str:

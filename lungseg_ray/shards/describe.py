@@ -12,7 +12,7 @@ from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE
 from lungseg_ray.corpus.record import REASONS, SPLITS, Record, SetAside
 from lungseg_ray.corpus.split import assign_splits, missing_splits
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.storage import Location
 from lungseg_ray.text import counted
 

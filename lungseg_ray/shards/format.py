@@ -1,4 +1,4 @@
-"""The format of the Parquet shards: their schema and index, and functions to write and read them.
+"""The format of the Parquet shards: their schema, and functions to write and read them.
 
 A row is one image with its mask. It contains raw uint8 pixels, which are read without decoding an image file. This
 takes about twice the disk space of PNG, and about a hundredth of the CPU time of decoding PNG in every epoch. The
@@ -10,31 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lungseg_ray.config import CorpusSettings, FileName
 from lungseg_ray.corpus.read import Sample
-from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
-from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.errors import JobFailedError
 from lungseg_ray.imaging import count_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.shards.checks import Check
+from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, SUM, Shard, json_sum
 from lungseg_ray.storage import Location, StorageError, translate_errors
 from lungseg_ray.storage.parquet import open_parquet
 from lungseg_ray.text import shown
 
-SCHEMA_VERSION = 3
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -68,102 +66,7 @@ are as in `Record` and `Sample`.
 
 PIXELS = ("image", "mask")
 ROW_GROUP_BYTES = 1 << 20
-MOST_ROWS = 100_000
-"""The maximum number of images in a shard."""
-INDEX = "index.json"
-_SUM = "sha256"
 NOTES = b"lungseg_ray.notes"
-
-
-class Shard(BaseModel):
-    """The entry of one shard in the index.
-
-    Attributes:
-        file: The name of the file within the folder of the shards.
-        split: The split of all rows of the shard.
-        rows: The number of rows in the file.
-        footer: The SHA-256 of the file's footer, hexadecimal. The footer names the sum of all rows, and the pages of
-            the rows have checksums of their own, so that damage and mistakes are found without reading all of a shard.
-            Someone who makes other pages of the same sizes on purpose is not found.
-        skip: The numbers of the rows that are not used, because another image of the corpus has the same bytes.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    file: FileName
-    split: Split
-    rows: Annotated[int, Field(ge=0, le=MOST_ROWS)]
-    footer: str
-    skip: tuple[int, ...] = ()
-
-    @property
-    def usable(self) -> list[int]:
-        """The numbers of the rows that are used, in ascending order."""
-        return [row for row in range(self.rows) if row not in self.skip]
-
-
-class SplitFigures(BaseModel):
-    """The figures of one split.
-
-    Attributes:
-        images: The number of images that are used.
-        patients: The number of patients.
-        label_shares: The share of pixels with each label, 0 to 1, by label; pixels with `IGNORE_LABEL` do not count.
-        intensity_mean: The mean pixel value over all pixels, scaled to 0 to 1.
-        intensity_std: The standard deviation of the pixel value over all pixels, on the same scale.
-    """
-
-    images: int
-    patients: int
-    label_shares: dict[int, float]
-    intensity_mean: float
-    intensity_std: float
-
-
-class ShardIndex(BaseModel):
-    """The content of `index.json`: the shards in a folder, and what they were built from.
-
-    Attributes:
-        schema_version: The version of the schema of the rows.
-        fingerprint: The SHA-256 of the content of the rows, hexadecimal; equal for equal images, masks and settings.
-        source: The SHA-256 of the listing and of the settings that the shards were built from, hexadecimal.
-        layout: The name of the layout of the corpus, or "phantom".
-        corpus: The settings of the corpus.
-        longer_side: The maximum length of the longer side of the stored images, pixels.
-        splits: The figures of each split.
-        shards: The shards.
-        set_aside: The number of files that were set aside, by reason.
-        files: The state of the corpus' files when the shards were built: for each root, their number and a hash.
-        recognition: What was found out about the corpus when the shards were built, for the user.
-        warnings: What the user should check, as sentences.
-    """
-
-    schema_version: int
-    fingerprint: str
-    source: str
-    layout: str
-    corpus: CorpusSettings
-    longer_side: int
-    splits: dict[Split, SplitFigures]
-    shards: list[Shard]
-    set_aside: dict[str, int]
-    files: list[tuple[int, str]] = []
-    recognition: list[str] = []
-    warnings: list[str] = []
-
-    @field_validator("splits")
-    @classmethod
-    def _all_splits(cls, splits: dict[Split, SplitFigures]) -> dict[Split, SplitFigures]:
-        if missing := {*SPLITS} - {*splits}:
-            raise ValueError(f"the figures of {', '.join(sorted(missing))} are missing")
-        return splits
-
-    def of(self, split: Split) -> list[Shard]:
-        """Returns the shards of a split."""
-        return [shard for shard in self.shards if shard.split == split]
-
-    def count(self, split: Split) -> int:
-        """Returns the number of images of a split that are used."""
-        return self.splits[split].images
 
 
 @dataclass(frozen=True)
@@ -183,70 +86,12 @@ class ShardRow:
     sample: Sample
 
 
-def read_index(root: Location) -> ShardIndex:
-    """Reads the index of a folder of shards.
-
-    Args:
-        root: The folder of the shards.
-
-    Returns:
-        The index.
-
-    Raises:
-        UserError: If there is no index, if it is damaged, or if it has another version of the schema.
-        OSError: If a disk, or a bucket (`StorageError`), does not answer.
-    """
-    try:
-        data = (root / INDEX).read_bytes()
-    except FileNotFoundError:
-        raise UserError(
-            f"{root}: no {INDEX} there, so these are no finished shards. "
-            f"Make them with: python jobs/shard.py --corpus.root DIR --shards.root {root}"
-        ) from None
-    try:
-        content = json.loads(data.decode())
-        version = content["schema_version"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(f"{root / INDEX}: cannot be read. Delete it, and make the shards again.") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{root / INDEX}: expected schema version {SCHEMA_VERSION}, found {version}. Make the shards again."
-        )
-    if content.pop(_SUM, None) != _sum(content):
-        raise UserError(
-            f"{root / INDEX}: expected what was written there, found something else (its checksum differs). Delete it, "
-            "and make the shards again: only the index is made."
-        )
-    try:
-        return ShardIndex.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{root / INDEX}: does not hold what it should: {error}. Make the shards again.") from None
-
-
-def write_index(root: Location, index: ShardIndex) -> None:
-    """Writes the index of a folder of shards, with the sum of its content.
-
-    Args:
-        root: The folder of the shards.
-        index: The index.
-
-    Raises:
-        OSError: If the file cannot be written; a `StorageError` for a bucket.
-    """
-    content = json.loads(index.model_dump_json())
-    (root / INDEX).write_text(json.dumps({**content, _SUM: _sum(content)}, indent=2) + "\n")
-
-
-def _sum(content: Mapping[str, Any] | list[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def write_file(
     target: Location,
     rows: Sequence[tuple[Record, Sample]],
     set_aside: Sequence[SetAside] = (),
     checks: Sequence[Check] = (),
-) -> None:
+) -> Contents:
     """Writes one shard, atomically.
 
     Args:
@@ -255,6 +100,9 @@ def write_file(
         set_aside: The files that were planned for this shard and cannot be used. They are kept in the metadata of the
             file.
         checks: The checks of the rows, which are kept there, too.
+
+    Returns:
+        What the shard contains, as `read_contents` would return it.
 
     Raises:
         OSError: If the file cannot be written; a `StorageError` for a bucket.
@@ -286,10 +134,12 @@ def write_file(
                 facts += table.drop_columns(list(PIXELS)).to_pylist(maps_as_pydicts="strict")
                 waiting, held = [], 0
         # These contain the hashes of the source files and the mean intensities, so that they stand for the pixels.
-        notes["facts"] = _sum(facts)
-        text = json.dumps({**notes, _SUM: _sum(notes)})
+        notes["facts"] = json_sum(facts)
+        text = json.dumps({**notes, SUM: json_sum(notes)})
         writer.add_key_value_metadata({"lungseg_ray.schema": str(SCHEMA_VERSION), NOTES.decode(): text})
-    target.write_bytes(sink.getvalue())
+    data = sink.getvalue()
+    target.write_bytes(data)
+    return Contents(facts, list(set_aside), list(checks), hashlib.sha256(open_parquet(data)[1]).hexdigest())
 
 
 class DamagedShardError(JobFailedError):
@@ -336,6 +186,20 @@ class Contents:
     checks: list[Check]
     footer: str
 
+    def to_json(self) -> str:
+        """Returns the contents as a JSON text."""
+        rows = [{**row, "label_pixels": list(row["label_pixels"].items())} for row in self.rows]
+        set_aside, checks = ([asdict(one) for one in some] for some in (self.set_aside, self.checks))
+        return json.dumps({"rows": rows, "set_aside": set_aside, "checks": checks, "footer": self.footer})
+
+    @classmethod
+    def from_json(cls, text: str) -> Contents:
+        """Builds the contents from the text that `to_json` returns."""
+        fields = json.loads(text)
+        rows = [{**row, "label_pixels": dict(row["label_pixels"])} for row in fields["rows"]]
+        set_aside = [SetAside(**one) for one in fields["set_aside"]]
+        return cls(rows, set_aside, [Check.of(one) for one in fields["checks"]], fields["footer"])
+
 
 def read_contents(place: Location) -> Contents:
     """Reads what a shard contains beside its pixels.
@@ -352,7 +216,7 @@ def read_contents(place: Location) -> Contents:
         notes = json.loads(file.metadata.metadata[NOTES])
         columns = [name for name in SCHEMA.names if name not in PIXELS]
         rows = file.read(columns, use_threads=False).to_pylist(maps_as_pydicts="strict")
-        if notes.pop(_SUM) != _sum(notes) or notes["facts"] != _sum(rows):
+        if notes.pop(SUM) != json_sum(notes) or notes["facts"] != json_sum(rows):
             raise DamagedShardError(_damaged(place, "other rows or notes than when it was written"))
         return Contents(
             rows,

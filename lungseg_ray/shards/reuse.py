@@ -11,7 +11,7 @@ from lungseg_ray.corpus.layouts import files_state
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.build import shard
 from lungseg_ray.shards.describe import describe_outcome
-from lungseg_ray.shards.format import INDEX, ShardIndex, read_index
+from lungseg_ray.shards.index import INDEX, ShardIndex, read_index
 from lungseg_ray.storage import Location
 
 _DEFAULTS = Settings().model_dump()

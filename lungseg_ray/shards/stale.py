@@ -11,7 +11,8 @@ from pathlib import Path
 from lungseg_ray.corpus.read import fetch
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import BadFileError
-from lungseg_ray.shards.format import INDEX, ShardIndex, read_contents
+from lungseg_ray.shards.format import read_contents
+from lungseg_ray.shards.index import INDEX, ShardIndex
 from lungseg_ray.storage import REQUESTS, Location
 
 

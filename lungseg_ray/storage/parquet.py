@@ -28,7 +28,9 @@ class ExtensionTypeError(pa.ArrowInvalid):
     """The schema of a Parquet file declares extension types."""
 
 
-def open_parquet(source: Location | bytes, *, keep_dictionaries: bool = False) -> tuple[pq.ParquetFile, bytes]:
+def open_parquet(
+    source: Location | bytes | pa.Buffer, *, keep_dictionaries: bool = False
+) -> tuple[pq.ParquetFile, bytes]:
     """Opens a Parquet file.
 
     Args:
@@ -58,8 +60,8 @@ def open_parquet(source: Location | bytes, *, keep_dictionaries: bool = False) -
     return file, footer
 
 
-def _open(source: Location | bytes) -> pa.NativeFile:
-    if isinstance(source, bytes):
+def _open(source: Location | bytes | pa.Buffer) -> pa.NativeFile:
+    if isinstance(source, bytes | pa.Buffer):
         return pa.BufferReader(source)
     # A memory map would end the process where a disk fails, or where another process cuts the file short.
     return source.filesystem.open_input_file(source.path)

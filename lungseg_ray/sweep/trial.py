@@ -27,7 +27,7 @@ from lungseg_ray.run.event_log import EventLog
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import Lease, LeaseToken
 from lungseg_ray.run.progress import History, rank_epochs, score_of
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.sweep.ledger import Sweep, Trial, TrialUpdate
 from lungseg_ray.training.events import EpochDone, Event, Note, StepDone
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop

@@ -18,7 +18,7 @@ from lungseg_ray.cluster.planning import TrialsPlan
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError
 from lungseg_ray.run.lease import Lease
-from lungseg_ray.shards.format import ShardIndex
+from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.storage import retry
 from lungseg_ray.sweep.display import SweepDisplay
 from lungseg_ray.sweep.ledger import Sweep, TrialUpdate

@@ -16,7 +16,8 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import ImageFigures, measure_image
 from lungseg_ray.evaluation.summary import figures_table, summarise_images
-from lungseg_ray.shards.format import Shard, ShardRow
+from lungseg_ray.shards.format import ShardRow
+from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location
 
 Mask = NDArray[np.uint8]

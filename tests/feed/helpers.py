@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lungseg_ray.shards.format import Shard
+from lungseg_ray.shards.index import Shard
 
 
 def as_pairs(order: Any) -> list[tuple[int, int]]:

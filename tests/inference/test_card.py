@@ -8,7 +8,7 @@ import yaml
 
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.run.summary import IntervalFigures, ValidationFigures
-from lungseg_ray.shards.format import ShardIndex, SplitFigures
+from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings, write_shards
 

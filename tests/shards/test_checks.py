@@ -14,7 +14,7 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.plausible import appearance, foreground
 from lungseg_ray.corpus.read import Sample
 from lungseg_ray.corpus.record import SPLITS, MaskSource, Record, Split
-from lungseg_ray.shards.checks import Check, check, check_warnings
+from lungseg_ray.shards.checks import Check, CheckTally, check
 
 Pixels = NDArray[np.uint8]
 
@@ -35,7 +35,10 @@ def samples() -> list[tuple[Record, Sample]]:
 
 
 def warnings(samples: Sequence[tuple[Record, Sample]]) -> list[str]:
-    return check_warnings([check(record, one) for record, one in samples], structure="lung")
+    tally = CheckTally()
+    for record, one in samples:
+        tally.add(check(record, one))
+    return tally.warnings(structure="lung")
 
 
 def test_a_good_corpus(samples: list[tuple[Record, Sample]]) -> None:

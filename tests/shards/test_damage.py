@@ -18,18 +18,8 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from lungseg_ray.corpus import MaskSource, Record
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.format import (
-    INDEX,
-    SCHEMA,
-    DamagedShardError,
-    Shard,
-    read_contents,
-    read_index,
-    read_rows,
-    read_table,
-    write_file,
-    write_index,
-)
+from lungseg_ray.shards.format import SCHEMA, DamagedShardError, read_contents, read_rows, read_table, write_file
+from lungseg_ray.shards.index import INDEX, Shard, read_index, write_index
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.storage.parquet import open_parquet
 from tests.helpers import folder_of, make_sample, shard_of, write_shards

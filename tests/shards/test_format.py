@@ -10,18 +10,8 @@ import pytest
 
 from lungseg_ray.corpus import MaskSource, Record, Sample, SetAside
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.format import (
-    INDEX,
-    SCHEMA,
-    SCHEMA_VERSION,
-    Shard,
-    ShardRow,
-    _sum,
-    read_contents,
-    read_index,
-    read_rows,
-    write_file,
-)
+from lungseg_ray.shards.format import SCHEMA, ShardRow, read_contents, read_rows, write_file
+from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, Shard, json_sum, read_index
 from lungseg_ray.storage import Location, locate
 from tests.helpers import folder_of, make_sample, shard_of, write_shards
 
@@ -147,6 +137,6 @@ def test_a_name_that_leaves_the_folder(name: str, tmp_path: Path) -> None:
     content = json.loads((root / INDEX).read_text())
     content["shards"][0]["file"] = name
     del content["sha256"]
-    (root / INDEX).write_text(json.dumps({**content, "sha256": _sum(content)}))
+    (root / INDEX).write_text(json.dumps({**content, "sha256": json_sum(content)}))
     with pytest.raises(UserError, match="expected the name of a file in this folder"):
         read_index(root)
