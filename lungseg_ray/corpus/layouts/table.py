@@ -27,6 +27,8 @@ from lungseg_ray.text import named, shown
 
 _MOSTLY_SPLITS = 0.8
 """A column counts as that of the split if this share of its values are words of splits."""
+_MOST_WORDS = 1000
+"""More ways than this to write the names of splits are not expected in one column."""
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx")
 MOST_BYTES = 1 << 30
 """The maximum size of a table, bytes. Larger tables are not read."""
@@ -121,8 +123,12 @@ class UserTable:
 
     def has_splits(self, column: str) -> bool:
         """Returns whether nearly all values of a column are words of splits, and one of them is to train."""
-        splits = [split_word(row[column]) for row in self.rows if row[column]]
-        return "train" in splits and sum(split is not None for split in splits) >= _MOSTLY_SPLITS * len(splits)
+        counts = Counter(row[column] for row in self.rows if row[column])
+        if len(counts) > _MOST_WORDS + (1 - _MOSTLY_SPLITS) * counts.total():
+            return False
+        splits = {value: split_word(value) for value in counts}
+        known = sum(count for value, count in counts.items() if splits[value] is not None)
+        return "train" in splits.values() and known >= _MOSTLY_SPLITS * counts.total()
 
 
 def patient_column(table: UserTable, setting: str) -> str | None:

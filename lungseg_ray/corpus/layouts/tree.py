@@ -35,6 +35,8 @@ _SHOWN_DEPTH, _SHOWN_KINDS = 3, 6
 _LONGEST_SUFFIX = 8
 _LISTED = 50
 """From this number of files in a folder of a bucket on, the folder is listed, and not each file looked up."""
+_TOGETHER = 256
+"""The number of local files that a thread looks up at once."""
 _FEWEST_COPIED = 4
 """Folders with fewer files than this are not compared with others."""
 _MOST_COPIES = 4
@@ -104,26 +106,30 @@ def entries_of(places: Iterable[Location]) -> dict[str, Entry]:
     by_folder: dict[str, list[Location]] = defaultdict(list)
     for place in places:
         by_folder[place.uri.rpartition("/")[0]].append(place)
-    few = [place for found in by_folder.values() for place in found if place.is_local or len(found) < _LISTED]
-    listed = [
-        Location(folder) for folder, found in by_folder.items() if not found[0].is_local and len(found) >= _LISTED
-    ]
+    local = [place for found in by_folder.values() for place in found if place.is_local]
+    remote = {folder: found for folder, found in by_folder.items() if not found[0].is_local}
+    few = [[place] for found in remote.values() for place in found if len(found) < _LISTED]
+    listed = [Location(folder) for folder, found in remote.items() if len(found) >= _LISTED]
     with ThreadPoolExecutor(REQUESTS) as pool:
-        infos = [*zip(few, pool.map(_info, few), strict=True), *chain.from_iterable(pool.map(Location.list, listed))]
+        parts = [*few, *(local[start : start + _TOGETHER] for start in range(0, len(local), _TOGETHER))]
+        infos = [*chain.from_iterable(pool.map(_infos, parts)), *chain.from_iterable(pool.map(Location.list, listed))]
     return {
         place.uri: Entry("", place, info.size or 0, info.mtime_ns or 0)
         for place, info in infos
-        if info and info.type == fs.FileType.File
+        if info.type == fs.FileType.File
     }
 
 
-def _info(place: Location) -> fs.FileInfo | None:
-    try:
-        return place.info()
-    except StorageError:
-        raise
-    except (OSError, ValueError):
-        return None
+def _infos(places: Sequence[Location]) -> list[tuple[Location, fs.FileInfo]]:
+    found = []
+    for place in places:
+        try:
+            found.append((place, place.info()))
+        except StorageError:
+            raise
+        except (OSError, ValueError):
+            continue
+    return found
 
 
 FilesById = Mapping[str, list[Entry]]
