@@ -23,6 +23,7 @@ from lungseg_ray.config.values import (
     Architecture,
     Device,
     Encoder,
+    NodeFolder,
     Place,
     Preset,
     Seed,
@@ -69,6 +70,14 @@ class FeedSettings(Section):
     )
     ahead: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         64, description="Number of images that each worker prepares in advance."
+    )
+    cache: Annotated[NodeFolder, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        "auto",
+        description="Folder on the disk of each node for copies of the shards; auto: in that for temporary files, if "
+        "the shards are in a bucket; off: none.",
+    )
+    cache_gib: Annotated[PositiveFloat, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        100.0, description="Largest size of these copies, GiB. A twentieth of the disk stays free in any case."
     )
 
 

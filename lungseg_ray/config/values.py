@@ -127,6 +127,12 @@ def _absolute_file(text: str) -> str:
     return str(Path(text).absolute()) if Path(text).is_file() else text
 
 
+def _node_folder(text: str) -> str:
+    if "://" in text:
+        raise ValueError(f"expected auto, off, or a folder on the disk of each node, found {text!r}")
+    return text if text in ("auto", "off") else str(Path(text).absolute())
+
+
 PHANTOM: Final = "phantom"
 DEFAULT_ENCODER = "timm-regnety_004"
 Device = Literal["auto", "cpu", "cuda"]
@@ -147,5 +153,7 @@ Encoder = Annotated[str, AfterValidator(_encoder)]
 Preset = Annotated[str, AfterValidator(_preset)]
 WeightsName = Annotated[str, AfterValidator(_absolute_file)]
 """The name of published weights, or a path of a file, which becomes absolute."""
+NodeFolder = Annotated[str, AfterValidator(_node_folder)]
+"""A folder on the disk of each node, which becomes absolute, or `auto` or `off`."""
 OneOrSeveral = BeforeValidator(_one_or_several)
 """Takes a list of one value for the value alone, which the command line makes of every value that may be a list."""

@@ -14,11 +14,14 @@ import numpy.typing as npt
 import ray
 
 from lungseg_ray.feed import augment
+from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places
 from lungseg_ray.shards.format import DamagedShardError, ShardRow, read_rows, unpack_rows
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location, retry
 
+_AHEAD = 32
+"""The shards of this number of further chunks are fetched in advance: with the usual settings, those of a window."""
 DAMAGE = "mistake"
 """The column of a block that contains the message of a `DamagedShardError` in place of rows."""
 
@@ -49,6 +52,7 @@ class Plan:
         seed: Seed of the augmentation.
         channels: Channels of the images.
         mirrored: Pairs of labels that change places in a mirrored image.
+        cache: The cache of shards on the disk of a node; None if they are read where they are.
         chunks: The rows of each chunk.
         shards: The shards of these rows, by number.
         shared: References to those of the shards that are in Ray's object store, by number.
@@ -60,6 +64,7 @@ class Plan:
     seed: int
     channels: int
     mirrored: tuple[tuple[int, int], ...]
+    cache: ShardCache | None
     chunks: list[Rows]
     shards: dict[int, Shard]
     shared: dict[int, Any]
@@ -79,6 +84,9 @@ class Plan:
             OSError: If a shard cannot be read; a `StorageError` for a bucket.
         """
         chunk = self.chunks[number]
+        if self.cache:
+            self.cache.fetch(self.root, self._shards_of([chunk]), wait=True)
+            self.cache.fetch(self.root, self._shards_of(self.chunks[number + 1 : number + 1 + _AHEAD]), wait=False)
         change = _cached_augment(self.preset, self.size, self.mirrored)
         count = len(chunk.slots)
         images = np.empty((count, self.size, self.size, self.channels), np.uint8)
@@ -102,7 +110,12 @@ class Plan:
     def _read(self, shard: int, rows: Sequence[int]) -> list[ShardRow]:
         if shard in self.shared:
             return unpack_rows(ray.get(self.shared[shard]), rows)
-        return read_rows(self.root, self.shards[shard], rows)
+        read = self.cache.read_rows if self.cache else read_rows
+        return read(self.root, self.shards[shard], rows)
+
+    def _shards_of(self, chunks: Sequence[Rows]) -> list[Shard]:
+        found = {int(number) for chunk in chunks for number in np.unique(chunk.places[:, 0])}
+        return [self.shards[number] for number in found - self.shared.keys()]
 
 
 @dataclass(frozen=True)

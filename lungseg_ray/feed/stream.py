@@ -25,6 +25,7 @@ from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.feed import augment
 from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places, epoch_order, usable_rows
 from lungseg_ray.feed.plan import DAMAGE, ChunkTask, Plan, Rows
 from lungseg_ray.feed.read_ahead import ReadAhead
@@ -58,6 +59,7 @@ class Source:
         seed: Seed of the order and of the augmentation.
         shared: References to whole shards in Ray's object store, by the name of the file, for several runs on a node
             that read the same shards. Shards that are not in it are read from `root`.
+        cache: The cache of shards on the disk of each node; None if they are read where they are.
 
     Raises:
         UserError: If there is no such preset, if the training images do not fill one batch, or if there are no images
@@ -72,6 +74,7 @@ class Source:
     window: int
     seed: int
     shared: Mapping[str, Any] = field(default_factory=dict)
+    cache: ShardCache | None = None
 
     @classmethod
     def of(cls, settings: Settings, index: ShardIndex, shared: Mapping[str, Any] | None = None) -> Source:
@@ -95,6 +98,7 @@ class Source:
             window=settings.feed.window,
             seed=settings.train.seed,
             shared=shared or {},
+            cache=_cache_of(settings),
         )
 
     def __post_init__(self) -> None:
@@ -142,10 +146,18 @@ class Source:
             seed=self.seed,
             channels=self.index.corpus.channels,
             mirrored=self.index.corpus.mirrored,
+            cache=self.cache,
             chunks=list(chunks),
             shards={number: shards[number] for number in found},
             shared={number: self.shared[shards[number].file] for number in found if shards[number].file in self.shared},
         )
+
+
+def _cache_of(settings: Settings) -> ShardCache | None:
+    feed = settings.feed
+    if feed.cache == "off" or (feed.cache == "auto" and settings.shards.root.is_local):
+        return None
+    return ShardCache("" if feed.cache == "auto" else feed.cache, int(feed.cache_gib * 2**30))
 
 
 _ORDERS: dict[tuple[str, int, int, int], Places] = {}

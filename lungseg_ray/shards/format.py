@@ -256,7 +256,7 @@ def _pack(record: Record, sample: Sample) -> dict[str, object]:
     }
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _open_indexed(place: Location, footer: str) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
     """Opens a shard whose footer an index describes; returns it with the number of the first row of each row group."""
     file, found = _open_shard(place)
@@ -264,6 +264,11 @@ def _open_indexed(place: Location, footer: str) -> tuple[pq.ParquetFile, npt.NDA
         raise pa.ArrowInvalid(f"another shard than that of {INDEX} (SHA-256 of the footer {found}, expected {footer})")
     groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     return file, np.cumsum([0, *groups])
+
+
+def forget_open_shards() -> None:
+    """Closes the shards that this process keeps open, as is needed after one of them was replaced."""
+    _open_indexed.cache_clear()
 
 
 def read_rows(root: Location, shard: Shard, rows: Sequence[int]) -> list[ShardRow]:

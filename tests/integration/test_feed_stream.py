@@ -12,6 +12,7 @@ import pytest
 
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.stream import Feed, Source
 from lungseg_ray.shards.describe import Outcome
 from lungseg_ray.storage import locate
@@ -72,6 +73,14 @@ def test_any_number_of_workers_and_tasks_sees_the_same(
     source: Source, reference: Seen, world_size: int, tasks: int
 ) -> None:
     assert stream(source, world_size=world_size, tasks=tasks) == reference
+
+
+@pytest.mark.parametrize("tasks", [0, 2])
+def test_a_cache_changes_nothing(source: Source, reference: Seen, tmp_path: Path, tasks: int) -> None:
+    cached = dataclasses.replace(source, cache=ShardCache(str(tmp_path), 1 << 40))
+    for _ in ("cold", "warm"):
+        assert stream(cached, world_size=2, tasks=tasks) == reference
+    assert {path.stem for path in tmp_path.iterdir()} == {shard.footer for shard in source.index.of("train")}
 
 
 @pytest.mark.parametrize("cut", [3, 11])
