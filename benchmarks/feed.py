@@ -95,7 +95,7 @@ def run_case(root: str, seconds: float) -> dict[str, float]:
 def make_shards(folder: Path) -> None:
     """Makes the shards of the phantoms, nearly all of them for training."""
     corpus = ("--corpus.phantom.count", str(PHANTOMS + 40), "--corpus.phantom.size", str(STORED))
-    split = ("--corpus.split.train", "0.985", "--corpus.split.val", "0.01", "--corpus.split.test", "0.005")
+    split = ("--corpus.split.val", "0.01", "--corpus.split.test", "0.005")
     command = [sys.executable, "jobs/shard.py", "--shards.root", str(folder), *corpus, *split]
     subprocess.run([*command, "--shards.rows", str(ROWS)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from lungseg_ray.corpus.phantom import draw
 from tests.storage.object_store import object_store as object_store
+
+STAND_IN = "stand_in"
+"""A resource of the shared cluster, of which it has one."""
 
 
 def write_pairs(root: Path, count: int, *, size: int = 64, seed: int = 0) -> Path:
@@ -28,11 +32,13 @@ def write_pairs(root: Path, count: int, *, size: int = 64, seed: int = 0) -> Pat
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One Ray cluster with three logical CPUs for all tests that need one."""
+    """One Ray cluster with three logical CPUs, and a resource in place of a GPU, for all tests that need one."""
     from lungseg_ray.cluster import session
 
-    with session.cluster(processes=2):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({STAND_IN: 1}))
+        with session.cluster(processes=2):
+            yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

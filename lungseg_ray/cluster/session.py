@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._private import ray_constants
+from ray._private import auto_init_hook, ray_constants
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
@@ -85,14 +85,15 @@ def _start(**options: Any) -> None:
     """
     set_handler = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda _: None
-    # What Ray starts inherits the mask, so that a terminal that is closed does not end it before the job.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # What Ray starts inherits the mask, so that Ctrl-C and a terminal that is closed do not end it before the job.
+    terminal = {signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
     try:
         with undisturbed("Ray is starting; the job ends after that.") as received:
             ray.init(**options)
     finally:
         ray._private.utils.set_sigterm_handler = set_handler
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, terminal)
     # The C++ part of Ray has a handler, too.
     interrupt_on_signals()
     if received:
@@ -112,6 +113,8 @@ def _stop() -> None:
                 kill(*arguments, **options)
 
         node.kill_all_processes = kill_undisturbed
+    # A thread that was waiting for Ray must not start another cluster when it goes on.
+    auto_init_hook.enable_auto_connect = False
     with undisturbed(_STOPPING):
         ray.shutdown()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,7 @@ class MeasuredImage:
 
 @dataclass(frozen=True)
 class MeasureChunk:
-    """Measures a chunk of images; runs in a data task.
+    """Measures images in chunks, as `cluster.chunks.Work`.
 
     Attributes:
         model: The model to measure.
@@ -82,30 +83,55 @@ class MeasureChunk:
     images: Images
     settings: EvaluateSettings
 
-    def __call__(self, chunk: int, device: str) -> list[MeasuredImage]:
-        """Measures the images of a chunk.
-
-        Args:
-            chunk: The number of the chunk.
-            device: The device to compute on.
-        """
-        model = self.model.load(device=device)
+    def prepare(self, chunk: int) -> _Prepared:
+        """Reads and resizes the images of a chunk."""
         first = chunk * self.settings.batch
         good: dict[int, ShardRow] = {}
-        found: list[MeasuredImage] = []
+        bad: list[MeasuredImage] = []
         for number in range(first, min(first + self.settings.batch, len(self.images))):
             try:
                 good[number] = self.images.read(number)
             except BadFileError as error:
                 image_id, uri = self.images.name(number)
-                bad = SetAside(image_id, uri, error.reason, error.detail)
-                found.append(MeasuredImage(number, set_aside=bad))
-        maps = model([row.sample.image for row in good.values()]) if good else []
-        for (number, row), probability in zip(good.items(), maps, strict=True):
-            labels = model.labels(probability, threshold=self.settings.threshold)
-            figures = measure_image(row, labels, model.sidecar.class_names, clean_up=self.settings.clean_up)
+                aside = SetAside(image_id, uri, error.reason, error.detail)
+                bad.append(MeasuredImage(number, set_aside=aside))
+        inputs = self.model.processing().inputs([row.sample.image for row in good.values()])
+        # The pixels of the image are not needed any more.
+        rows = {
+            number: replace(row, sample=replace(row.sample, image=row.sample.image[:, :, :0]))
+            for number, row in good.items()
+        }
+        return _Prepared(rows, bad, inputs)
+
+    def compute(self, prepared: _Prepared, device: str) -> _Prepared:
+        """Predicts the maps of a chunk."""
+        return replace(prepared, arrays=self.model.load(device=device).maps(prepared.arrays))
+
+    def finish(self, computed: _Prepared) -> list[MeasuredImage]:
+        """Measures the images of a chunk."""
+        found, processing = list(computed.bad), self.model.processing()
+        sizes = [row.sample.mask.shape for row in computed.good.values()]
+        maps = processing.combine(computed.arrays, sizes)
+        for (number, row), probability in zip(computed.good.items(), maps, strict=True):
+            labels = processing.labels(probability, threshold=self.settings.threshold)
+            figures = measure_image(row, labels, processing.sidecar.class_names, clean_up=self.settings.clean_up)
             found.append(MeasuredImage(number, figures, row.sample.image_sha256))
         return found
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A chunk between two stages.
+
+    Attributes:
+        good: The images by number, without their pixels.
+        bad: The images that cannot be used.
+        arrays: The resized images for each model, or the maps of each model.
+    """
+
+    good: dict[int, ShardRow]
+    bad: list[MeasuredImage]
+    arrays: list[npt.NDArray[Any]]
 
 
 def measure_image(

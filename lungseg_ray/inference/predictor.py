@@ -17,7 +17,7 @@ from lungseg_ray.config import Flips, differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import limited, resize_area, resize_image
 from lungseg_ray.numerics.metrics import probabilities
-from lungseg_ray.run.exported import Sidecar, open_model
+from lungseg_ray.run.exported import Sidecar, open_model, read_sidecar
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location
 
@@ -34,7 +34,74 @@ AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
 Probability = npt.NDArray[np.float32]
 
 
-class Predictor:
+class Processing:
+    """What happens to images before the networks and to their maps after them, on a CPU.
+
+    Args:
+        sidecars: The sidecar of each model, at least one.
+
+    Attributes:
+        sidecar: The sidecar of the first model, with the mean of the thresholds of all models.
+    """
+
+    def __init__(self, sidecars: Sequence[Sidecar]) -> None:
+        threshold = fmean(side.threshold for side in sidecars)
+        self.sidecar = sidecars[0].model_copy(update={"threshold": threshold})
+        self._sizes = [side.size for side in sidecars]
+
+    def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
+        """Resizes images for the networks.
+
+        Args:
+            images: The images, each (H, W, channels) uint8. Their sizes may differ.
+
+        Returns:
+            For each model, (N, size, size, channels) uint8.
+        """
+        return [
+            np.stack([resize_image(image, size) for image in images])
+            if images
+            else np.empty((0, size, size, self.sidecar.channels), np.uint8)
+            for size in self._sizes
+        ]
+
+    def combine(self, maps: Sequence[Probability], sizes: Sequence[tuple[int, int]]) -> list[Probability]:
+        """Resizes the maps of the models, and averages them.
+
+        Args:
+            maps: For each model, (N, size, size, K) float32.
+            sizes: (height, width) of the result for each image, pixels.
+
+        Returns:
+            For each image (height, width, K) float32, 0 to 1: K = 1 for one class, otherwise one channel for each
+            label.
+        """
+        means = [np.zeros((height, width, self.sidecar.classes), np.float32) for height, width in sizes]
+        for of_model in maps:
+            for mean, one in zip(means, of_model, strict=True):
+                height, width, _ = mean.shape
+                sized = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR).reshape(mean.shape)
+                mean += sized / len(maps)
+        return means
+
+    def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
+        """Converts a probability map to a label map.
+
+        Args:
+            probability: (H, W, K) float32, as `__call__` returns it.
+            threshold: For one class, the probability above which a pixel is positive, 0 to 1; by default that of the
+                sidecar. For several classes, it is not used.
+
+        Returns:
+            (H, W) uint8 label map; label 0 is the background.
+        """
+        if self.sidecar.classes == 1:
+            bound = self.sidecar.threshold if threshold is None else threshold
+            return (probability[:, :, 0] > bound).astype(np.uint8)
+        return probability.argmax(axis=2).astype(np.uint8)
+
+
+class Predictor(Processing):
     """One or several models with their preprocessing, used as one model.
 
     Its probability is the mean of the probabilities of all models, each of them averaged over the mirror images.
@@ -45,7 +112,6 @@ class Predictor:
         device: The device to compute on.
 
     Attributes:
-        sidecar: The sidecar of the first model, with the mean of the thresholds of all models.
         device: The device that the models compute on.
     """
 
@@ -56,13 +122,11 @@ class Predictor:
         flips: Flips = "none",
         device: torch.device | str = "cpu",
     ) -> None:
-        threshold = fmean(side.threshold for _, side in members)
-        self.sidecar = members[0][1].model_copy(update={"threshold": threshold})
+        super().__init__([side for _, side in members])
         self.device = torch.device(device)
         self._members = [(model.to(self.device).eval(), side) for model, side in members]
         self._axes = AXES[flips]
 
-    @torch.inference_mode()
     def __call__(
         self, images: Sequence[npt.NDArray[np.uint8]], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[Probability]:
@@ -73,20 +137,29 @@ class Predictor:
             sizes: (height, width) of the result for each image, pixels; by default the size of the image.
 
         Returns:
-            For each image (height, width, K) float32, 0 to 1: K = 1 for one class, otherwise one channel for each
-            label.
+            As `combine`.
         """
-        sizes = sizes or [image.shape[:2] for image in images]
-        means = [np.zeros((height, width, self.sidecar.classes), np.float32) for height, width in sizes]
-        for model, side in self._members:
-            for mean, one in zip(means, self._maps(model, side, images), strict=True):
-                height, width, _ = mean.shape
-                sized = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR).reshape(mean.shape)
-                mean += sized / len(self._members)
-        return means
+        return self.combine(self.maps(self.inputs(images)), sizes or [image.shape[:2] for image in images])
 
-    def _maps(self, model: nn.Module, side: Sidecar, images: Sequence[npt.NDArray[np.uint8]]) -> Probability:
-        stack = torch.from_numpy(np.stack([resize_image(image, side.size) for image in images])).permute(0, 3, 1, 2)
+    @torch.inference_mode()
+    def maps(self, inputs: Sequence[npt.NDArray[np.uint8]]) -> list[Probability]:
+        """Computes the probability maps of resized images.
+
+        Args:
+            inputs: The images for each model, as `inputs` returns them.
+
+        Returns:
+            For each model, (N, size, size, K) float32, 0 to 1.
+        """
+        return [
+            self._maps(model, side, images)
+            if len(images)
+            else np.empty((*images.shape[:3], self.sidecar.classes), np.float32)
+            for (model, side), images in zip(self._members, inputs, strict=True)
+        ]
+
+    def _maps(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
+        stack = torch.from_numpy(images).permute(0, 3, 1, 2)
         inputs = stack.to(self.device).to(torch.float32).div_(side.scale)
         # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
         found = [
@@ -119,22 +192,6 @@ class Predictor:
         (probability,) = self([small.reshape(*small.shape[:2], channels)], [(height, width)])
         return self.labels(probability)
 
-    def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
-        """Converts a probability map to a label map.
-
-        Args:
-            probability: (H, W, K) float32, as `__call__` returns it.
-            threshold: For one class, the probability above which a pixel is positive, 0 to 1; by default that of the
-                sidecar. For several classes, it is not used.
-
-        Returns:
-            (H, W) uint8 label map; label 0 is the background.
-        """
-        if self.sidecar.classes == 1:
-            bound = self.sidecar.threshold if threshold is None else threshold
-            return (probability[:, :, 0] > bound).astype(np.uint8)
-        return probability.argmax(axis=2).astype(np.uint8)
-
 
 def _exchanged(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Exchanges the channels of labels that name a side, in maps (N, K, H, W) of a mirrored image."""
@@ -162,7 +219,29 @@ def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu"
         OSError: If a file cannot be read; a `StorageError` for a bucket.
     """
     members = [open_model(place) for place in places]
-    first, *others = (side.model_dump(include=ALIKE) for _, side in members)
+    _check_alike(places, [side for _, side in members])
+    return Predictor(members, flips=flips, device=device)
+
+
+@lru_cache(maxsize=1)
+def load_processing(*places: Location) -> Processing:
+    """Reads what is needed of exported models around the networks. The last result is cached in the process.
+
+    Args:
+        places: The folders of the models, at least one.
+
+    Raises:
+        UserError: As `load_predictor`.
+        OSError: If a file cannot be read; a `StorageError` for a bucket.
+    """
+    sidecars = [read_sidecar(place) for place in places]
+    _check_alike(places, sidecars)
+    return Processing(sidecars)
+
+
+def _check_alike(places: Sequence[Location], sidecars: Sequence[Sidecar]) -> None:
+    """Raises a `UserError` if models cannot be averaged."""
+    first, *others = (side.model_dump(include=ALIKE) for side in sidecars)
     for place, other in zip(places[1:], others, strict=True):
         if lines := list(differences(first, other)):
             raise UserError(
@@ -170,7 +249,6 @@ def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu"
                 + "\n  ".join(lines)
                 + "\nAverage models that were trained on the same shards."
             )
-    return Predictor(members, flips=flips, device=device)
 
 
 @dataclass(frozen=True)
@@ -204,4 +282,17 @@ class Model:
             UserError: If a run has no model that can be used, or if the models cannot be averaged.
             OSError: If a file cannot be read; a `StorageError` for a bucket.
         """
-        return load_predictor(*(run.place / BEST for run in self.runs), flips=self.flips, device=device)
+        return load_predictor(*self._places, flips=self.flips, device=device)
+
+    def processing(self) -> Processing:
+        """Reads what is needed around the networks, as `load_processing` does.
+
+        Raises:
+            UserError: As `load`.
+            OSError: As `load`.
+        """
+        return load_processing(*self._places)
+
+    @property
+    def _places(self) -> list[Location]:
+        return [run.place / BEST for run in self.runs]

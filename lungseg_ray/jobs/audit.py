@@ -34,13 +34,14 @@ _CHUNK = 8
 
 @dataclass(frozen=True)
 class _ReadFacts:
-    """Computes the facts of a chunk of images, or the reason why an image cannot be used; runs in a data task."""
+    """Computes the facts of images, or the reason why an image cannot be used, as `cluster.chunks.Work`."""
 
     records: Sequence[Record]
     corpus: CorpusSettings
     longer_side: int
 
-    def __call__(self, chunk: int, _: str) -> list[ImageFacts | SetAside]:
+    def prepare(self, chunk: int) -> list[ImageFacts | SetAside]:
+        """Reads and measures the images of a chunk, which needs no network."""
         found: list[ImageFacts | SetAside] = []
         for record in self.records[chunk * _CHUNK : (chunk + 1) * _CHUNK]:
             try:
@@ -49,6 +50,14 @@ class _ReadFacts:
             except BadFileError as error:
                 found.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
         return found
+
+    def compute(self, prepared: list[ImageFacts | SetAside], _: str) -> list[ImageFacts | SetAside]:
+        """Returns what it gets."""
+        return prepared
+
+    def finish(self, computed: list[ImageFacts | SetAside]) -> list[ImageFacts | SetAside]:
+        """Returns what it gets."""
+        return computed
 
 
 def main(job: Settings, console: Console) -> None:

@@ -9,10 +9,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pyarrow.fs import FileType
 from rich.console import Console
 
@@ -87,16 +88,35 @@ class _Image:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """Images between two stages.
+
+    Attributes:
+        found: What is known already of those that need no network.
+        images: The others.
+        sizes: The height and the width of the file of each of these, pixels.
+        pictures: Their pixels, where overlays are wanted.
+        arrays: The resized images for each model, or the maps of each model.
+    """
+
+    found: list[Prediction]
+    images: list[_Image]
+    sizes: list[tuple[int, int]]
+    pictures: list[Pixels]
+    arrays: list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
 class _Predict:
-    """Predicts a chunk of images and writes their masks; runs in a data task."""
+    """Predicts images in chunks and writes their masks, as `cluster.chunks.Work`."""
 
     job: PredictJob
     model: Model
     names: list[str]
 
-    def __call__(self, chunk: int, device: str) -> list[Prediction]:
-        model = self.model.load(device=device)
-        side = model.sidecar
+    def prepare(self, chunk: int) -> _Batch:
+        """Reads and resizes those of the images that are not done."""
+        side = self.model.processing().sidecar
         found: list[Prediction] = []
         waiting: list[tuple[_Image, Decoded]] = []
         for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
@@ -122,14 +142,30 @@ class _Predict:
                 found.append(Prediction(escaped(name), "set aside", str(error)))
                 continue
             waiting.append((image, decoded))
-        sizes = [(image.height, image.width) for _, image in waiting]
-        maps = model([image.pixels for _, image in waiting], sizes) if waiting else []
-        for (image, decoded), probability in zip(waiting, maps, strict=True):
-            labels = model.labels(probability)
+        pictures = [decoded.pixels for _, decoded in waiting]
+        return _Batch(
+            found,
+            images=[image for image, _ in waiting],
+            sizes=[(decoded.height, decoded.width) for _, decoded in waiting],
+            pictures=pictures if self.job.overlay else [],
+            arrays=[*self.model.processing().inputs(pictures)],
+        )
+
+    def compute(self, prepared: _Batch, device: str) -> _Batch:
+        """Predicts the maps of the images."""
+        return replace(prepared, arrays=self.model.load(device=device).maps(prepared.arrays))
+
+    def finish(self, computed: _Batch) -> list[Prediction]:
+        """Writes the masks."""
+        processing, found = self.model.processing(), list(computed.found)
+        side = processing.sidecar
+        maps = processing.combine(computed.arrays, computed.sizes)
+        for number, (image, probability) in enumerate(zip(computed.images, maps, strict=True)):
+            labels = processing.labels(probability)
             if self.job.clean_up:
                 labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
             try:
-                self._write(image, decoded.pixels, labels, side)
+                self._write(image, computed.pictures[number] if self.job.overlay else None, labels, side)
             except OSError as error:
                 if error.errno not in _NO_FILE:
                     raise
@@ -153,11 +189,11 @@ class _Predict:
         # The name keeps the suffix of the image, so that a.png and a.jpg have different masks.
         return self.job.out / folder / f"{name}.png"
 
-    def _write(self, image: _Image, pixels: Pixels, labels: Pixels, side: Sidecar) -> None:
-        if self.job.overlay:
-            height, width = pixels.shape[:2]
+    def _write(self, image: _Image, picture: Pixels | None, labels: Pixels, side: Sidecar) -> None:
+        if picture is not None:
+            height, width = picture.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            self._place(OVERLAYS, image.name).write_bytes(png(overlay(pixels, small)))
+            self._place(OVERLAYS, image.name).write_bytes(png(overlay(picture, small)))
         # The mask is written last, because an image that has a mask counts as done.
         mask = labels * 255 if side.classes == 1 else labels
         self._place(MASKS, image.name).write_bytes(png_with_source(mask, image.sha256))

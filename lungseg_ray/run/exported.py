@@ -93,6 +93,24 @@ def find_export(place: Location) -> Location:
     )
 
 
+def read_sidecar(place: Location) -> Sidecar:
+    """Reads the sidecar in a folder that `save_model` wrote.
+
+    Args:
+        place: The folder.
+
+    Raises:
+        UserError: If the folder does not exist or is not complete, or if the file holds something else.
+        OSError: If the file cannot be read; a `StorageError` for a bucket.
+    """
+    try:
+        return Sidecar.model_validate_json((place / SIDECAR).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{place}: no trained model here ({SIDECAR} is missing). Is the run finished?") from None
+    except ValidationError as error:
+        raise UserError(f"{place / SIDECAR}: cannot be read: {error}") from None
+
+
 def open_model(place: Location) -> tuple[SegmentationModel, Sidecar]:
     """Opens a folder that `save_model` wrote.
 
@@ -106,12 +124,7 @@ def open_model(place: Location) -> tuple[SegmentationModel, Sidecar]:
         UserError: If the folder does not exist or is not complete, or if its files do not fit together.
         OSError: If a file cannot be read; a `StorageError` for a bucket.
     """
-    try:
-        sidecar = Sidecar.model_validate_json((place / SIDECAR).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{place}: no trained model here ({SIDECAR} is missing). Is the run finished?") from None
-    except ValidationError as error:
-        raise UserError(f"{place / SIDECAR}: cannot be read: {error}") from None
+    sidecar = read_sidecar(place)
     if place.is_local:
         return models.load_export(Path(place.path)), sidecar
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import ray
 
 from lungseg_ray.cluster import session
 from lungseg_ray.errors import UserError
@@ -48,3 +49,13 @@ def test_a_cluster_that_is_gone(scheme: str, monkeypatch: pytest.MonkeyPatch) ->
         session.cluster(processes=1),
     ):
         pass
+
+
+@pytest.mark.own_cluster
+def test_nothing_starts_ray_again() -> None:
+    """As a thread would that waits for Ray when the job ends."""
+    with session.cluster(processes=1):
+        ray.put(1)
+    with pytest.raises(Exception, match=r"ray\.init"):
+        ray.put(1)
+    assert not ray.is_initialized()

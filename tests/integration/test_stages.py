@@ -1,0 +1,106 @@
+"""Prediction and evaluation in three stages, with a resource of Ray in place of a GPU, and in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from lungseg_ray.cluster.chunks import Work, map_chunks
+from lungseg_ray.config import EvaluateSettings, PredictJob
+from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.evaluation.images import ShardImages
+from lungseg_ray.evaluation.measure import MeasureChunk, MeasuredImage
+from lungseg_ray.inference.predictor import Model
+from lungseg_ray.jobs.predict import Prediction, _Predict
+from lungseg_ray.run.folder import BEST, Run
+from lungseg_ray.shards.describe import Outcome
+from lungseg_ray.storage import Location, locate
+from tests.conftest import STAND_IN
+from tests.inference.helpers import save_small_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Two random networks as one."""
+    runs = [Run(locate(str(tmp_path_factory.mktemp("run")))) for _ in range(2)]
+    for number, run in enumerate(runs):
+        save_small_model(run.place / BEST, size=32 * (number + 1))
+    return Model(tuple(runs), flips="horizontal")
+
+
+def both(work: Work, count: int, kind: type[Any]) -> tuple[list[object], list[object]]:
+    """The rows of one task for each chunk, and of three stages."""
+    one = list(map_chunks(work, count, kind, device="cpu"))
+    three = list(map_chunks(work, count, kind, resource=STAND_IN))
+    return sorted(one, key=repr), sorted(three, key=repr)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_evaluation(model: Model, sharded: Outcome) -> None:
+    images = ShardImages.of(sharded.root, sharded.index.shards)
+    work = MeasureChunk(model, images, EvaluateSettings(batch=4))
+    one, three = both(work, -(-len(images) // 4), MeasuredImage)
+    assert one == three
+    assert len(one) == len(images)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("overlay", [False, True])
+def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(7):
+        cv2.imwrite(str(images / f"{number}.png"), draw(number, seed=0, size=100 + number)[0])
+    (images / "broken.png").write_bytes(b"no image")
+    names = sorted(path.name for path in images.iterdir())
+
+    made: dict[str, list[object]] = {}
+    for out, options in (("one", {"device": "cpu"}), ("three", {"resource": STAND_IN})):
+        given = {"run": str(tmp_path), "images": str(images), "out": str(tmp_path / out), "batch": 3}
+        work = _Predict(PredictJob.model_validate({**given, "overlay": overlay}), model, names)
+        made[out] = sorted(map_chunks(work, 3, Prediction, **options), key=repr)  # type: ignore[arg-type]
+    assert made["one"] == made["three"]
+    assert len(made["one"]) == 8
+    files = {
+        out: {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out).rglob("*.png")}
+        for out in made
+    }
+    assert files["one"] == files["three"]
+    assert len(files["one"]) == (14 if overlay else 7)
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Work whose stages fail as they are told to."""
+
+    stage: str
+    error: type[Exception]
+
+    def _maybe(self, stage: str, chunk: int) -> int:
+        if stage == self.stage and chunk == 2:
+            raise self.error("what went wrong")
+        return chunk
+
+    def prepare(self, chunk: int) -> int:
+        return self._maybe("prepare", chunk)
+
+    def compute(self, prepared: int, device: str) -> int:
+        return self._maybe("compute", prepared)
+
+    def finish(self, computed: int) -> list[Location]:
+        self._maybe("finish", computed)
+        return []
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("stage", ["prepare", "compute", "finish"])
+@pytest.mark.parametrize("error", [UserError, JobFailedError, OSError])
+def test_errors_of_every_stage(stage: str, error: type[Exception]) -> None:
+    for options in ({"device": "cpu"}, {"resource": STAND_IN}):
+        with pytest.raises(error, match="what went wrong"):
+            list(map_chunks(Failing(stage, error), 4, Prediction, **options))  # type: ignore[arg-type]
