@@ -1,7 +1,7 @@
 """Measures the feed: pairs of image and mask per second, and the time to the first batch, by the size of the corpus and
 by the place of the shards.
 
-Shards of 3,008 phantoms are made once. An index of a million images names hard links to the same files, so that the
+Shards of 6,016 phantoms are made once. An index of a million images names hard links to the same files, so that the
 pixels and the disk are the same for every size. The bucket is a SeaweedFS server on this machine; the slow one is
 behind a proxy that answers every request only after 30 ms.
 
@@ -34,36 +34,43 @@ from tests.processes import processes
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/feed.json"
 LATENCY = 0.03
-PHANTOMS, STORED, ROWS, SIZE, BATCH, TASKS = 3008, 512, 64, 256, 16, 2
-SIZES = (3008, 100_000, 1_000_000, 10_000_000)
+IMAGES, STORED, ROWS, SIZE, BATCH, TASKS = 6016, 512, 64, 256, 16, 2
+SIZES = (IMAGES, 100_000, 1_000_000, 10_000_000)
 BUCKET, PREFIX = "shards", "phantoms"
 
 
-def case(root: str, seconds: float, started: float) -> dict[str, float]:
+def case(root: str, seconds: float, started: float, cached: str) -> dict[str, float]:
     """Reads the training images of some shards with two data tasks, and does nothing with them.
 
     Args:
         root: The folder of the shards.
-        seconds: How long the feed is measured after its first 4 chunks.
+        seconds: How long the feed is measured after its start.
         started: The time at which the case began, seconds since 1970.
+        cached: The folder of the cache; empty for none.
 
     Returns:
-        `first_batch`, seconds from the start of the process to the first batch; `pairs_per_s`; and `task_mib`, the
-        largest private memory of a data task.
+        `first_batch`, seconds from the start of the process to the first batch; `start_pairs_per_s`, the speed from the
+        start of the feed to the end of the first epoch, or of 4 chunks of a large corpus; `pairs_per_s`, the speed
+        after that; and `task_mib`, the largest private memory of a data task.
     """
     from lungseg_ray.cluster.session import cluster
+    from lungseg_ray.feed.cache import ShardCache
     from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source
     from lungseg_ray.shards.index import read_index
     from lungseg_ray.storage import locate
 
     place = locate(root)
-    source = Source(place, read_index(place), "medium", SIZE, BATCH, 64, seed=0)
+    cache = ShardCache(cached, 1 << 40) if cached else None
+    source = Source(place, read_index(place), "medium", SIZE, BATCH, 64, seed=0, cache=cache)
     with cluster(processes=TASKS):
+        begun = time.perf_counter()
         stream = Feed(source, 0, 1, TASKS, ahead=4 * CHUNK_IMAGES).train(step=0, epochs=1_000)
         next(stream)
         found = {"first_batch": time.time() - started}
-        for _ in range(4 * CHUNK_IMAGES // BATCH):
+        warm_up = 4 * CHUNK_IMAGES // BATCH if source.index.count("train") > IMAGES else source.steps_per_epoch
+        for _ in range(warm_up - 1):
             next(stream)
+        found["start_pairs_per_s"] = warm_up * BATCH / (time.perf_counter() - begun)
         start, pairs = time.perf_counter(), 0
         while time.perf_counter() < start + seconds:
             pairs += len(next(stream).image_ids)
@@ -84,9 +91,11 @@ def _task_mib() -> float:
     return max(found)
 
 
-def run_case(root: str, seconds: float) -> dict[str, float]:
-    """Runs a case in a process of its own, and returns its figures."""
-    command = [sys.executable, "-m", "benchmarks.feed", "--case", root, str(seconds), str(time.time())]
+def run_case(root: str, seconds: float, cached: str) -> dict[str, float]:
+    """Runs a case in a process of its own, with a cold cache, and returns its figures."""
+    if cached:
+        shutil.rmtree(cached, ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks.feed", "--case", root, str(seconds), str(time.time()), cached]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -94,7 +103,7 @@ def run_case(root: str, seconds: float) -> dict[str, float]:
 
 def make_shards(folder: Path) -> None:
     """Makes the shards of the phantoms, nearly all of them for training."""
-    corpus = ("--corpus.phantom.count", str(PHANTOMS + 40), "--corpus.phantom.size", str(STORED))
+    corpus = ("--corpus.phantom.count", str(IMAGES * 66 // 64), "--corpus.phantom.size", str(STORED))
     split = ("--corpus.split.val", "0.01", "--corpus.split.test", "0.005")
     command = [sys.executable, "jobs/shard.py", "--shards.root", str(folder), *corpus, *split]
     subprocess.run([*command, "--shards.rows", str(ROWS)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -121,9 +130,9 @@ def with_images(made: Path, folder: Path, images: int) -> None:
     write_index(locate(str(folder)), index.model_copy(update=changed))
 
 
-def measure(root: str, seconds: float, repeats: int, what: str) -> dict[str, Any]:
+def measure(root: str, seconds: float, repeats: int, what: str, cached: str = "") -> dict[str, Any]:
     """Returns the medians of the figures of several runs of a case, and the speed in each of them."""
-    found = [run_case(root, seconds) for _ in track(range(repeats), what)]
+    found = [run_case(root, seconds, cached) for _ in track(range(repeats), what)]
     medians = {name: round(statistics.median(one[name] for one in found), 1) for name in found[0]}
     return {**medians, "each": [round(one["pairs_per_s"], 1) for one in found]}
 
@@ -135,10 +144,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="how long each run is measured")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts")
     parser.add_argument("--no-bucket", action="store_true", help="measure the local disk alone")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
-        print(json.dumps(case(given.case[0], *map(float, given.case[1:]))), flush=True)
+        root, seconds, started, cached = given.case
+        print(json.dumps(case(root, float(seconds), float(started), cached)), flush=True)
         return
     console = Console()
     result: dict[str, Any] = {"images_stored_px": STORED, "size": SIZE, "tasks": TASKS, "latency_seconds": LATENCY}
@@ -151,12 +161,13 @@ def main() -> None:
             result[what] = measure(str(folder / str(images)), given.seconds, given.repeats, what)
             shutil.rmtree(folder / str(images))
         if not given.no_bucket:
-            with_images(folder / "made", folder / "bucket", PHANTOMS)
+            with_images(folder / "made", folder / "bucket", IMAGES)
             result |= in_bucket(folder / "bucket", given.seconds, given.repeats)
-    table = Table("case", "first batch, s", "pairs/s", "memory of a task, MiB")
+    table = Table("case", "first batch, s", "pairs/s, first epoch", "pairs/s, then", "memory of a task, MiB")
     for what, found in result.items():
         if isinstance(found, dict):
-            table.add_row(what, *(f"{found[key]:.0f}" for key in ("first_batch", "pairs_per_s", "task_mib")))
+            keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
+            table.add_row(what, *(f"{found[key]:.0f}" for key in keys))
     console.print(table)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
@@ -177,8 +188,11 @@ def in_bucket(shards: Path, seconds: float, repeats: int) -> dict[str, Any]:
                 client.put_object(Bucket=BUCKET, Key=f"{PREFIX}/{file.name}", Body=file.read_bytes())
             for what, delay in (("bucket", 0.0), ("bucket, 30 ms per request", LATENCY)):
                 with FaultyProxy(running, delay=delay) as proxy:
-                    os.environ.update(running.environment if not delay else proxy.environment)
-                    result[what] = measure(f"s3://{BUCKET}/{PREFIX}", seconds, repeats, what)
+                    os.environ.update(proxy.environment if delay else running.environment)
+                    root = f"s3://{BUCKET}/{PREFIX}"
+                    result[what] = measure(root, seconds, repeats, what, str(place / "cache"))
+                    without = f"{what}, no cache"
+                    result[without] = measure(root, seconds, repeats, without)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return result
