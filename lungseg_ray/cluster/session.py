@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -53,7 +55,7 @@ def cluster(*, processes: int) -> Iterator[None]:
             _check_answers(address)
             _start(**quiet)
         else:
-            with _on_loopback():
+            with _closed_to_others():
                 _start(
                     address="local",
                     num_cpus=max(cores(), processes + 1),
@@ -120,23 +122,35 @@ def _stop() -> None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Lets a local cluster that starts in the block listen on the loopback address alone.
+def _closed_to_others() -> Iterator[None]:
+    """Lets a local cluster that starts in the block listen on the loopback address alone, with a token of its own.
 
-    Ray does so where it takes it for granted that no other machine will join, as on macOS. Elsewhere it listens on all
-    addresses, and asks the system for the route to a public one.
+    Ray listens there where it takes it for granted that no other machine will join, as on macOS. Elsewhere it listens
+    on all addresses, and asks the system for the route to a public one. It asks for a token by default, but writes it
+    into a file that every user of the machine can read.
     """
-    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    in_environment = os.environ.get(name)
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ours = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    in_environment = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        if in_environment is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = in_environment
+        for name, value in in_environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@lru_cache(maxsize=1)
+def _token() -> str:
+    """Returns the token of the local clusters of this process, in which Ray's C++ code keeps it."""
+    return secrets.token_hex(32)
 
 
 def _check_answers(address: str) -> None:
