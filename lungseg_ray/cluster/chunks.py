@@ -23,6 +23,10 @@ Row = TypeVar("Row")
 _ERRORS: dict[str, type[Exception]] = {"user": UserError, "job": JobFailedError, "system": OSError}
 
 
+_MOST_TASKS = 4096
+"""With more chunks than this, a task runs several."""
+
+
 class Work(Protocol):
     """Work on numbered chunks, in three stages.
 
@@ -84,14 +88,15 @@ def map_chunks(
     # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus, would be
     # unpickled for each chunk.
     reference = ray.put(work)
-    chunks = ray.data.range(count, override_num_blocks=count)
     if device == "cpu" or not devices:
+        chunks = ray.data.range(count, override_num_blocks=min(count, _MOST_TASKS))
         size = min(workers or _cpus_that_compute(), cpus, count)
         stage = _Stage(reference, ("prepare", "compute", "finish"), "cpu", kind)
         done = _map(chunks, stage, compute=ray.data.TaskPoolStrategy(size=size))
     else:
         actors = min(workers or devices, devices, count)
         options: dict[str, Any] = {"num_gpus": 1} if resource == "GPU" else {"resources": {resource: 1}}
+        chunks = ray.data.range(count, override_num_blocks=count)
         prepared = _map(chunks, _Stage(reference, ("prepare",), "cpu", None))
         computed = prepared.map_batches(
             _Device,

@@ -87,8 +87,8 @@ def evaluate(
         result["layout"] = listing.recognised
         result["corpus"] = str(listing.corpus.root)
         result["unlabelled"] = len(listing.unlabelled)
-    table = [row.columns for row in rows.values()]
-    (out / PER_IMAGE).write_csv(table, list(dict.fromkeys(key for row in table for key in row)))
+    columns = dict.fromkeys(key for row in rows.values() for key in row.columns)
+    (out / PER_IMAGE).write_csv((row.columns for row in rows.values()), list(columns))
     (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     return result

@@ -21,7 +21,7 @@ from lungseg_ray.shards.format import ShardRow
 from lungseg_ray.text import free_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFigures:
     """The figures of one image, on the grid of its decoded pixels.
 
@@ -52,7 +52,7 @@ class ImageFigures:
         return own | {free_name(name, [*own, *self.values]): value for name, value in self.groups.items()} | self.values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MeasuredImage:
     """What became of one image.
 

@@ -48,7 +48,7 @@ _NO_FILE = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 """The errors of a system that cannot have a file of a certain name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The outcome of the prediction of one image.
 
@@ -246,8 +246,8 @@ def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None)
     work = _Predict(job, model, names)
     done = map_chunks(work, -(-len(names) // job.batch), Prediction, workers=job.workers, device=job.device)
     found = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda one: one.image)
-    table = [one.columns for one in found]
-    (job.out / TABLE).write_csv(table, list(dict.fromkeys(key for row in table for key in row)))
+    columns = dict.fromkeys(key for one in found for key in one.columns)
+    (job.out / TABLE).write_csv((one.columns for one in found), list(columns))
     if all(one.status == "set aside" for one in found):
         raise UserError(f"{job.images}: none of {len(found)} images can be used:\n{describe_predictions(found, job)}")
     return found
