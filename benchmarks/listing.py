@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import list_corpus
+from lungseg_ray.corpus.layouts import list_corpus
 from tests.storage.object_store import FaultyProxy, ObjectStore
 
 ROOT = Path(__file__).resolve().parent.parent

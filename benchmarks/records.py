@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,13 +103,14 @@ def _contents() -> Callable[[int, list[Any]], Any]:
     facts = {"height": 64, "width": 64, "channels": 1, "intensity_mean": 0.4, "intensity_square": 0.2}
 
     def make(number: int, records: list[Any]) -> Contents:
-        rows, checks = [], []
+        rows: list[dict[str, Any]] = []
+        checks: list[Mapping[str, Any]] = []
         for record in records:
             sums = [hashlib.sha256(f"{kind} {record.image_id}".encode()).hexdigest() for kind in ("image", "mask")]
             own = {"image_id": record.image_id, "patient_id": record.patient_id, "label_pixels": {0: 4000, 1: 96}}
             rows.append({**facts, **own, "image_sha256": sums[0], "mask_sha256": sums[1]})
             look = Appearance(record.image_id, flat=False, dark=False, empty=False, inverted=False, outline=False)
-            checks.append(Check(record.image_id, record.split, sums[0], sums[1], 0.5, 0.5, look))
+            checks.append(asdict(Check(record.image_id, record.split, sums[0], sums[1], 0.5, 0.5, look)))
         return Contents.from_json(Contents(rows, [], checks, f"{number:064x}").to_json())
 
     return make

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lungseg_ray.config import CorpusSettings, Settings
-from lungseg_ray.corpus import SPLITS, MaskSource, Record, Sample, Split
+from lungseg_ray.corpus.record import SPLITS, MaskSource, Record, Sample, Split
 from lungseg_ray.run import checkpoint
 from lungseg_ray.shards.format import read_contents, write_file
 from lungseg_ray.shards.index import SCHEMA_VERSION, Shard, ShardIndex, SplitFigures, write_index

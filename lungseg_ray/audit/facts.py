@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import Record, Sample, read_image, read_sample
 from lungseg_ray.corpus.phantom import is_phantom
-from lungseg_ray.corpus.read import redact_paths
+from lungseg_ray.corpus.read import read_image, read_sample, redact_paths
+from lungseg_ray.corpus.record import Record, Sample
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 HASH_SIDE = 16

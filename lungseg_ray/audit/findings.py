@@ -10,7 +10,7 @@ from typing import Literal
 from lungseg_ray.audit.duplicates import MOST, DuplicatePair
 from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.audit.result import Audit
-from lungseg_ray.corpus import REASONS, SPLITS, STUDY_KEY
+from lungseg_ray.corpus.record import REASONS, SPLITS, STUDY_KEY
 from lungseg_ray.text import counted
 
 Weight = Literal["mend", "look", "know"]

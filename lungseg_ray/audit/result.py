@@ -10,7 +10,7 @@ from lungseg_ray.audit.duplicates import DuplicatePair
 from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.audit.outliers import Outlier
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import Record, SetAside
+from lungseg_ray.corpus.record import Record, SetAside
 from lungseg_ray.storage import Location
 from lungseg_ray.text import free_name
 

@@ -130,11 +130,12 @@ def _closed_to_others() -> Iterator[None]:
     into a file that every user of the machine can read.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
-    ours = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    # Ray itself sets the mode where it is not set.
+    names = (ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+    in_environment = {name: os.environ.get(name) for name in names}
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
-    in_environment = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+        os.environ["RAY_AUTH_TOKEN"] = _token()
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
@@ -142,7 +143,7 @@ def _closed_to_others() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
         for name, value in in_environment.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

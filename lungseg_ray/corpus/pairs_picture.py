@@ -8,8 +8,8 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus.read import Sample, read_sample
-from lungseg_ray.corpus.record import Record
+from lungseg_ray.corpus.read import read_sample
+from lungseg_ray.corpus.record import Record, Sample
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import figure_png, fit_labels_to, fit_to, overlay
 from lungseg_ray.storage import PATIENCE_SECONDS, retry

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lungseg_ray.corpus.read import Sample
+from lungseg_ray.corpus.record import Sample
 from lungseg_ray.imaging import Pixels, limited, resize_area
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from lungseg_ray.corpus.annotations.documents import read_annotation
 from lungseg_ray.corpus.annotations.drawing import Drawing
 from lungseg_ray.corpus.annotations.runs import RunLengths, cells_of
 from lungseg_ray.corpus.decode import Decoded, White, decode_image, decode_mask
-from lungseg_ray.corpus.picture import Spacing, check_bytes
-from lungseg_ray.corpus.record import ANY_SCALE, MaskSource, Record
+from lungseg_ray.corpus.picture import check_bytes
+from lungseg_ray.corpus.record import ANY_SCALE, MaskSource, Record, Sample
 from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.corpus.structures import structure_label
 from lungseg_ray.errors import BadFileError
@@ -35,31 +34,6 @@ from lungseg_ray.storage import Location, StorageError, translate_errors
 LEAST_SIDE = 32
 """The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A decoded image with its mask.
-
-    Attributes:
-        image: The image as (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
-        mask: The label map as (H, W) uint8; pixels with `IGNORE_LABEL` are left out.
-        source_height: Rows of the image in the file, before it was reduced.
-        source_width: Columns of the image in the file, before it was reduced.
-        source_bits: Bits per value in the file; a sample has 8.
-        spacing: Pixel spacing in the file, millimetres (row, column); None if the file does not specify it.
-        image_sha256: The SHA-256 of the image file (for a phantom, of its pixels), hexadecimal.
-        mask_sha256: The SHA-256 of all mask files in their order (for a phantom, of the mask's pixels), hexadecimal.
-    """
-
-    image: Pixels
-    mask: Pixels
-    source_height: int
-    source_width: int
-    source_bits: int
-    spacing: Spacing
-    image_sha256: str
-    mask_sha256: str
 
 
 def read_sample(record: Record, settings: CorpusSettings, *, longer_side: int) -> Sample:

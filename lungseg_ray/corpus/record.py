@@ -1,4 +1,4 @@
-"""The metadata of one image: its location, its patient, its split, and the reasons for which a file is set aside.
+"""One image of a corpus before and after it is read, and the reasons for which a file is set aside.
 
 All later stages of the system get images as these records, whatever the layout of the corpus.
 """
@@ -9,6 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from lungseg_ray.corpus.picture import Spacing
+from lungseg_ray.imaging import Pixels
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -139,6 +142,31 @@ class SetAside:
     uri: str
     reason: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded image with its mask.
+
+    Attributes:
+        image: The image as (H, W, C) uint8, C = 1 (grey) or 3 (RGB).
+        mask: The label map as (H, W) uint8; pixels with `IGNORE_LABEL` are left out.
+        source_height: Rows of the image in the file, before it was reduced.
+        source_width: Columns of the image in the file, before it was reduced.
+        source_bits: Bits per value in the file; a sample has 8.
+        spacing: Pixel spacing in the file, millimetres (row, column); None if the file does not specify it.
+        image_sha256: The SHA-256 of the image file (for a phantom, of its pixels), hexadecimal.
+        mask_sha256: The SHA-256 of all mask files in their order (for a phantom, of the mask's pixels), hexadecimal.
+    """
+
+    image: Pixels
+    mask: Pixels
+    source_height: int
+    source_width: int
+    source_bits: int
+    spacing: Spacing
+    image_sha256: str
+    mask_sha256: str
 
 
 def _shallow(one: Record | MaskSource) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.config import Device, EvaluateSettings
-from lungseg_ray.corpus import Listing, SetAside
+from lungseg_ray.corpus.layouts import Listing
+from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
 from lungseg_ray.evaluation.images import Images

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import Record, read_sample
+from lungseg_ray.corpus.read import read_sample
+from lungseg_ray.corpus.record import Record
 from lungseg_ray.shards.format import ShardRow, read_rows
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lungseg_ray.config import EvaluateSettings
-from lungseg_ray.corpus import SetAside
+from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.evaluation.images import Images
 from lungseg_ray.inference.predictor import Model

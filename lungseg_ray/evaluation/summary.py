@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from lungseg_ray.config import EvaluateSettings
-from lungseg_ray.corpus import STUDY_KEY
+from lungseg_ray.corpus.record import STUDY_KEY
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.measure import ImageFigures
 from lungseg_ray.numerics import metrics

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import albumentations as A
 import cv2
 import numpy as np
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import Pixels, resize_labels
 from lungseg_ray.names import PRESETS
+
+# albumentations imports PyTorch for its converter to tensors, which takes a second in every data task. It does without
+# if that module cannot be imported, as is the case here for the moment.
+sys.modules.setdefault("albumentations.pytorch", None)  # type: ignore[arg-type]
+import albumentations as A  # noqa: E402
+
+if sys.modules["albumentations.pytorch"] is None:
+    del sys.modules["albumentations.pytorch"]
 
 _Pairs = Sequence[tuple[int, int]]
 

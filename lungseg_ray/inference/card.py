@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from lungseg_ray.config import Settings
-from lungseg_ray.corpus import SPLITS, Split
+from lungseg_ray.corpus.record import SPLITS, Split
 from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection
 from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.text import markdown

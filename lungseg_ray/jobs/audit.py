@@ -19,8 +19,9 @@ from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
-from lungseg_ray.corpus import SPLITS, Record, SetAside, Split, assign_splits, list_corpus
-from lungseg_ray.corpus.split import prescribed
+from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
+from lungseg_ray.corpus.split import assign_splits, prescribed
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import CorpusSettings, EvaluateJob, Mark, Roots, Settings, explicitly_set, marked, merge
-from lungseg_ray.corpus import Listing, assign_splits, list_corpus
+from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.layouts.table import is_table
+from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import evaluate
 from lungseg_ray.evaluation.images import CorpusImages, Images, ShardImages

@@ -21,11 +21,11 @@ from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import PredictJob, differences
-from lungseg_ray.corpus import REASONS
 from lungseg_ray.corpus.decode import Decoded, decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
 from lungseg_ray.corpus.layouts.tree import SUFFIXES, is_junk
 from lungseg_ray.corpus.read import decode_alone, fetch
+from lungseg_ray.corpus.record import REASONS
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import Pixels, overlay, png, png_with_source, source_of_png
 from lungseg_ray.inference.predictor import Model

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import ShardJob
-from lungseg_ray.corpus import list_corpus
+from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.layouts.dicom import find_path
 from lungseg_ray.corpus.pairs_picture import draw_pairs
 from lungseg_ray.errors import UserError

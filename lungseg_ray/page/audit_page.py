@@ -12,7 +12,7 @@ from lungseg_ray.audit.facts import EDGES, ImageFacts, read_for_audit
 from lungseg_ray.audit.findings import column_counts, list_findings
 from lungseg_ray.audit.outliers import FAR
 from lungseg_ray.audit.result import TABLE, Audit
-from lungseg_ray.corpus import REASONS, SPLITS
+from lungseg_ray.corpus.record import REASONS, SPLITS
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.imaging import PREDICTED, TRUTH, hex_colour, overlay, png
 from lungseg_ray.numerics.labels import IGNORE_LABEL

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache, partial
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -20,13 +21,13 @@ from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
-from lungseg_ray.corpus.read import Sample, read_sample
-from lungseg_ray.corpus.record import SPLITS, Record, SetAside
+from lungseg_ray.corpus.read import read_sample
+from lungseg_ray.corpus.record import SPLITS, Record, Sample, SetAside
 from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.lease import acquire
-from lungseg_ray.shards.checks import Check, check
+from lungseg_ray.shards.checks import check
 from lungseg_ray.shards.describe import SET_ASIDE, Outcome, set_aside_table, what_was_found
 from lungseg_ray.shards.format import Contents, DamagedShardError, read_contents, write_file
 from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, ShardIndex, read_index, write_index
@@ -82,12 +83,12 @@ class _Writer:
     def _write(self, target: Location, records: Sequence[str]) -> Contents:
         rows: list[tuple[Record, Sample]] = []
         bad: list[SetAside] = []
-        checks: list[Check] = []
+        checks: list[dict[str, Any]] = []
         for record in map(Record.from_json, records):
             try:
                 sample = retry(partial(self._decode, record), seconds=PATIENCE_SECONDS)
                 rows.append((record, sample))
-                checks.append(check(record, sample))
+                checks.append(asdict(check(record, sample)))
             except BadFileError as error:
                 bad.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
         return retry(lambda: write_file(target, rows, bad, checks), seconds=PATIENCE_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,7 @@ from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import HASHED_SIDE, perceptual_hash
 from lungseg_ray.audit.outliers import z_scores
 from lungseg_ray.corpus.plausible import Appearance, AppearanceTally, appearance, foreground
-from lungseg_ray.corpus.read import Sample
-from lungseg_ray.corpus.record import SPLITS, Record
+from lungseg_ray.corpus.record import SPLITS, Record, Sample
 from lungseg_ray.imaging import resize_area
 from lungseg_ray.text import counted
 
@@ -53,7 +52,7 @@ class Check:
     look: Appearance
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Check:
+    def of(cls, fields: Mapping[str, Any]) -> Check:
         """Builds a check from its `asdict`."""
         return cls(**{**fields, "look": Appearance(**fields["look"])})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,12 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lungseg_ray.corpus.read import Sample
-from lungseg_ray.corpus.record import Record, SetAside
+from lungseg_ray.corpus.record import Record, Sample, SetAside
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.imaging import count_labels
 from lungseg_ray.numerics.labels import IGNORE_LABEL
-from lungseg_ray.shards.checks import Check
 from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, SUM, Shard, json_sum
 from lungseg_ray.storage import Location, StorageError, translate_errors
 from lungseg_ray.storage.parquet import open_parquet
@@ -90,7 +88,7 @@ def write_file(
     target: Location,
     rows: Sequence[tuple[Record, Sample]],
     set_aside: Sequence[SetAside] = (),
-    checks: Sequence[Check] = (),
+    checks: Sequence[Mapping[str, Any]] = (),
 ) -> Contents:
     """Writes one shard, atomically.
 
@@ -99,7 +97,7 @@ def write_file(
         rows: The record and the sample of each row; may be empty.
         set_aside: The files that were planned for this shard and cannot be used. They are kept in the metadata of the
             file.
-        checks: The checks of the rows, which are kept there, too.
+        checks: What `lungseg_ray.shards.checks` keeps of the rows, as JSON can hold it; it is kept there, too.
 
     Returns:
         What the shard contains, as `read_contents` would return it.
@@ -109,7 +107,7 @@ def write_file(
     """
     notes: dict[str, Any] = {
         "set_aside": [asdict(one) for one in set_aside],
-        "checks": [asdict(one) for one in checks],
+        "checks": list(checks),
     }
     sink = pa.BufferOutputStream()
     dictionary = ["patient_id", "channels"]
@@ -177,20 +175,20 @@ class Contents:
     Attributes:
         rows: All columns but the pixels of all rows.
         set_aside: The files that were planned for the shard and cannot be used.
-        checks: The checks of the rows.
+        checks: What `lungseg_ray.shards.checks` keeps of the rows.
         footer: The SHA-256 of the footer, hexadecimal, as in `Shard`.
     """
 
     rows: list[dict[str, Any]]
     set_aside: list[SetAside]
-    checks: list[Check]
+    checks: list[Mapping[str, Any]]
     footer: str
 
     def to_json(self) -> str:
         """Returns the contents as a JSON text."""
         rows = [{**row, "label_pixels": list(row["label_pixels"].items())} for row in self.rows]
-        set_aside, checks = ([asdict(one) for one in some] for some in (self.set_aside, self.checks))
-        return json.dumps({"rows": rows, "set_aside": set_aside, "checks": checks, "footer": self.footer})
+        set_aside = [asdict(one) for one in self.set_aside]
+        return json.dumps({"rows": rows, "set_aside": set_aside, "checks": self.checks, "footer": self.footer})
 
     @classmethod
     def from_json(cls, text: str) -> Contents:
@@ -198,7 +196,7 @@ class Contents:
         fields = json.loads(text)
         rows = [{**row, "label_pixels": dict(row["label_pixels"])} for row in fields["rows"]]
         set_aside = [SetAside(**one) for one in fields["set_aside"]]
-        return cls(rows, set_aside, [Check.of(one) for one in fields["checks"]], fields["footer"])
+        return cls(rows, set_aside, fields["checks"], fields["footer"])
 
 
 def read_contents(place: Location) -> Contents:
@@ -221,7 +219,7 @@ def read_contents(place: Location) -> Contents:
         return Contents(
             rows,
             [SetAside(**one) for one in notes["set_aside"]],
-            [Check.of(one) for one in notes["checks"]],
+            notes["checks"],
             footer,
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import SPLITS, SetAside, Split
-from lungseg_ray.shards.checks import CheckTally
+from lungseg_ray.shards.checks import Check, CheckTally
 from lungseg_ray.shards.format import Contents
 from lungseg_ray.shards.index import SCHEMA_VERSION, Shard, ShardIndex, SplitFigures
 
@@ -57,7 +57,7 @@ class IndexBuilder:
                 names = (split, row["image_id"], row["patient_id"], row["image_sha256"], row["mask_sha256"])
                 self._content.add(names)
         skipped = {contents.rows[number]["image_id"] for number in skip}
-        for check in contents.checks:
+        for check in map(Check.of, contents.checks):
             if check.image_id not in skipped:
                 self._checks.add(check)
         shard = Shard(file=file, split=split, rows=len(contents.rows), footer=contents.footer, skip=tuple(skip))

@@ -15,7 +15,7 @@ from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import ImageFacts, LabelFacts
 from lungseg_ray.audit.result import Audit, write_table
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import MaskSource, Record
+from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.storage import locate
 
 LUNG = LabelFacts(share=0.3, parts=2, specks=0, ratio=0.9, touches=(), left=0.5, row=0.5, column=0.5)

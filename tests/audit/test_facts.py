@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lungseg_ray.audit.facts import LabelFacts, image_facts, intensity, measure_label, perceptual_hash
-from lungseg_ray.corpus import MaskSource, Record, Sample
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.record import MaskSource, Record, Sample
 from tests.audit.helpers import make_audit, table_of
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lungseg_ray.audit.facts import LabelFacts
 from lungseg_ray.audit.findings import Finding, list_findings, usual_parts
-from lungseg_ray.corpus import SetAside
+from lungseg_ray.corpus.record import SetAside
 from tests.audit.helpers import LUNG, make_audit, make_facts, three_splits
 
 

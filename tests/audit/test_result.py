@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lungseg_ray.audit.facts import LabelFacts
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import SetAside
+from lungseg_ray.corpus.record import SetAside
 from tests.audit.helpers import LUNG, make_audit, make_facts, table_of
 
 

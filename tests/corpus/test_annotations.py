@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.annotations.documents import read_annotation, read_collection
 from lungseg_ray.corpus.annotations.drawing import Drawing, Shape
 from lungseg_ray.corpus.annotations.runs import bounds, is_relative
 from lungseg_ray.corpus.layouts import Listing
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.structures import structure_label
 from lungseg_ray.errors import BadFileError, UserError
 from tests.corpus.kinds import png

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import list_corpus, read_sample
+from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.read import read_sample
 from tests.helpers import ROOT
 
 CASES = ROOT / "../shared/cases/trees.py"

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import Listing, list_corpus
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.errors import BadFileError, UserError
 from tests.corpus.kinds import png
 from tests.corpus.trees import chest, listing

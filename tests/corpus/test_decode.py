@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.decode import decode_image, decode_mask
 from lungseg_ray.corpus.phantom import draw
-from lungseg_ray.corpus.read import Sample, read_image, read_sample
-from lungseg_ray.corpus.record import MaskSource, Record
+from lungseg_ray.corpus.read import read_image, read_sample
+from lungseg_ray.corpus.record import MaskSource, Record, Sample
 from lungseg_ray.errors import BadFileError
 from tests.corpus.kinds import raw_png, turned
 from tests.helpers import DATA, mapped

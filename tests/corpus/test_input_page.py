@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import REASONS, assign_splits, list_corpus, read_image, read_sample
+from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.read import read_image, read_sample
+from lungseg_ray.corpus.record import REASONS
+from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import BadFileError, UserError
 from tests.corpus import kinds
 from tests.corpus.kinds import USED, Kind

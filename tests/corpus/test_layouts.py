@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.layouts.tree import SUFFIXES, entries_of
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.storage import locate, location
 from tests.corpus import trees

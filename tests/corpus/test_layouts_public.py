@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import Listing, files_state, list_corpus
 from lungseg_ray.corpus.layouts.readings import reading_groups
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.record import Record
 from lungseg_ray.errors import UserError
 from tests.corpus import trees

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lungseg_ray.corpus import probe, read_sample
+from lungseg_ray.corpus import probe
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.record import ANY_SCALE
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.storage import StorageError

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.layouts.patients import name_patients
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.record import Record
 from tests.corpus.dicoms import dataset, encoded
 from tests.corpus.kinds import png

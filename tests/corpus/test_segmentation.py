@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import read_sample
 from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.errors import BadFileError
 from tests.corpus.dicoms import dataset, encoded, real

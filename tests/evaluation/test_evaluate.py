@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lungseg_ray.config import EvaluateSettings
-from lungseg_ray.corpus import Sample
+from lungseg_ray.corpus.record import Sample
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import ImageFigures, measure_image

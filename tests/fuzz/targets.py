@@ -15,10 +15,11 @@ import numpy as np
 from pydicom import uid
 
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import decode, dicom, read_sample
+from lungseg_ray.corpus import decode, dicom
 from lungseg_ray.corpus.annotations.documents import read_annotation, read_collection
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.picture import MOST_PIXELS
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.record import REASONS, SPLITS
 from lungseg_ray.corpus.segmentation import draw_segmentation, is_segmentation
 from lungseg_ray.errors import BadFileError, UserError

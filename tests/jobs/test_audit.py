@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lungseg_ray.audit.result import Audit
 from lungseg_ray.config import Settings, ShardJob, SplitSettings, load_settings
-from lungseg_ray.corpus import MaskSource, Record, Split
+from lungseg_ray.corpus.record import MaskSource, Record, Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.audit import assign_possible_splits, audit, audit_summary
 from lungseg_ray.storage import Location

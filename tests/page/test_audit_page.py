@@ -9,8 +9,8 @@ import pytest
 from lungseg_ray.audit.facts import ImageFacts, LabelFacts
 from lungseg_ray.audit.result import Audit
 from lungseg_ray.config import CorpusSettings
-from lungseg_ray.corpus import MaskSource, Record, SetAside
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.record import MaskSource, Record, SetAside
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.storage import locate
 from tests.audit.helpers import make_audit, make_facts, three_splits

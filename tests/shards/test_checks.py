@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.plausible import appearance, foreground
-from lungseg_ray.corpus.read import Sample
-from lungseg_ray.corpus.record import SPLITS, MaskSource, Record, Split
+from lungseg_ray.corpus.record import SPLITS, MaskSource, Record, Sample, Split
 from lungseg_ray.shards.checks import Check, CheckTally, check
 
 Pixels = NDArray[np.uint8]

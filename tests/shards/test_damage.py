@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from lungseg_ray.corpus import MaskSource, Record
+from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.format import SCHEMA, DamagedShardError, read_contents, read_rows, read_table, write_file
 from lungseg_ray.shards.index import INDEX, Shard, read_index, write_index

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lungseg_ray.corpus import MaskSource, Record, Sample, SetAside
+from lungseg_ray.corpus.record import MaskSource, Record, Sample, SetAside
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.format import SCHEMA, ShardRow, read_contents, read_rows, write_file
 from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, Shard, json_sum, read_index

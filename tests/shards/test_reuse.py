@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lungseg_ray.config import Settings, dump, load_settings
-from lungseg_ray.corpus import list_corpus
+from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.errors import UserError
 from lungseg_ray.shards.index import ShardIndex, write_index
 from lungseg_ray.shards.reuse import changed_corpus, find_shards, with_shard_settings
