@@ -73,8 +73,8 @@ class FeedSettings(Section):
     )
     cache: Annotated[NodeFolder, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         "auto",
-        description="Folder on the disk of each node for copies of the shards; auto: in that for temporary files, if "
-        "the shards are in a bucket; off: none.",
+        description="Folder on the disk of each node for copies of the shards; auto: one in TMPDIR or /var/tmp, if the "
+        "shards are in a bucket; off: none.",
     )
     cache_gib: Annotated[PositiveFloat, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         100.0, description="Largest size of these copies, GiB. A twentieth of the disk stays free in any case."

@@ -20,6 +20,7 @@ from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import REQUESTS, Location
 
 _NAME = "lungseg-ray-shards-"
+_ON_DISK = "/var/tmp"
 _KEPT_FREE = 0.05
 """The cache leaves this share of the disk free."""
 _SCANNED_SECONDS = 5.0
@@ -37,7 +38,7 @@ class ShardCache:
     checked when it is read, as every shard. Those that were not used for the longest time make room for others.
 
     Attributes:
-        folder: The folder; empty for one in that for temporary files.
+        folder: The folder; empty for one of the user's own in `TMPDIR` or /var/tmp.
         most_bytes: The maximum size of all copies, bytes.
     """
 
@@ -157,7 +158,11 @@ def _pool() -> ThreadPoolExecutor:
 @lru_cache(maxsize=4)
 def _folder(name: str) -> Path | None:
     """Returns the folder of the cache, made if necessary; None if there can be none that is this user's own."""
-    place = Path(name) if name else Path(tempfile.gettempdir()) / f"{_NAME}{os.getuid()}"
+    # In many systems, /tmp is in memory.
+    usual = (
+        _ON_DISK if not os.environ.get("TMPDIR") and os.access(_ON_DISK, os.W_OK | os.X_OK) else tempfile.gettempdir()
+    )
+    place = Path(name) if name else Path(usual) / f"{_NAME}{os.getuid()}"
     try:
         place.mkdir(mode=0o700, parents=bool(name), exist_ok=True)
         mine = not place.is_symlink() and place.stat().st_uid == os.getuid()

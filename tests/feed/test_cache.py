@@ -105,7 +105,8 @@ def test_no_room(shards: tuple[Location, list[Shard]], tmp_path: Path, monkeypat
 
 
 def test_the_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
     folder = module._folder("")
     assert folder
     assert folder.stat().st_mode & 0o777 == 0o700
