@@ -10,12 +10,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import ray
 import ray.data
 from ray._private import auto_init_hook, ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
@@ -119,6 +119,8 @@ def _stop() -> None:
     auto_init_hook.enable_auto_connect = False
     with undisturbed(_STOPPING):
         ray.shutdown()
+    # The next cluster of this process may have another token.
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def _closed_to_others() -> Iterator[None]:
     names = (ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     in_environment = {name: os.environ.get(name) for name in names}
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = _token()
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -146,12 +148,6 @@ def _closed_to_others() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@lru_cache(maxsize=1)
-def _token() -> str:
-    """Returns the token of the local clusters of this process, in which Ray's C++ code keeps it."""
-    return secrets.token_hex(32)
 
 
 def _check_answers(address: str) -> None:

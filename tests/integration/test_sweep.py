@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from rich.console import Console
 
 from lungseg_ray.config import EvaluateJob, SweepJob, TrainJob
@@ -66,6 +67,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     write_shards(locate(str(root / "shards")), rows={"train": [7, 6], "val": [4], "test": [3]}, skip={})
     job = job_for(root)
     ray.shutdown()
+    # The cluster that the other tests share had a token of its own.
+    AuthenticationTokenLoader.instance().reset_cache()
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     try:
         found, output = go(job)
