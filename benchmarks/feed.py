@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.results import write_result
 from tests.processes import processes
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks/results/feed.json"
 LATENCY = 0.03
 IMAGES, STORED, ROWS, SIZE, BATCH, TASKS = 6016, 512, 64, 256, 16, 2
 SIZES = (IMAGES, 100_000, 1_000_000, 10_000_000)
@@ -169,9 +169,7 @@ def main() -> None:
             keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
             table.add_row(what, *(f"{found[key]:.0f}" for key in keys))
     console.print(table)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"Written: {RESULT}")
+    write_result("feed", result, console)
 
 
 def in_bucket(shards: Path, seconds: float, repeats: int) -> dict[str, Any]:

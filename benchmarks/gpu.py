@@ -14,14 +14,12 @@ Run it from the folder of the repository: python -m benchmarks.gpu
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.results import write_result
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.feed.batch import Batch
@@ -41,8 +40,6 @@ from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.model import build_model
 from lungseg_ray.training.precision import Precision
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks/results/gpu.json"
 PARITY_STEPS, PARITY_SIZE, PARITY_BATCH = 20, 64, 4
 WARM_UP, GROUPS, GROUP = 4, 5, 3
 ON_GPU = (
@@ -239,9 +236,7 @@ def main() -> None:
     console.print(
         f"Prediction, Unet++ with RegNetY-004 at {size} px: {result['prediction']['images_per_s']:.0f} images/s"
     )
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"Written: {RESULT}")
+    write_result("gpu", result, console)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Run it from the folder of the repository: python -m benchmarks.listing
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -27,12 +26,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.results import write_result
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus.layouts import list_corpus
 from tests.storage.object_store import FaultyProxy, ObjectStore
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks/results/listing.json"
 LATENCY = 0.03
 BUCKET = "corpus"
 KINDS = 97
@@ -180,9 +178,7 @@ def main() -> None:
             for name in given.trees:
                 add("bucket", name, in_bucket(name, given.files, given.repeats, running))
     console.print(table)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"Written: {RESULT}")
+    write_result("listing", result, console)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.results import write_result
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks/results/records.json"
 FILES, ROWS = 64, 64
 SIZES = (10_000, 100_000, 1_000_000)
 Made = TypeVar("Made")
@@ -139,9 +140,7 @@ def main() -> None:
         growth = math.log(result[last][phase] / result[first][phase]) / math.log(last / first) if last > first else 0.0
         table.add_row(phase, *(f"{one[phase]:.1f}" for one in result.values()), f"{growth:.2f}")
     console.print(table)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"Written: {RESULT}")
+    write_result("records", result, console)
 
 
 if __name__ == "__main__":

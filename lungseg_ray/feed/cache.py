@@ -113,9 +113,12 @@ class ShardCache:
             except FileNotFoundError:
                 return None
             try:
-                return copy if self._has_room(folder, len(data)) and _write(copy, data) else None
+                if not self._has_room(folder, len(data)):
+                    return None
+                _write(copy, data)
             except OSError:
                 return None
+            return copy
 
     def _has_room(self, folder: Path, size: int) -> bool:
         """Removes the copies that were not used for the longest time until there is room for another."""
@@ -125,6 +128,9 @@ class ShardCache:
                 _state.size, _state.counted = sum(found for _, found, _ in _copies(folder)), now
             disk = shutil.disk_usage(folder)
             excess = max(_state.size + size - self.most_bytes, size + int(_KEPT_FREE * disk.total) - disk.free)
+            if excess > _state.size:
+                # To remove all of them would not suffice.
+                return False
             if excess > 0:
                 for _, found, path in sorted(_copies(folder)):
                     if excess <= 0:
@@ -192,14 +198,13 @@ def _used(copy: Path) -> bool:
     return True
 
 
-def _write(copy: Path, data: bytes) -> bool:
+def _write(copy: Path, data: bytes) -> None:
     part = copy.with_suffix(f".{os.getpid()}-{threading.get_ident()}{_PART}")
     try:
         part.write_bytes(data)
         part.replace(copy)
     finally:
         part.unlink(missing_ok=True)
-    return True
 
 
 @contextmanager

@@ -104,6 +104,15 @@ def test_no_room(shards: tuple[Location, list[Shard]], tmp_path: Path, monkeypat
     assert copies(tmp_path / "cache") == set()
 
 
+def test_one_that_is_too_large_removes_no_other(shards: tuple[Location, list[Shard]], tmp_path: Path) -> None:
+    root, train = shards
+    small, large = sorted(train, key=lambda shard: (root / shard.file).info().size or 0)[:: len(train) - 1]
+    cache = ShardCache(str(tmp_path / "cache"), (root / small.file).info().size or 0)
+    for shard in (small, large, small):
+        assert cache.read_rows(root, shard, [0])
+        assert copies(tmp_path / "cache") == {small.footer}
+
+
 def test_the_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
