@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from lungseg_ray.imaging import figure_png
 from lungseg_ray.run.progress import History, rank_epochs
@@ -29,6 +30,9 @@ def curves(history: History) -> bytes:
     rate.plot(epochs, [row["lr"] for row in history], label="decoder and head")
     rate.plot(epochs, [row["encoder_lr"] for row in history], label="encoder", linestyle="--")
     rate.set_yscale("log")
+    # By default, powers of ten are written as formulas, which `figure_png` does not read.
+    for set_formatter in (rate.yaxis.set_major_formatter, rate.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))
     rate.set_title("Learning rate at the epoch's start")
     best = rank_epochs(history)[0]["epoch"]
     for axis in (loss, quality):
