@@ -78,8 +78,8 @@ def losses(device: torch.device, precision: Precision) -> list[float]:
     learner = Learner(settings, device=device, precision=precision, total_steps=PARITY_STEPS)
     found = []
     for batch in batches(PARITY_SIZE, PARITY_BATCH, PARITY_STEPS):
-        sums = learner.step(batch)
-        found.append(float(sums[0] / sums[3]))
+        sums = learner.step(batch).result().sums
+        found.append(sums["loss"] / sums["images"])
     return found
 
 

@@ -174,6 +174,11 @@ class TrainSettings(Section):
         "that is not supported, fp16. The choice is kept on resume.",
     )
     channels_last: bool = Field(True, description="Memory layout channels last, which is faster on most devices.")
+    compile: Annotated[bool, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        False,
+        description="Compile the network (torch.compile), which takes minutes at the start and needs a C++ compiler on "
+        "CPUs. If it cannot be compiled, it is trained as it is.",
+    )
     accumulate: PositiveInt = Field(
         1, description="Passes per optimiser step. More passes need less memory for the same batch."
     )

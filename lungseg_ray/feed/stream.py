@@ -10,7 +10,7 @@ hold a CPU for which another rank waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -202,12 +202,13 @@ class Feed:
         """The number of images that this rank processes in one step."""
         return self.source.batch // self.world_size
 
-    def train(self, *, step: int, epochs: int) -> ReadAhead:
+    def train(self, *, step: int, epochs: int, prepare: Callable[[Batch], Batch] = lambda batch: batch) -> ReadAhead:
         """Starts to prepare the batches from a global step to the end of the last epoch, in the background.
 
         Args:
             step: The global step of the first batch, counted from 0 over all epochs.
             epochs: The number of epochs after which the stream ends.
+            prepare: What is done with each batch in the background, such as its copy to a device.
 
         Returns:
             An iterator over the batches of this rank.
@@ -216,7 +217,7 @@ class Feed:
             JobFailedError: If a shard is damaged. The iterator raises it.
             RuntimeError: If a row is not the one that the order specifies. The iterator raises it.
         """
-        return ReadAhead(self._train(step, epochs), depth=max(self.ahead // self.batch, 1))
+        return ReadAhead(map(prepare, self._train(step, epochs)), depth=max(self.ahead // self.batch, 1))
 
     def validation(self) -> Iterator[Batch]:
         """Reads the share of the validation images that this rank gets.

@@ -21,10 +21,12 @@ class TrainingDisplay:
 
     Attributes:
         first_step: The time of the first step, seconds since 1970; None before it.
+        started: How the workers trained that started last; None before.
     """
 
     def __init__(self, console: Console, place: Location, epochs: int) -> None:
         self.first_step: float | None = None
+        self.started: Started | None = None
         self._console = console
         self._epochs = epochs
         self._best = float("inf")
@@ -63,6 +65,7 @@ class TrainingDisplay:
         self._console.print(text, highlight=False, markup=False)
 
     def _started(self, event: Started) -> None:
+        self.started = event
         where = f"from epoch {event.epoch + 1}" if event.step else "from the start"
         if event.step_in_epoch:
             where += f", step {event.step_in_epoch + 1} of {event.steps_per_epoch},"

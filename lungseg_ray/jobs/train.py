@@ -23,7 +23,7 @@ from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary, describe_detection
 from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
-from lungseg_ray.training.model import check_model, with_start
+from lungseg_ray.training.model import check_model, model_cost, with_start
 from lungseg_ray.workers.fit import fit
 
 
@@ -107,6 +107,10 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
             "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
             "total": round(time.time() - started, 1),
         }
+        if display.started:
+            # The backward pass takes twice the operations of the forward pass.
+            needed = 3e9 * model_cost(settings).gflops * summary["images_per_second"]
+            summary["matrix_rate_share"] = needed / (display.started.workers * display.started.matrix_rate)
         lease.check()
         run.write_summary(summary)
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
@@ -146,6 +150,9 @@ def _tell(run: Run, summary: RunSummary, console: Console) -> None:
         )
         lines += describe_detection(test)
         lines.append(f"Pictures: {run.place / CURVES}\n          {run.place / EVALUATION / 'test' / SHEET}")
+    share = summary.get("matrix_rate_share")
+    speed = f"Speed:    {summary['images_per_second']:.1f} images/s in training"
+    lines.append(speed + (f", {share:.0%} of what matrix products on the device would allow" if share else ""))
     lines.append(f"Model:    {run.place / BEST}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 

@@ -157,6 +157,8 @@ class RunSummary(TypedDict, total=False):
         val: Figures on the validation images.
         test: Figures on the test images; None if there are none.
         images_per_second: Training images per second, without validation.
+        matrix_rate_share: Floating-point operations of the convolutions in training, per second, as a share of those
+            that the devices of the workers make in large matrix products; missing if nothing was trained.
         data_wait_share: Share of the training time spent waiting for data, 0 to 1.
         checkpoint_wait_share: Share of the training time spent waiting for checkpoints, 0 to 1.
         skipped: Number of skipped steps.
@@ -168,6 +170,7 @@ class RunSummary(TypedDict, total=False):
     val: ValidationFigures
     test: Evaluation | None
     images_per_second: float
+    matrix_rate_share: float
     data_wait_share: float
     checkpoint_wait_share: float
     skipped: int

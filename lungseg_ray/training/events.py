@@ -34,6 +34,7 @@ class Started:
         device: The device that a worker computes on, such as "cpu" or "cuda:0".
         precision: Floating-point precision: "fp32", "bf16" or "fp16".
         threads: CPU threads of each worker.
+        matrix_rate: Floating-point operations per second at which a worker multiplies large matrices.
         parameters: Number of parameters of the network.
         frozen: Names of the parameters that get no gradient.
         best: The row of the best epoch so far; None before the first.
@@ -47,6 +48,7 @@ class Started:
     device: str
     precision: str
     threads: int
+    matrix_rate: float
     parameters: int
     frozen: tuple[str, ...]
     best: dict[str, float] | None

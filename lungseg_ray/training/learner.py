@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,29 +19,72 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics import optim
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.numerics.metrics import ValidationSums
+from lungseg_ray.numerics.undo import Undo
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.training.model import build_model
-from lungseg_ray.training.precision import Precision
+from lungseg_ray.training.precision import Precision, autocast
 
 UNUSED_PROBE_SIZE = 64
 """Height and width, in pixels, of the images of the probe that finds parameters without a gradient."""
+_LONGEST_REASON = 300
+"""Characters that are shown of the message of a compiler."""
 STEP_SUMS = ("loss", "loss_dice", "loss_bce", "images")
-"""The sums that `Learner.step` returns, in their order."""
+"""The sums of a step over the images of all workers: of the losses, and the number of images."""
 
 
-class NotFiniteError(Exception):
-    """A step that no worker may make, because a loss or the gradient of one of them is not finite.
+@dataclass(frozen=True)
+class StepResult:
+    """What became of a step.
 
     Attributes:
-        what: The quantity that is not finite, with its value.
-        image_ids: The images of this worker's batch, if its own loss is not finite; else empty.
+        batch: This worker's slice of the global batch.
+        sums: The `STEP_SUMS`.
+        agreed: The sums over all workers of what each of them gave to `Learner.step`.
+        not_finite: Why no worker made the step: which loss or gradient is not finite, with its value; None if it was
+            made.
+        own_loss_is_finite: Whether the losses of this worker are finite.
     """
 
-    def __init__(self, what: str, image_ids: list[str]) -> None:
-        super().__init__(what)
-        self.what = what
-        self.image_ids = image_ids
+    batch: Batch
+    sums: dict[str, float]
+    agreed: list[float]
+    not_finite: str | None
+    own_loss_is_finite: bool
+
+
+class Step:
+    """A step that the device has been asked to make.
+
+    Args:
+        batch: This worker's slice of the global batch.
+        values: The sums over all workers, then the norm of the gradient, whether the losses of this worker are finite,
+            and whether all are; float64, on the device.
+        fp16: Whether a gradient that is not finite is an overflow of fp16, which is expected now and then.
+    """
+
+    def __init__(self, batch: Batch, values: torch.Tensor, *, fp16: bool) -> None:
+        self._batch, self._fp16 = batch, fp16
+        self._values = values
+        self._copied: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def result(self) -> StepResult:
+        """Waits until the step is made, and returns what became of it."""
+        if self._copied:
+            self._copied.synchronize()
+        *shared, norm, own, finite = self._values.tolist()
+        sums = dict(zip(STEP_SUMS, shared, strict=False))
+        wrong = None
+        if not finite:
+            wrong = f"loss is {sums['loss']}"
+        elif not math.isfinite(norm) and not self._fp16:
+            wrong = f"norm of the gradient is {norm}"
+        return StepResult(self._batch, sums, shared[len(STEP_SUMS) :], wrong, bool(own))
 
 
 @dataclass
@@ -54,6 +100,7 @@ class Learner:
         all_reduce_sum: Returns the sum of float64 values over the workers.
         pretrained: Whether the model starts with the weights that the settings name; otherwise with random ones.
         frozen: Names of the parameters that get no gradient with this pair of architecture and encoder.
+        notes: Sentences for the user.
     """
 
     settings: Settings
@@ -64,6 +111,7 @@ class Learner:
     all_reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
     pretrained: bool = True
     frozen: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings, optimisation = self.settings, self.settings.optim
@@ -101,7 +149,53 @@ class Learner:
         decay = settings.train.average
         self.average = optim.WeightAverage(self.model, decay=decay) if decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.training_model = self.wrap(self.model)
+        self.training_model = self.wrap(self._compiled() if settings.train.compile else self.model)
+        self._undo = self._make_undo()
+
+    def _compiled(self) -> nn.Module:
+        """Returns the compiled model, or the model itself where a worker cannot compile it."""
+        compiled = cast(nn.Module, torch.compile(self.model, dynamic=False))
+        corpus, feed = self.settings.corpus, self.settings.feed
+        images = torch.zeros(self.settings.images_per_pass, corpus.channels, feed.size, feed.size, dtype=torch.uint8)
+        # A pass of both directions compiles the model; it changes the statistics of BatchNorm.
+        undo = Undo(self.model.buffers())
+        undo.keep()
+        failed = ""
+        try:
+            self.forward(compiled.train(), images).mean().backward()
+        except Exception as error:  # Compilers raise errors of many kinds.
+            failed = textwrap.shorten(f"{type(error).__name__}, {error}", _LONGEST_REASON)
+        undo.unless(torch.tensor(False, device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.all_reduce_sum(torch.tensor([float(bool(failed))], dtype=torch.float64))[0]:
+            return compiled
+        why = failed or "another worker cannot"
+        self.notes.append(f"The network is trained as it is, since it cannot be compiled (train.compile): {why}")
+        return self.model
+
+    def _make_undo(self) -> Undo:
+        """Returns what takes back a step that no worker may make.
+
+        Where Python knows in time that it is such a step, it has changed the buffers alone: the forward pass updates
+        the statistics of BatchNorm.
+        """
+        tensors = list(self.model.buffers())
+        if not self.late:
+            return Undo(tensors if self.settings.train.max_skipped else [])
+        tensors += [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        tensors += optim.create_state(self.optimizer)
+        if self.average:
+            tensors += [self.average.updates, *self.average.module.state_dict().values()]
+        return Undo(tensors)
+
+    @property
+    def late(self) -> int:
+        """The number of steps after which the result of a step is to be fetched.
+
+        It is 0 on CPUs, where Python has waited for it anyway. It is 1 on GPUs, which decide by themselves whether a
+        step is left out, so that they need not wait for Python.
+        """
+        return int(self.device.type != "cpu")
 
     @property
     def evaluated(self) -> nn.Module:
@@ -119,33 +213,29 @@ class Learner:
             (N, K, H, W) float32.
         """
         inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.memory_format).div_(255)
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        with torch.autocast(self.device.type, dtype=kind, enabled=self.precision != "fp32"):
+        with autocast(self.device, self.precision):
             logits: torch.Tensor = model(inputs)
         return logits.float()
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: Batch, wishes: Sequence[float] = ()) -> Step:
         """Makes one optimiser step on one batch. Every worker calls it.
+
+        If a loss or the gradient of any worker is not finite, no worker makes the step: weights, buffers and the state
+        of the optimiser stay as they were. The schedule counts it.
 
         Args:
             batch: This worker's slice of the global batch.
+            wishes: Numbers that are summed over the workers together with the losses.
 
         Returns:
-            (4,) float64, the `STEP_SUMS`: sums over the images of all workers of the total loss, the Dice loss and the
-            BCE loss, and the number of images.
-
-        Raises:
-            NotFiniteError: On every worker, if a loss or the gradient of any worker is not finite. Weights and
-                buffers stay as they were.
+            The step, which a GPU may not have made yet.
         """
         # Random numbers of a step (dropout) depend on (seed, step) alone, so that a resumed run draws the same ones.
         torch.manual_seed(self.settings.train.seed * 1_000_003 + batch.step)
         self.training_model.train()
         parts = self.settings.train.accumulate
-        # The forward pass updates the BatchNorm statistics; a step that is skipped must leave no trace there.
-        buffers = list(self.model.buffers()) if self.settings.train.max_skipped else []
-        before = [buffer.clone() for buffer in buffers]
-        sums = torch.zeros(4, dtype=torch.float64)
+        self._undo.keep()
+        losses_of_pieces = []
         pieces = zip(batch.images.chunk(parts), batch.masks.chunk(parts), strict=True)
         for number, (images, masks) in enumerate(pieces, start=1):
             hold = getattr(self.training_model, "no_sync", nullcontext) if number < parts else nullcontext
@@ -153,35 +243,30 @@ class Learner:
                 logits = self.forward(self.training_model, images)
                 losses = self.loss(logits, masks.to(self.device, non_blocking=True))
                 self.scaler.scale(losses.total / parts).backward()
-            values = torch.stack([part.detach() for part in (losses.total, losses.dice, losses.bce)]).double().cpu()
-            sums += torch.cat([values, torch.ones(1, dtype=torch.float64)]) * len(images)
-        # Every worker sees the losses of all workers, so that all of them make the step or none does.
-        own, sums = sums, self.all_reduce_sum(sums)
+            values = torch.stack([part.detach() for part in (losses.total, losses.dice, losses.bce)]).double()
+            losses_of_pieces.append(values * len(images))
+        own = torch.stack(losses_of_pieces).sum(0)
+        known = torch.tensor([len(batch.images), *wishes], dtype=torch.float64, pin_memory=self.device.type == "cuda")
+        # One sum carries everything that the workers must agree on, so that all of them make the step or none does.
+        shared = self.all_reduce_sum(torch.cat([own, known.to(self.device, non_blocking=True)]))
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        # With fp16, gradients overflow occasionally; the scaler skips such a step by itself.
-        if not torch.isfinite(sums).all() or not (self.precision == "fp16" or torch.isfinite(norm)):
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-            self._skip()
-            what = f"loss is {float(sums[0])}" if not torch.isfinite(sums).all() else f"norm of the gradient is {norm}"
-            raise NotFiniteError(what, [] if torch.isfinite(own).all() else batch.image_ids)
-        if self.settings.optim.clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.settings.optim.clip, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        finite = torch.isfinite(shared[: len(STEP_SUMS)]).all()
+        is_made = finite & torch.isfinite(norm)
+        if self.late or is_made:
+            if self.settings.optim.clip:
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.optim.clip, norm)
+            self.optimizer.step()
+            if self.average:
+                self.average.update(self.model)
+        self._undo.unless(is_made)
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.after_step()
-        if self.average:
-            self.average.update(self.model)
-        return sums
-
-    def _skip(self) -> None:
-        """Skips a step: the schedule counts it and the scaler lowers its factor; nothing else changes."""
-        self.optimizer.zero_grad(set_to_none=True)
+        # With fp16, gradients overflow now and then; the scaler lowers its factor.
         self.scaler.update()
         self.schedule.after_step()
+        flags = torch.stack([norm.double(), torch.isfinite(own).all().double(), finite.double()])
+        return Step(batch, torch.cat([shared, flags]), fp16=self.precision == "fp16")
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch], sums: ValidationSums) -> None:
@@ -229,11 +314,12 @@ class Learner:
         training = content.training
         try:
             self.model.load_state_dict(content.weights)
-            self.optimizer.load_state_dict(training["optimizer"])
+            optim.load_optimizer(self.optimizer, training["optimizer"])
             self.schedule.load_state_dict(training["schedule"])
             self.scaler.load_state_dict(training["scaler"])
             if self.average and content.average is not None:
                 self.average.load_state_dict({"module": content.average, "updates": training["average_updates"]})
+            self._undo = self._make_undo()
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise JobFailedError(
                 f"The newest checkpoint does not fit the network and the optimiser of this run ({error}). Remove it to "

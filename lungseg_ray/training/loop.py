@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,8 +16,9 @@ from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.run.progress import Progress
+from lungseg_ray.training.device import matrix_rate
 from lungseg_ray.training.events import EpochDone, Note, Started, StepDone, Stopped
-from lungseg_ray.training.learner import STEP_SUMS, Learner, NotFiniteError
+from lungseg_ray.training.learner import STEP_SUMS, Learner, Step, StepResult
 from lungseg_ray.training.precision import Precision, fastest_precision
 from lungseg_ray.training.runtime import Request, Runtime
 
@@ -76,11 +78,14 @@ def train_loop(
                 device=str(device),
                 precision=learner.precision,
                 threads=torch.get_num_threads(),
+                matrix_rate=matrix_rate(device, learner.precision),
                 parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
                 frozen=tuple(learner.frozen),
                 best=progress.best if progress.history else None,
             )
         )
+        for text in learner.notes:
+            runtime.emit(Note(text))
         while progress.epoch < last_epoch and not progress.stops_early(settings.train.early_stop):
             progress, stop = _train_epoch(learner, runtime, batches, progress, steps=steps_per_epoch)
             if stop:
@@ -111,85 +116,109 @@ def _train_epoch(
         The progress of the run, and whether it is to stop, which may be before the end of the epoch.
     """
     epoch, every = progress.epoch, learner.settings.checkpoint.every_steps
-    sums = _EpochSums(learner, runtime, progress)
-    reported = 0.0
+    made = _Epoch(learner, runtime, progress, steps)
     for step in range(progress.step, (epoch + 1) * steps):
-        number = step - epoch * steps + 1
-        place = f"step {step + 1}, {number} of {steps} in epoch {epoch + 1}"
-        runtime.report_activity(f"the images of {place}")
-        batch = sums.next_batch(batches)
-        runtime.report_activity(place)
-        try:
-            sums.add(learner.step(batch))
-        except NotFiniteError as error:
-            _skip(error, batch, sums.skip(), learner.settings, runtime)
-        if time.perf_counter() - reported > 0.5 or number in (1, steps):
-            reported = time.perf_counter()
-            runtime.emit(StepDone(epoch + 1, number, steps, loss=sums.mean_loss, time=time.time()))
-        request = runtime.poll_request()
-        # The last step of an epoch is followed by the epoch's own checkpoint.
-        within = number < steps
+        request = made.next_step(batches, step)
+        within = step + 1 < (epoch + 1) * steps
+        is_due = bool(every) and (step + 1) % every == 0
+        if request or is_due or not within:
+            # What is saved or validated is known to be finite.
+            request = max(request, made.wait())
         if request == Request.SAVE:
             which = f"of step {step + 1}" if within else f"of epoch {epoch + 1}, after its validation"
             _note_preemption(runtime, which, step + 1)
-        if within and (request or (every and (step + 1) % every == 0)):
-            here = sums.progress(step + 1)
+        # The last step of an epoch is followed by the epoch's own checkpoint.
+        if within and (request or is_due):
+            here = made.progress(step + 1)
             runtime.save(learner.content(here), skip_if_busy=not request)
             if request == Request.STOP:
                 return here, True
-    done = sums.progress((epoch + 1) * steps)
+    done = made.progress((epoch + 1) * steps)
     row = _validate(learner, runtime, done)
     done = replace(done, epoch=epoch + 1, history=[*progress.history, row], partial={})
     runtime.save(learner.content(done), skip_if_busy=False)
     runtime.emit(EpochDone(row))
-    request = runtime.poll_request()
+    wishes = torch.tensor(runtime.wishes(), dtype=torch.float64)
+    request = runtime.agree(runtime.all_reduce_sum(wishes).tolist())
     if request == Request.SAVE:
         _note_preemption(runtime, f"of epoch {epoch + 1}", done.step)
     return done, request == Request.STOP
 
 
-class _EpochSums:
-    """The sums over the steps of an epoch, which `Progress.partial` keeps where the epoch is interrupted.
+class _Epoch:
+    """The steps of an epoch, and the sums over them, which `Progress.partial` keeps where the epoch is interrupted.
 
     Args:
         learner: The learner, whose learning rates are those of the epoch if it begins here.
-        runtime: The runtime, of which the wait for checkpoints is read.
+        runtime: The runtime.
         progress: The progress of the run before the next step.
+        steps: The number of steps in an epoch.
     """
 
-    def __init__(self, learner: Learner, runtime: Runtime, progress: Progress) -> None:
+    def __init__(self, learner: Learner, runtime: Runtime, progress: Progress, steps: int) -> None:
         rates = learner.schedule.rates()
-        self._runtime = runtime
+        self._learner, self._runtime = learner, runtime
         self._before = progress
+        self._steps = steps
         self._partial = progress.partial or {
             **dict.fromkeys((*STEP_SUMS, "skipped", "waited", "saving", "seconds"), 0.0),
             "lr": rates["decoder"],
             "encoder_lr": rates.get("encoder", rates["decoder"]),
         }
-        self._sums = torch.tensor([self._partial[key] for key in STEP_SUMS], dtype=torch.float64)
+        self._sums = {key: self._partial[key] for key in STEP_SUMS}
         self._skipped, self._waited, self._saving = 0, self._partial["waited"], self._partial["saving"]
         self._start = time.perf_counter()
+        self._reported = 0.0
+        self._not_known: deque[Step] = deque()
 
-    @property
-    def mean_loss(self) -> float:
-        """The mean loss of the images so far."""
-        return float(self._sums[0] / self._sums[3])
+    def next_step(self, batches: Iterator[Batch], step: int) -> Request:
+        """Makes a step, and takes in what became of an earlier one, for which a GPU does not have to wait.
 
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """Returns the next batch, and adds the time that it took to the wait for data."""
+        Args:
+            batches: The batches, of which the next one is taken.
+            step: The step, from 0.
+
+        Returns:
+            What the loop is asked to do.
+
+        Raises:
+            TrainingDivergedError: If more steps are left out than are allowed.
+        """
+        place = f"step {step + 1}, {self._number(step)} of {self._steps} in epoch {self._before.epoch + 1}"
+        self._runtime.report_activity(f"the images of {place}")
         before = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - before
-        return batch
+        self._runtime.report_activity(place)
+        self._not_known.append(self._learner.step(batch, self._runtime.wishes()))
+        return self._settle(self._learner.late)
 
-    def add(self, step: torch.Tensor) -> None:
-        """Adds the `STEP_SUMS` of a step."""
-        self._sums += step
+    def wait(self) -> Request:
+        """Waits until all steps are made; returns and raises what `next_step` does."""
+        return self._settle(0)
 
-    def skip(self) -> int:
-        """Counts a step that was skipped, and returns the number of these in the whole run."""
-        self._skipped += 1
-        return self._before.skipped + self._skipped
+    def _settle(self, left: int) -> Request:
+        request = Request.CONTINUE
+        while len(self._not_known) > left:
+            result = self._not_known.popleft().result()
+            if result.not_finite:
+                self._skipped += 1
+                _skip(result, self._before.skipped + self._skipped, self._learner.settings, self._runtime)
+            else:
+                for key in STEP_SUMS:
+                    self._sums[key] += result.sums[key]
+            self._report(self._number(result.batch.step))
+            request = max(request, self._runtime.agree(result.agreed))
+        return request
+
+    def _number(self, step: int) -> int:
+        return step - self._before.epoch * self._steps + 1
+
+    def _report(self, number: int) -> None:
+        if time.perf_counter() - self._reported > 0.5 or number in (1, self._steps):
+            self._reported = time.perf_counter()
+            loss = self._sums["loss"] / self._sums["images"] if self._sums["images"] else math.nan
+            self._runtime.emit(StepDone(self._before.epoch + 1, number, self._steps, loss=loss, time=time.time()))
 
     def progress(self, step: int) -> Progress:
         """Returns the progress of the run within the epoch.
@@ -200,7 +229,7 @@ class _EpochSums:
         self._saving += self._runtime.checkpoint_wait_seconds()
         partial = {
             **self._partial,
-            **dict(zip(STEP_SUMS, self._sums.tolist(), strict=True)),
+            **self._sums,
             "skipped": self._partial["skipped"] + self._skipped,
             "waited": self._waited,
             "saving": self._saving,
@@ -221,19 +250,20 @@ def _note_preemption(runtime: Runtime, which: str, step: int) -> None:
     runtime.emit(Note(text, "preemption", step=step))
 
 
-def _skip(error: NotFiniteError, batch: Batch, skipped: int, settings: Settings, runtime: Runtime) -> None:
-    """Reports a step that is skipped. Every worker calls it.
+def _skip(result: StepResult, skipped: int, settings: Settings, runtime: Runtime) -> None:
+    """Reports a step that is left out. Every worker calls it.
 
     Raises:
-        TrainingDivergedError: If more steps are skipped than are allowed.
+        TrainingDivergedError: If more steps are left out than are allowed.
     """
-    names = runtime.all_gather(error.image_ids) or runtime.all_gather(batch.image_ids)
-    text = f"The {error.what} at step {batch.step + 1}. Images: {', '.join(names)}."
+    ids, number = result.batch.image_ids, result.batch.step + 1
+    names = runtime.all_gather([] if result.own_loss_is_finite else ids) or runtime.all_gather(ids)
+    text = f"The {result.not_finite} at step {number}. Images: {', '.join(names)}."
     if skipped > settings.train.max_skipped:
         allowed = f"{skipped} such step(s), {settings.train.max_skipped} allowed (train.max_skipped)."
         raise TrainingDivergedError(f"{text} {allowed} {_ADVICE}")
     text += f" The step is left out, {skipped} of {settings.train.max_skipped}."
-    runtime.emit(Note(text, "step_skipped", step=batch.step + 1))
+    runtime.emit(Note(text, "step_skipped", step=number))
 
 
 def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[str, float]:

@@ -16,6 +16,17 @@ PROBE_SIZE = 128
 """Height and width of the probe's images in pixels, unless `feed.size` is smaller."""
 PROBE_BATCH = 2
 """Images of a probe step."""
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Returns the context in which operations compute in a precision.
+
+    Args:
+        device: The device that computes.
+        precision: The precision.
+    """
+    return torch.autocast(device.type, dtype=_TYPES[precision], enabled=precision != "fp32")
 
 
 def fastest_precision(settings: Settings, device: torch.device) -> Precision:
@@ -39,7 +50,7 @@ def fastest_precision(settings: Settings, device: torch.device) -> Precision:
     # The kinds alternate and the fastest step of each counts, since other processes can only slow a step down.
     for kind in kinds * 4:
         start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "bf16"):
+        with autocast(device, kind):
             model(images).float().mean().backward()
         seconds[kind].append(time.perf_counter() - start)
     return min(kinds, key=lambda kind: min(seconds[kind]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -94,8 +94,14 @@ class Runtime(Protocol):
             JobFailedError: On every worker alike, if it cannot be written.
         """
 
-    def poll_request(self) -> Request:
+    def wishes(self) -> list[float]:
+        """Returns what this worker wishes, in numbers whose sums over all workers `agree` understands."""
+
+    def agree(self, sums: Sequence[float]) -> Request:
         """Returns what the loop is asked to do next, the same on every worker. Every worker calls it.
+
+        Args:
+            sums: The sums of the wishes of all workers.
 
         Raises:
             JobFailedError: On every worker alike, if a checkpoint cannot be written.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -24,6 +24,7 @@ from lungseg_ray.run.checkpoint_writer import CheckpointWriter
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import LeaseToken
 from lungseg_ray.storage import Location, retry
+from lungseg_ray.training.device import allow_fast_products, copies_to
 from lungseg_ray.training.events import Event, Note, NoteKind
 from lungseg_ray.training.runtime import Request
 from lungseg_ray.workers.mailbox import Heartbeat
@@ -101,7 +102,7 @@ class Worker:
 
     def train(self, *, step: int, epochs: int) -> ReadAhead:
         """Returns this worker's training batches, as `Runtime.train`."""
-        return self.feed.train(step=step, epochs=epochs)
+        return self.feed.train(step=step, epochs=epochs, prepare=copies_to(self.device))
 
     def validation(self) -> Iterator[Batch]:
         """Returns this worker's share of the validation images, as `Runtime.validation`."""
@@ -201,17 +202,19 @@ class Worker:
         """Waits until the last checkpoint is written, as `Runtime.flush`."""
         if self.writer:
             self.writer.flush()
-        self.poll_request()
+        self.agree(self.all_reduce_sum(torch.tensor(self.wishes(), dtype=torch.float64)).tolist())
 
-    def poll_request(self) -> Request:
-        """Returns what the loop is asked to do next, as `Runtime.poll_request`."""
+    def wishes(self) -> list[float]:
+        """Returns what this worker wishes: a failure or a stop, and a look for a notice of preemption."""
         asked = 0
         if self.writer:
             self.writer.poll()
             asked |= _FAILED if self.writer.error else Request.STOP if self.heartbeat.stop else 0
-        # One sum carries everything that the workers must agree on, so that none waits for one that has left.
-        flags = torch.tensor([asked, int(self.driver.preemption_check_due())], dtype=torch.float64)
-        agreed, check_preemption = (int(flag) for flag in self.all_reduce_sum(flags))
+        return [asked, int(self.driver.preemption_check_due())]
+
+    def agree(self, sums: Sequence[float]) -> Request:
+        """Returns what the loop is asked to do next, as `Runtime.agree`."""
+        agreed, check_preemption = (int(flag) for flag in sums)
         if agreed & _FAILED:
             error = self.writer.error if self.writer else "rank 0 says why"
             if isinstance(error, JobFailedError):
@@ -270,6 +273,7 @@ def make_worker(
     # Ray sets OMP_NUM_THREADS from the logical CPUs of a worker; what counts are the cores of the node.
     torch.set_num_threads(settings.train.threads or max(cores() // workers_on_node, 1))
     cv2.setNumThreads(0)
+    allow_fast_products(group.device)
     quiet_data()
     feed = Feed(
         source, group.rank, group.world_size, data_tasks, settings.feed.ahead, settings.storage.patience_seconds

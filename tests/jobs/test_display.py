@@ -21,6 +21,7 @@ START = Started(
     workers=2,
     device="cpu",
     precision="fp32",
+    matrix_rate=1e11,
     threads=1,
     parameters=3_015_811,
     frozen=(),

@@ -56,7 +56,7 @@ def test_every_pair_learns_in_data_parallel_training(architecture: str, encoder:
     )
     before = {name: value.detach().clone() for name, value in learner.model.named_parameters()}
     # The second step would raise if any parameter had got no gradient in the first.
-    losses = [float(learner.step(make_batch(step))[0]) / IMAGES for step in range(2)]
+    losses = [learner.step(make_batch(step)).result().sums["loss"] / IMAGES for step in range(2)]
     assert all(0 < loss < 10 for loss in losses)
     changed = {name for name, value in learner.model.named_parameters() if not torch.equal(value, before[name])}
     # A bias before a normalisation has a gradient of 0, so not all change; but the ends of the network do.

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from timm.optim import Lookahead
 from torch import nn
 from torch.optim import Optimizer
 
+from lungseg_ray.numerics.lookahead import Lookahead
 from lungseg_ray.numerics.optim import (
     Schedule,
     ScheduleKind,

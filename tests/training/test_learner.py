@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from lungseg_ray.numerics.losses import SegmentationLoss
+from lungseg_ray.run import checkpoint
+from lungseg_ray.run.progress import Progress
+from lungseg_ray.training.learner import Learner, StepResult
 from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
 from tests.training.test_loop import assert_equal, learner, make_batch, weights
@@ -24,7 +27,7 @@ def test_pieces_of_a_step_add_up() -> None:
     settings = make_settings(train={"accumulate": 2})
     whole, byhand = learner(settings), learner(settings)
     batch = make_batch(0)
-    sums = whole.step(batch)
+    sums = whole.step(batch).result().sums
 
     byhand.model.train()
     loss = SegmentationLoss(classes=1)
@@ -34,10 +37,10 @@ def test_pieces_of_a_step_add_up() -> None:
         parts.append(loss(logits, batch.masks[start : start + 2]))
     (0.5 * parts[0].total + 0.5 * parts[1].total).backward()
     byhand.optimizer.step()
-    for at, name in enumerate(("total", "dice", "bce")):
+    for key, name in (("loss", "total"), ("loss_dice", "dice"), ("loss_bce", "bce")):
         expected = sum(2 * getattr(part, name).item() for part in parts)
-        assert float(sums[at]) == pytest.approx(expected, rel=1e-6)
-    assert sums[3] == 4
+        assert sums[key] == pytest.approx(expected, rel=1e-6)
+    assert sums["images"] == 4
     for (name, one), other in zip(whole.model.named_parameters(), byhand.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, msg=name)
 
@@ -48,9 +51,9 @@ def test_sums_of_a_step_are_over_images() -> None:
     one.model.train()
     with torch.no_grad():
         expected = SegmentationLoss(classes=1)(one.model(batch.images.float() / 255), batch.masks)
-    sums = learner(make_settings()).step(batch)
-    assert sums.dtype == torch.float64
-    assert sums.tolist() == pytest.approx([4 * float(part) for part in expected] + [4.0], rel=1e-6)
+    result = learner(make_settings()).step(batch, [0.0, 3.0]).result()
+    assert [*result.sums.values()] == pytest.approx([4 * float(part) for part in expected] + [4.0], rel=1e-6)
+    assert (result.agreed, result.not_finite) == ([0.0, 3.0], None)
 
 
 def test_clipping_bounds_the_step() -> None:
@@ -91,9 +94,104 @@ def test_the_step_draws_from_seed_and_step_alone() -> None:
     settings = make_settings(model={"architecture": "DeepLabV3Plus"})
     one, other = learner(settings), learner(settings)
     torch.manual_seed(99)
-    first = one.step(make_batch(5))
+    first = one.step(make_batch(5)).result().sums
     torch.manual_seed(1)
     torch.rand(7)
-    assert torch.equal(first, other.step(make_batch(5)))
+    assert first == other.step(make_batch(5)).result().sums
     third = learner(settings)
-    assert not torch.equal(first, third.step(dataclasses.replace(make_batch(5), step=6)))
+    assert first != third.step(dataclasses.replace(make_batch(5), step=6)).result().sums
+
+
+class TestOnTheDevice:
+    """On GPUs, the device decides whether a step is left out; here, a CPU does it in the same way."""
+
+    @pytest.mark.parametrize(
+        ("optim", "train"),
+        [
+            ({"lookahead_k": 3}, {"average": 0.9}),
+            ({"name": "adamw", "lookahead_k": 0, "clip": 0.1}, {"accumulate": 2}),
+            ({"lookahead_k": 2, "schedule": "one_cycle"}, {"channels_last": False}),
+        ],
+        ids=["radam", "adamw", "one_cycle"],
+    )
+    @pytest.mark.parametrize("broken", [{0}, {3, 4}, set()])
+    def test_the_same_as_python_decides(
+        self, optim: dict[str, Any], train: dict[str, Any], broken: set[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = make_settings(optim=optim, train={"max_skipped": 9, **train})
+        by_python = self.steps(learner(settings), broken)
+        monkeypatch.setattr(Learner, "late", 1)
+        by_device = self.steps(learner(settings), broken)
+        assert [result.not_finite for result in by_python.results] == [
+            result.not_finite for result in by_device.results
+        ]
+        assert {number for number, result in enumerate(by_device.results) if result.not_finite} == broken
+        for one, other in zip(by_python.results, by_device.results, strict=True):
+            if not one.not_finite:
+                assert one.sums == other.sums
+        assert_equal(by_python.learner.model.state_dict(), by_device.learner.model.state_dict())
+        assert_equal(by_python.learner.evaluated.state_dict(), by_device.learner.evaluated.state_dict())
+        assert by_python.learner.schedule.state_dict() == by_device.learner.schedule.state_dict()
+
+    def test_it_goes_on_from_a_checkpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = make_settings(optim={"lookahead_k": 3}, train={"average": 0.9, "max_skipped": 9})
+        monkeypatch.setattr(Learner, "late", 1)
+        through = self.steps(learner(settings), {1, 4})
+        first = self.steps(learner(settings), {1}, steps=range(3)).learner
+        content = checkpoint.copy_to_cpu(first.content(Progress(epoch=0, step=3, precision="fp32")))
+        again = learner(settings)
+        again.load(content)
+        rest = self.steps(again, {4}, steps=range(3, 6))
+        assert [result.not_finite for result in rest.results] == [None, "loss is nan", None]
+        assert_equal(through.learner.model.state_dict(), again.model.state_dict())
+        assert_equal(through.learner.evaluated.state_dict(), again.evaluated.state_dict())
+
+    @dataclasses.dataclass
+    class Made:
+        learner: Learner
+        results: list[StepResult]
+
+    def steps(self, one: Learner, broken: set[int], steps: range = range(6)) -> Made:
+        """Makes steps; some of them with images that are not finite."""
+        results = []
+        for step in steps:
+            factor = float("nan") if step in broken else 1.0
+            hook = one.loss.register_forward_pre_hook(lambda _, given, by=factor: (given[0] * by, given[1]))
+            results.append(one.step(make_batch(step)).result())
+            hook.remove()
+        return self.Made(one, results)
+
+
+class TestCompile:
+    def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("no compiler\nfound in any of a hundred places")
+
+        monkeypatch.setattr(torch, "compile", lambda model, **_: torch._dynamo.optimize(refuse)(model))
+        one, plain = learner(make_settings(train={"compile": True})), learner(make_settings())
+        assert "cannot be compiled (train.compile)" in one.notes[0]
+        assert "no compiler" in one.notes[0]
+        assert "\n" not in one.notes[0]
+        one.step(make_batch(0))
+        plain.step(make_batch(0))
+        assert_equal(one.model.state_dict(), plain.model.state_dict())
+
+    def test_a_compiled_network_learns_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The compiler of C++ takes minutes; this backend runs what the compiler would be given.
+        through: list[int] = []
+
+        def backend(graph: Any, _: Any) -> Any:
+            through.append(1)
+            return graph.forward
+
+        compile_with = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda model, **given: compile_with(model, backend=backend, **given))
+        one, plain = learner(make_settings(train={"compile": True})), learner(make_settings())
+        assert one.notes == []
+        assert_equal(one.model.state_dict(), plain.model.state_dict())
+        for step in range(2):
+            one.step(make_batch(step))
+            plain.step(make_batch(step))
+        assert through
+        for (name, ours), theirs in zip(one.model.named_parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=name)

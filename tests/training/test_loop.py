@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.storage import locate
 from lungseg_ray.training.events import EpochDone, Event, Note, Started, StepDone, Stopped
-from lungseg_ray.training.learner import Learner, NotFiniteError
+from lungseg_ray.training.learner import Learner, Step
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
 from lungseg_ray.training.model import build_model
 from lungseg_ray.training.runtime import Request
@@ -129,8 +129,11 @@ class Memory:
     def flush(self) -> None:
         self.flushed += 1
 
-    def poll_request(self) -> Request:
-        return self._requests.get(len(self.seen), Request.CONTINUE)
+    def wishes(self) -> list[float]:
+        return [self._requests.get(len(self.seen), Request.CONTINUE)]
+
+    def agree(self, sums: Sequence[float]) -> Request:
+        return Request(int(sums[0]))
 
     def report_activity(self, activity: str) -> None:
         self.done.append(activity)
@@ -328,6 +331,18 @@ class TestBetweenSteps:
         assert first.seen + again.seen == list(range(10))
         self.assert_same_end(through, again)
 
+    @pytest.mark.parametrize("after", [1, 4, 5, 8])
+    def test_a_gpu_stops_a_step_later(self, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Learner, "late", 1)
+        through, _ = run(self.settings(0), tmp_path / "through")
+        first = Memory(tmp_path / "cut", requests=dict.fromkeys(range(after, 11), Request.STOP))
+        progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
+        # At the end of an epoch, it waits for all steps.
+        assert progress.step == (after if after == 5 else after + 1)
+        again, _ = run(self.settings(0), tmp_path / "cut")
+        assert first.seen + again.seen == list(range(10))
+        self.assert_same_end(through, again)
+
     def test_a_request_to_save_goes_on(self, tmp_path: Path) -> None:
         runtime = Memory(tmp_path, requests={3: Request.SAVE})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=runtime)
@@ -359,9 +374,9 @@ class TestDiverged:
         with torch.no_grad():
             one.model.get_parameter("segmentation_head.0.weight").fill_(float("nan"))
         before = weights(one.model)
-        with pytest.raises(NotFiniteError, match="loss is nan") as error:
-            one.step(make_batch(17))
-        assert error.value.image_ids == ["x17-0", "x17-1", "x17-2", "x17-3"]
+        result = one.step(make_batch(17)).result()
+        assert (result.not_finite, result.own_loss_is_finite) == ("loss is nan", False)
+        assert result.batch.image_ids == ["x17-0", "x17-1", "x17-2", "x17-3"]
         for name, value in one.model.state_dict().items():
             assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
         assert all(parameter.grad is None for parameter in one.model.parameters())
@@ -369,9 +384,9 @@ class TestDiverged:
     def test_a_gradient_that_is_not_finite(self) -> None:
         one = learner(make_settings())
         one.model.get_parameter("segmentation_head.0.weight").register_hook(lambda grad: grad * float("inf"))
-        with pytest.raises(NotFiniteError, match=r"norm of the gradient is (inf|nan)") as error:
-            one.step(make_batch(0))
-        assert error.value.image_ids == []
+        result = one.step(make_batch(0)).result()
+        assert result.not_finite in ("norm of the gradient is inf", "norm of the gradient is nan")
+        assert result.own_loss_is_finite
 
     def test_ends_the_loop_and_closes_the_stream(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         forward = Learner.forward
@@ -387,9 +402,9 @@ class TestDiverged:
         step, forward = Learner.step, Learner.forward
         now: list[int] = []
 
-        def broken_step(self: Learner, batch: Batch) -> torch.Tensor:
+        def broken_step(self: Learner, batch: Batch, wishes: Sequence[float] = ()) -> Step:
             now[:] = [batch.step]
-            return step(self, batch)
+            return step(self, batch, wishes)
 
         def broken_forward(self: Learner, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             training = model.training and now and now[0] in steps
@@ -407,6 +422,19 @@ class TestDiverged:
         notes = [event.text for event in runtime.events if isinstance(event, Note)]
         assert "at step 2. Images: x1-0, x1-1, x1-2, x1-3. The step is left out, 1 of 2." in notes[0]
         assert len(notes) == 2
+
+    def test_a_gpu_says_it_a_step_later(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken({1, 4}, monkeypatch)
+        settings = make_settings(train={"max_skipped": 2})
+        at_once, expected = run(settings, tmp_path / "cpu")
+        monkeypatch.setattr(Learner, "late", 1)
+        later, progress = run(settings, tmp_path / "gpu")
+        assert without_times(progress.history) == without_times(expected.history)
+        assert_equal(at_once.newest().weights, later.newest().weights)
+        notes = [[event.text for event in runtime.events if isinstance(event, Note)] for runtime in (at_once, later)]
+        assert notes[0] == notes[1]
+        with pytest.raises(TrainingDivergedError, match=r"at step 2\..* 1 such step\(s\), 0 allowed"):
+            run(make_settings(), tmp_path / "none")
 
     def test_one_more_than_that_ends_the_run_also_after_a_restart(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
