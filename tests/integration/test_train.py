@@ -92,8 +92,9 @@ class TestRun:
         assert summary == json.loads((finished.folder / "summary.json").read_text())
         assert set(summary) == {
             *("epochs", "best_epoch", "val", "test", "images_per_second", "data_wait_share", "checkpoint_wait_share"),
-            *("skipped", "seconds"),
+            *("skipped", "seconds", "matrix_rate_share"),
         }
+        assert 0 < summary["matrix_rate_share"] < 1
         history = rows(finished.folder / "history.csv")
         best = min(history, key=lambda row: float(row["val_loss"]))
         assert summary["epochs"] == 3
