@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 AUDIT := .venv-audit
+BENCH := .venv-bench
 
-.PHONY: help setup train test coverage test-lowest faults fuzz audit-deps check format bench-smoke clean
+.PHONY: help setup train test coverage test-lowest faults fuzz audit-deps check format bench bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -68,8 +69,19 @@ format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(BENCH)/.ready ## measure everything in docs/performance.md, in half an hour; goes on where it was interrupted
+	$(BENCH)/bin/python -m benchmarks.everything
+	$(BENCH)/bin/python -m benchmarks.page
+
+# The peers need other versions of some packages than those of the pinned set.
+$(BENCH)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $(BENCH)/.ready
+
 bench-smoke: $(READY) ## measure speed against plain PyTorch, in two minutes
-	$(BIN)/python benchmarks/smoke.py
+	$(BIN)/python -m benchmarks.smoke
 
 clean: ## delete what these words made, but no run
-	rm -rf $(VENV) $(LOWEST) $(AUDIT) data/phantom .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) $(BENCH) data/phantom .mypy_cache .ruff_cache .pytest_cache

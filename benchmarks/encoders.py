@@ -8,7 +8,6 @@ processes on the machine can only add to the time.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import re
 import resource
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from benchmarks.results import write_result
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed.batch import Batch
@@ -33,7 +33,6 @@ from lungseg_ray.names import ARCHITECTURES
 from lungseg_ray.training.learner import UNUSED_PROBE_SIZE, Learner
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "encoders.md"
 MEASURED = ("Unet", "UnetPlusPlus")
 SIZE, ROUNDS, WARM_UP, PASSES, BATCH, STEPS = 256, 3, 2, 5, 2, 2
@@ -47,7 +46,7 @@ that the tests train with U-Net and U-Net++ in data-parallel training; any other
 and any timm model as `tu-<name>`, can be named as well. One command measures all of this again and writes this page:
 
 ```sh
-python benchmarks/encoders.py     # about {minutes} minutes
+python -m benchmarks.encoders     # about {minutes} minutes
 ```
 
 ## How to read the table
@@ -305,8 +304,7 @@ def main() -> None:
         "minutes": round((time.monotonic() - start) / 60),
         "encoders": encoders,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "encoders.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_result("encoders", figures, console)
     PAGE.write_text(page(figures))
     console.print(f"Wrote {PAGE.relative_to(ROOT)}", highlight=False)
 

@@ -101,9 +101,9 @@ def run_case(root: str, seconds: float, cached: str) -> dict[str, float]:
     return found
 
 
-def make_shards(folder: Path) -> None:
+def make_shards(folder: Path, images: int = IMAGES) -> None:
     """Makes the shards of the phantoms, nearly all of them for training."""
-    corpus = ("--corpus.phantom.count", str(IMAGES * 66 // 64), "--corpus.phantom.size", str(STORED))
+    corpus = ("--corpus.phantom.count", str(images * 66 // 64), "--corpus.phantom.size", str(STORED))
     split = ("--corpus.split.val", "0.01", "--corpus.split.test", "0.005")
     command = [sys.executable, "jobs/shard.py", "--shards.root", str(folder), *corpus, *split]
     subprocess.run([*command, "--shards.rows", str(ROWS)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -1,6 +1,6 @@
 """Measures what successive halving saves: runs the same search with the same seeds, in full and with halving.
 
-    python benchmarks/halving.py --config configs/encoders_smoke.yaml --runs.root /tmp/halving
+    python -m benchmarks.halving --config configs/encoders_smoke.yaml --runs.root /tmp/halving
 
 In the full search, every trial trains to its last epoch. The script takes the same arguments as jobs/tune.py. It prints
 and writes to benchmarks/results/halving.json the share of the epochs that the halved search takes, and the difference
@@ -9,17 +9,18 @@ between the validation IoU of the two winners. The IoU of both winners is that o
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from benchmarks.results import write_result
 from lungseg_ray.config import SweepJob, load_settings
 from lungseg_ray.sweep.ledger import Sweep, rank_trials
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def run(arguments: list[str], stop: str, *precision: str) -> Sweep:
@@ -80,9 +81,9 @@ def main() -> None:
     whole = run(arguments, "none")
     # The second search uses the precision that the first one chose by a probe, so that both see the same curves.
     found = compare(whole, run(arguments, "asha", "--train.precision", whole.started_with().settings.train.precision))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "halving.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    console = Console()
+    console.print_json(data=found)
+    write_result("halving", found, console)
 
 
 if __name__ == "__main__":

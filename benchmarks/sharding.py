@@ -5,12 +5,13 @@ the job is computed from the images and the seconds by which two corpora differ,
 count; the speed with the start is reported beside it. The memory is the proportional set size (PSS), summed over all
 processes of the job: the private memory of each process and its share of the memory that they have in common. It is
 read twice a second, in separate runs, because reading it takes time.
+
+Run it from the folder of the repository: python -m benchmarks.sharding
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import struct
@@ -30,11 +31,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lungseg_ray.cluster.planning import cores
+from benchmarks.results import write_result
 from lungseg_ray.corpus.phantom import draw
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks/results/sharding.json"
 SIDE, LONGER_SIDE, DRAWN, PROCESSES = 2000, 1024, 24, 2
 _PNG_HEADER_BYTES = 33
 
@@ -183,7 +183,6 @@ def measure(folder: Path, few: int, many: int, repeats: int) -> dict[str, Any]:
     peaks = [job(folder / name, folder / "out", watched=True)[1] for name in ("few", "many")]
     return {
         "pairs": {"few": few, "many": many},
-        "cores": cores(),
         "median": {key: statistics.median(one[key] for one in rounds) for key in rounds[0]},
         "rounds": rounds,
         "peak_mib": {"few": peaks[0], "many": peaks[1], "growth": peaks[1] / peaks[0]},
@@ -199,13 +198,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), arguments.few, arguments.many, arguments.repeats)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
     table = Table("figure", "median", *(f"round {number + 1}" for number in range(arguments.repeats)))
     for key, value in result["median"].items():
         table.add_row(key, f"{value:.4g}", *(f"{one[key]:.4g}" for one in result["rounds"]))
-    Console().print(table)
-    print("Peak memory, MiB:", result["peak_mib"])
+    console = Console()
+    console.print(table)
+    console.print("Peak memory, MiB:", result["peak_mib"])
+    write_result("sharding", result, console)
 
 
 if __name__ == "__main__":

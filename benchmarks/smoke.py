@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import write_result
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
@@ -34,7 +35,6 @@ from lungseg_ray.storage import locate
 from lungseg_ray.training.learner import Learner
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PHANTOMS, SIZE, EPOCHS = 96, 128, 4
 FEED_SIZE, FEED_EPOCHS, REPEATS = 256, 6, 3
 
@@ -180,8 +180,7 @@ def main() -> None:
     table.add_row("feed / bare loop, pairs per second", f"{feed:.0f} / {bare:.0f} = {feed / bare:.2f}", ">= 0.7")
     table.add_row("seconds from command to first step", f"{summary['seconds']['to_first_step']:.1f}", "<= 20")
     console.print(table)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "smoke.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_result("smoke", figures, console)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def map_chunks(
         resource: The resource of Ray that stands for a device other than a CPU.
 
     Yields:
-        The rows, in the order in which the chunks finish.
+        The rows, in the order of the chunks.
 
     Raises:
         JobFailedError: If the work raises it, such as for a shard that is damaged.
@@ -108,6 +108,7 @@ def map_chunks(
             **options,
         )
         done = _map(computed, _Stage(reference, ("finish",), "cpu", kind))
+    done.context.execution_options.preserve_order = True
     adapter = TypeAdapter(kind)
     for row in done.iter_rows():
         if row["trouble"]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Sequence
 
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.config import Device, EvaluateSettings
@@ -14,6 +15,7 @@ from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
 from lungseg_ray.evaluation.images import Images
 from lungseg_ray.evaluation.measure import ImageFigures, MeasureChunk, MeasuredImage
 from lungseg_ray.evaluation.summary import RESULT, summarise_images
+from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.summary import Evaluation, SetAsideFile
@@ -63,22 +65,26 @@ def evaluate(
     work = MeasureChunk(model, images, settings)
     count = -(-len(images) // settings.batch)
     done = map_chunks(work, count, MeasuredImage, workers=settings.workers, device=device)
-    found = sorted(ticks(done, total=len(images), description="Evaluating"), key=lambda one: one.number)
-    rows: dict[int, ImageFigures] = {}
     bad = list(listing.set_aside) if listing else []
-    seen: dict[str, str] = {}
-    for one in found:
-        if one.set_aside:
-            bad.append(one.set_aside)
-        elif one.figures:
-            image_id = one.figures.image_id
-            if (same := seen.setdefault(one.image_sha256, image_id)) != image_id:
-                bad.append(SetAside(image_id, images.name(one.number)[1], "duplicate", f"same bytes as {same}"))
-            else:
-                rows[one.number] = one.figures
-    if not rows:
+    numbers = array("q")
+
+    def usable() -> Iterator[ImageFigures]:
+        seen: dict[str, str] = {}
+        for one in ticks(done, total=len(images), description="Evaluating"):
+            if one.set_aside:
+                bad.append(one.set_aside)
+            elif one.figures:
+                image_id = one.figures.image_id
+                if (same := seen.setdefault(one.image_sha256, image_id)) != image_id:
+                    bad.append(SetAside(image_id, images.name(one.number)[1], "duplicate", f"same bytes as {same}"))
+                else:
+                    numbers.append(one.number)
+                    yield one.figures
+
+    rows = FigureTable.of(usable())
+    if not numbers:
         raise UserError(f"None of {len(images)} images can be used; the first: {bad[0].uri}: {bad[0].detail}.")
-    result = summarise_images(list(rows.values()), class_names, settings)
+    result = summarise_images(rows, class_names, settings)
     result["members"] = [str(run.place) for run in model.runs]
     result["flips"] = model.flips
     result["set_aside"] = [
@@ -88,16 +94,18 @@ def evaluate(
         result["layout"] = listing.recognised
         result["corpus"] = str(listing.corpus.root)
         result["unlabelled"] = len(listing.unlabelled)
-    columns = dict.fromkeys(key for row in rows.values() for key in row.columns)
-    (out / PER_IMAGE).write_csv((row.columns for row in rows.values()), list(columns))
-    (out / SHEET).write_bytes(_sheet(model, images, rows, settings))
+    (out / PER_IMAGE).write_csv(rows.rows(), rows.columns())
+    (out / SHEET).write_bytes(_sheet(model, images, numbers, rows, settings))
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
-def _sheet(model: Model, images: Images, rows: Mapping[int, ImageFigures], settings: EvaluateSettings) -> bytes:
+def _sheet(
+    model: Model, images: Images, numbers: Sequence[int], rows: FigureTable, settings: EvaluateSettings
+) -> bytes:
     """The contact sheet. Its few images are predicted again, so that no pixels travel between processes."""
-    order = sorted(rows.items(), key=lambda item: (item[1].values["dice"], item[1].image_id))
+    dice, hd95, ids = rows["dice"].tolist(), rows["hd95"].tolist(), rows.image_ids
+    order = sorted(range(len(rows)), key=lambda row: (dice[row], ids[row]))
     count = min(SHOWN, len(order))
     middle = max((len(order) - count) // 2, 0)
     use = model.load()
@@ -107,15 +115,14 @@ def _sheet(model: Model, images: Images, rows: Mapping[int, ImageFigures], setti
         "median": order[middle : middle + count],
         "best": order[::-1][:count],
     }.items():
-        samples = [images.read(number).sample for number, _ in few]
+        samples = [images.read(numbers[row]).sample for row in few]
         panels[title] = [
             Panel(
-                title=f"{shown(row.image_id, _LONGEST_TITLE)}\nDice {row.values['dice']:.3f}  "
-                f"HD95 {row.values['hd95']:.0f} px",
+                title=f"{shown(ids[row], _LONGEST_TITLE)}\nDice {dice[row]:.3f}  HD95 {hd95[row]:.0f} px",
                 image=sample.image,
                 truth=sample.mask,
                 prediction=use.labels(use([sample.image])[0], threshold=settings.threshold),
             )
-            for (_, row), sample in zip(few, samples, strict=True)
+            for row, sample in zip(few, samples, strict=True)
         ]
     return contact_sheet(panels, use.sidecar.class_names)

@@ -18,7 +18,6 @@ from lungseg_ray.inference.predictor import Model
 from lungseg_ray.numerics import metrics
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.shards.format import ShardRow
-from lungseg_ray.text import free_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +43,6 @@ class ImageFigures:
     height: int
     width: int
     values: dict[str, float]
-
-    @property
-    def columns(self) -> dict[str, object]:
-        """The row of the image in `per_image.csv`, by column."""
-        own = {"image_id": self.image_id, "patient_id": self.patient_id, "height": self.height, "width": self.width}
-        return own | {free_name(name, [*own, *self.values]): value for name, value in self.groups.items()} | self.values
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +109,7 @@ class MeasureChunk:
             labels = processing.labels(probability, threshold=self.settings.threshold)
             figures = measure_image(row, labels, processing.sidecar.class_names, clean_up=self.settings.clean_up)
             found.append(MeasuredImage(number, figures, row.sample.image_sha256))
-        return found
+        return sorted(found, key=lambda one: one.number)
 
 
 @dataclass(frozen=True)

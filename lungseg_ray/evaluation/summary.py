@@ -11,7 +11,7 @@ from rich.table import Table
 from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import STUDY_KEY
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluation.measure import ImageFigures
+from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.numerics import metrics
 from lungseg_ray.run.summary import Detection, Distances, Evaluation, Figures, IntervalFigures, describe_detection
 
@@ -21,9 +21,7 @@ _ALL_FIGURES = (*FIGURES, "hd95_mm", "assd_mm")
 RESULT = "evaluation.json"
 
 
-def summarise_images(
-    rows: Sequence[ImageFigures], class_names: Sequence[str], settings: EvaluateSettings
-) -> Evaluation:
+def summarise_images(rows: FigureTable, class_names: Sequence[str], settings: EvaluateSettings) -> Evaluation:
     """Computes means over images with 95 % bootstrap intervals over patients, for all images and for each subgroup.
 
     Args:
@@ -41,36 +39,30 @@ def summarise_images(
     if settings.clean_up:
         result["clean_up"] = _figures(rows, class_names, settings, "clean_")
     result["groups"] = {
-        column: {
-            value: _figures([row for row in rows if row.groups.get(column) == value], class_names, settings, "")
-            for value in values
-        }
+        column: {value: _figures(rows.of_group(column, value), class_names, settings, "") for value in values}
         for column, values in _subgroups(rows, settings).items()
     }
     return result
 
 
-def _figures(
-    rows: Sequence[ImageFigures], class_names: Sequence[str], settings: EvaluateSettings, prefix: str
-) -> Figures:
-    patients = [row.patient_id for row in rows]
+def _figures(rows: FigureTable, class_names: Sequence[str], settings: EvaluateSettings, prefix: str) -> Figures:
+    patients = rows.patients
 
     def interval(key: str) -> IntervalFigures:
-        values = [row.values[prefix + key] for row in rows]
-        found = metrics.bootstrap_interval(values, patients, resamples=settings.resamples)
+        found = metrics.bootstrap_interval(rows[prefix + key], patients, resamples=settings.resamples)
         return IntervalFigures(mean=found.mean, low=found.low, high=found.high)
 
     def pooled(suffix: str) -> float:
-        tp, fp, fn = (sum(row.values[f"{prefix}{key}{suffix}"] for row in rows) for key in ("tp", "fp", "fn"))
+        tp, fp, fn = (int(rows[f"{prefix}{key}{suffix}"].sum()) for key in ("tp", "fp", "fn"))
         return tp / (tp + fp + fn) if tp + fp + fn else 1.0
 
     def intervals(suffix: str) -> Distances:
         # Distances in mm count only if all images have them.
-        known = [key for key in _ALL_FIGURES if all(prefix + key in row.values for row in rows)]
+        known = [key for key in _ALL_FIGURES if rows.have(prefix + key)]
         return cast(Distances, {key: interval(f"{key}{suffix}") for key in known})
 
-    result = cast(Figures, {"n": len(rows), "n_empty": 0, "patients": len(set(patients)), **intervals("")})
-    result["n_empty"] = sum(row.values[f"{prefix}empty"] > 0 for row in rows)
+    result = cast(Figures, {"n": len(rows), "n_empty": 0, "patients": len(np.unique(patients)), **intervals("")})
+    result["n_empty"] = int((rows[f"{prefix}empty"] > 0).sum())
     if len(class_names) == 1:
         result["iou_pooled"] = pooled("")
         if detection := _detection(rows, settings, prefix, ""):
@@ -87,30 +79,25 @@ def _figures(
     return result
 
 
-def _detection(rows: Sequence[ImageFigures], settings: EvaluateSettings, prefix: str, suffix: str) -> Detection | None:
+def _detection(rows: FigureTable, settings: EvaluateSettings, prefix: str, suffix: str) -> Detection | None:
     """Returns the figures of images with and without a class; None if all, or none, have it."""
-
-    def pixels(row: ImageFigures, *keys: str) -> float:
-        return sum(row.values[f"{prefix}{key}{suffix}"] for key in keys)
-
-    with_it = [row for row in rows if pixels(row, "tp", "fn")]
-    without = [row for row in rows if not pixels(row, "tp", "fn")]
-    if not (with_it and without):
+    tp, fp, fn = (rows[f"{prefix}{key}{suffix}"] for key in ("tp", "fp", "fn"))
+    has_it, is_predicted = tp + fn > 0, tp + fp > 0
+    if has_it.all() or not has_it.any():
         return None
-    values, patients = [row.values[f"{prefix}dice{suffix}"] for row in with_it], [row.patient_id for row in with_it]
-    dice = metrics.bootstrap_interval(values, patients, resamples=settings.resamples)
+    values = rows[f"{prefix}dice{suffix}"][has_it]
+    dice = metrics.bootstrap_interval(values, rows.patients[has_it], resamples=settings.resamples)
     return {
-        "positives": len(with_it),
+        "positives": int(has_it.sum()),
         "dice": IntervalFigures(mean=dice.mean, low=dice.low, high=dice.high),
-        "sensitivity": sum(pixels(row, "tp", "fp") > 0 for row in with_it) / len(with_it),
-        "negatives": len(without),
-        "false_alarms": sum(pixels(row, "tp", "fp") > 0 for row in without) / len(without),
+        "sensitivity": float(is_predicted[has_it].mean()),
+        "negatives": int((~has_it).sum()),
+        "false_alarms": float(is_predicted[~has_it].mean()),
     }
 
 
-def _subgroups(rows: Sequence[ImageFigures], settings: EvaluateSettings) -> dict[str, list[str]]:
-    columns = sorted({key for row in rows for key in row.groups} - {STUDY_KEY})
-    values = {key: sorted({row.groups[key] for row in rows if row.groups.get(key)}) for key in columns}
+def _subgroups(rows: FigureTable, settings: EvaluateSettings) -> dict[str, list[str]]:
+    values = {key: found for key, found in rows.groups().items() if key != STUDY_KEY}
     if settings.subgroups is None:
         return {key: found for key, found in values.items() if 2 <= len(found) <= 12}
     missing = [key for key in settings.subgroups if key not in values]

@@ -104,7 +104,8 @@ class Processing:
 class Predictor(Processing):
     """One or several models with their preprocessing, used as one model.
 
-    Its probability is the mean of the probabilities of all models, each of them averaged over the mirror images.
+    Its probability is the mean of the probabilities of all models, each of them averaged over the mirror images. On
+    GPUs that have bf16, the networks compute in it.
 
     Args:
         members: The models, at least one, each with its sidecar.
@@ -126,6 +127,7 @@ class Predictor(Processing):
         self.device = torch.device(device)
         self._members = [(model.to(self.device).eval(), side) for model, side in members]
         self._axes = AXES[flips]
+        self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def __call__(
         self, images: Sequence[npt.NDArray[np.uint8]], sizes: Sequence[tuple[int, int]] | None = None
@@ -160,12 +162,18 @@ class Predictor(Processing):
 
     def _maps(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
         stack = torch.from_numpy(images).permute(0, 3, 1, 2)
-        inputs = stack.to(self.device).to(torch.float32).div_(side.scale)
+        if self.device.type == "cuda":
+            stack = stack.pin_memory()
+        inputs = stack.to(self.device, non_blocking=True).to(torch.float32).div_(side.scale)
         # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
-        found = [
-            _exchanged(probabilities(model(inputs.flip(axes))).flip(axes), side.mirrored if len(axes) % 2 else [])
-            for axes in self._axes
-        ]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            found = [
+                _exchanged(
+                    probabilities(model(inputs.flip(axes))).flip(axes),
+                    side.mirrored if len(axes) % 2 else [],
+                )
+                for axes in self._axes
+            ]
         return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()
 
     def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow.fs import FileType
 from rich.console import Console
@@ -43,6 +44,7 @@ OVERLAYS = "overlays"
 CLAIM = "model.json"
 
 
+_SHOWN = 10
 Status = Literal["done", "done before", "done anew", "set aside"]
 _NO_FILE = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 """The errors of a system that cannot have a file of a certain name."""
@@ -76,6 +78,25 @@ class Prediction:
         own = {"image": self.image, "status": self.status, "reason": self.reason}
         size = {"height": self.height, "width": self.width} if self.height else {}
         return {**own, **size, **{f"share_{name}": share for name, share in self.shares.items()}}
+
+
+@dataclass
+class Outcomes:
+    """How many images had which outcome.
+
+    Attributes:
+        counts: The number of images by `Prediction.status`.
+        set_aside: The first `_SHOWN` images that cannot be used.
+    """
+
+    counts: Counter[Status] = field(default_factory=Counter)
+    set_aside: list[Prediction] = field(default_factory=list)
+
+    def add(self, one: Prediction) -> None:
+        """Counts the outcome of one image."""
+        self.counts[one.status] += 1
+        if one.status == "set aside" and len(self.set_aside) < _SHOWN:
+            self.set_aside.append(one)
 
 
 @dataclass(frozen=True)
@@ -112,14 +133,14 @@ class _Predict:
 
     job: PredictJob
     model: Model
-    names: list[str]
+    names: pa.LargeBinaryArray
 
     def prepare(self, chunk: int) -> _Batch:
         """Reads and resizes those of the images that are not done."""
         side = self.model.processing().sidecar
         found: list[Prediction] = []
         waiting: list[tuple[_Image, Decoded]] = []
-        for name in self.names[chunk * self.job.batch : (chunk + 1) * self.job.batch]:
+        for name in map(os.fsdecode, self.names.slice(chunk * self.job.batch, self.job.batch).to_pylist()):
             if not is_utf8(name):
                 reason = f"bad_name: {REASONS['bad_name']}; rename it"
                 found.append(Prediction(escaped(name), "set aside", reason))
@@ -215,7 +236,12 @@ def main(job: PredictJob, console: Console) -> None:
         console.print(describe_predictions(found, job), highlight=False)
 
 
-def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None) -> list[Prediction]:
+def predict(
+    job: PredictJob,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    watch: Callable[[Prediction], None] = lambda one: None,
+) -> Outcomes:
     """Writes a mask for each image of a folder, at the size of the source file. Needs a running Ray cluster.
 
     The folder `job.out` contains `masks/<image>.png` (0 and 255 for one class, otherwise labels),
@@ -226,9 +252,10 @@ def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None)
     Args:
         job: The settings of the job.
         note: Called with a message about files that are not read.
+        watch: Called with the outcome of each image, in the order of their names.
 
     Returns:
-        The outcome for each image, ordered by name.
+        How many images had which outcome.
 
     Raises:
         UserError: If the run or the images do not exist, if no image can be used, if the output folder would be lost
@@ -245,15 +272,25 @@ def predict(job: PredictJob, *, note: Callable[[str], None] = lambda text: None)
     _claim(job, model)
     work = _Predict(job, model, names)
     done = map_chunks(work, -(-len(names) // job.batch), Prediction, workers=job.workers, device=job.device)
-    found = sorted(ticks(done, total=len(names), description="Predicting"), key=lambda one: one.image)
-    columns = dict.fromkeys(key for one in found for key in one.columns)
-    (job.out / TABLE).write_csv((one.columns for one in found), list(columns))
-    if all(one.status == "set aside" for one in found):
-        raise UserError(f"{job.images}: none of {len(found)} images can be used:\n{describe_predictions(found, job)}")
-    return found
+    outcomes = Outcomes()
+
+    def rows() -> Iterator[dict[str, object]]:
+        for one in ticks(done, total=len(names), description="Predicting"):
+            outcomes.add(one)
+            watch(one)
+            yield one.columns
+
+    own = ("image", "status", "reason", "height", "width")
+    shares = (f"share_{name}" for name in model.processing().sidecar.class_names)
+    (job.out / TABLE).write_csv(rows(), [*own, *shares])
+    if outcomes.counts.keys() == {"set aside"}:
+        raise UserError(
+            f"{job.images}: none of {len(names)} images can be used:\n{describe_predictions(outcomes, job)}"
+        )
+    return outcomes
 
 
-def _images(job: PredictJob) -> tuple[list[str], Counter[str]]:
+def _images(job: PredictJob) -> tuple[pa.LargeBinaryArray, Counter[str]]:
     """Returns the paths of the images relative to the folder of images, which may contain the output folder.
 
     The second result counts the other files by suffix.
@@ -285,7 +322,7 @@ def _images(job: PredictJob) -> tuple[list[str], Counter[str]]:
             f"{place}: no images there (--images), found {_counted(others) or 'nothing'}; expected files ending in "
             f"{', '.join(SUFFIXES)}."
         )
-    return names, others
+    return pa.array(map(os.fsencode, names), pa.large_binary()), others
 
 
 def _counted(others: Counter[str]) -> str:
@@ -333,19 +370,17 @@ def _read_claim(place: Location) -> dict[str, object]:
     )
 
 
-def describe_predictions(found: Sequence[Prediction], job: PredictJob) -> str:
-    """Returns a summary for the user: the number of images by outcome, and up to 10 images that were set aside.
+def describe_predictions(found: Outcomes, job: PredictJob) -> str:
+    """Returns a summary for the user: the number of images by outcome, and some of those that were set aside.
 
     Args:
-        found: The outcome for each image.
+        found: The outcomes.
         job: The settings of the job.
     """
-    counts = Counter(one.status for one in found)
-    lines = [f"{job.out}: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
-    bad = [one for one in found if one.status == "set aside"]
-    lines += [f"  {one.image}: {one.reason}" for one in bad[:10]]
-    if len(bad) > 10:
-        lines.append(f"  ... and {len(bad) - 10} more, in {TABLE}")
+    lines = [f"{job.out}: " + ", ".join(f"{count} {status}" for status, count in found.counts.items())]
+    lines += [f"  {one.image}: {one.reason}" for one in found.set_aside]
+    if more := found.counts["set aside"] - len(found.set_aside):
+        lines.append(f"  ... and {more} more, in {TABLE}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import ImageFigures, measure_image
 from lungseg_ray.evaluation.summary import figures_table, summarise_images
+from lungseg_ray.evaluation.table import FigureTable
+from lungseg_ray.run.summary import Evaluation
 from lungseg_ray.shards.format import ShardRow
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location
@@ -60,10 +63,10 @@ class TestOneClass:
     @pytest.mark.parametrize("times", [1, 2])
     def test_distances_are_in_pixels_of_the_source(self, times: int) -> None:
         # Every pixel of one column is 3 columns from the other.
-        found: Any = measure_image(make_row(column(3), times=times), column(6), ["lung"], clean_up=False).columns
-        assert (found["hd95"], found["assd"]) == (pytest.approx(3 * times), pytest.approx(3 * times))
-        assert (found["height"], found["width"]) == (8 * times, 12 * times)
-        assert (found["dice"], found["iou"]) == (0, 0)
+        found = measure_image(make_row(column(3), times=times), column(6), ["lung"], clean_up=False)
+        assert found.values["hd95"] == found.values["assd"] == pytest.approx(3 * times)
+        assert (found.height, found.width) == (8 * times, 12 * times)
+        assert found.values["dice"] == found.values["iou"] == 0
 
     def test_spacing(self) -> None:
         # 3 columns of the grid are 6 of the source, of 0.2 mm each; rows, of 0.5 mm, do not matter.
@@ -122,8 +125,8 @@ class TestOneClass:
 
     def test_names_and_groups(self) -> None:
         row = make_row(column(3), name="x7", groups={"sex": "F"})
-        found: Any = measure_image(row, column(3), ["lung"], clean_up=False).columns
-        assert (found["image_id"], found["patient_id"], found["sex"]) == ("x7", "patient of x7", "F")
+        found = measure_image(row, column(3), ["lung"], clean_up=False)
+        assert (found.image_id, found.patient_id, found.groups) == ("x7", "patient of x7", {"sex": "F"})
 
 
 class TestThreeClasses:
@@ -171,6 +174,10 @@ def figures(
 SETTINGS = EvaluateSettings(clean_up=False, resamples=200)
 
 
+def summarise(rows: Iterable[ImageFigures], class_names: list[str], settings: EvaluateSettings) -> Evaluation:
+    return summarise_images(FigureTable.of(rows), class_names, settings)
+
+
 class TestSummarise:
     def test_counts_and_pooled(self) -> None:
         rows = [
@@ -178,7 +185,7 @@ class TestSummarise:
             figures(0.7, patient="p", counts=(0, 0, 0)),
             figures(0.0, patient="q", counts=(0, 0, 20), empty=1),
         ]
-        found = summarise_images(rows, ["lung"], SETTINGS)
+        found = summarise(rows, ["lung"], SETTINGS)
         assert (found["n"], found["n_empty"], found["patients"]) == (3, 1, 2)
         assert found["iou_pooled"] == pytest.approx(10 / 40)
         assert found["dice"]["mean"] == pytest.approx(0.4)
@@ -193,39 +200,39 @@ class TestSummarise:
             figures(1.0, patient="c", counts=(0, 0, 0)),
             figures(0.0, patient="d", counts=(0, 7, 0), empty=1),
         ]
-        found = summarise_images(rows, ["lung"], SETTINGS)
+        found = summarise(rows, ["lung"], SETTINGS)
         detection = found["detection"]
         assert detection["dice"]["mean"] == pytest.approx(0.45)
         assert (detection["positives"], detection["sensitivity"]) == (2, 0.5)
         assert (detection["negatives"], detection["false_alarms"]) == (2, 0.5)
         caption = figures_table({**found, "set_aside": []}).caption
         assert "found in 50.0%. Without it, 2 images: false alarms in 50.0%" in str(caption)
-        assert "detection" not in summarise_images(rows[:2], ["lung"], SETTINGS)
+        assert "detection" not in summarise(rows[:2], ["lung"], SETTINGS)
 
     def test_pooled_of_nothing(self) -> None:
-        assert summarise_images([figures(1.0, counts=(0, 0, 0))], ["lung"], SETTINGS)["iou_pooled"] == 1
+        assert summarise([figures(1.0, counts=(0, 0, 0))], ["lung"], SETTINGS)["iou_pooled"] == 1
 
     def test_intervals(self) -> None:
         rng = np.random.default_rng(0)
         rows = [figures(float(value), patient=f"p{at // 2}") for at, value in enumerate(rng.random(40))]
-        found = summarise_images(rows, ["lung"], SETTINGS)
+        found = summarise(rows, ["lung"], SETTINGS)
         for key in ("dice", "iou", "hd95", "assd"):
             assert 0 < found[key]["low"] < found[key]["mean"] < found[key]["high"] < 1
-        alone = summarise_images([figures(0.25, patient="p"), figures(0.75, patient="p")], ["lung"], SETTINGS)
+        alone = summarise([figures(0.25, patient="p"), figures(0.75, patient="p")], ["lung"], SETTINGS)
         assert alone["dice"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
 
     def test_clean_up_stands_beside(self) -> None:
         cleaned = {f"clean_{key}": value for key, value in figures(1.0, counts=(4, 0, 0)).values.items()}
         row = figures(0.5, counts=(2, 2, 0), more=cleaned)
-        found = summarise_images([row], ["lung"], EvaluateSettings(resamples=10))
+        found = summarise([row], ["lung"], EvaluateSettings(resamples=10))
         assert (found["dice"]["mean"], found["clean_up"]["dice"]["mean"]) == (0.5, 1.0)
         assert (found["iou_pooled"], found["clean_up"]["iou_pooled"]) == (0.5, 1.0)
         assert "groups" not in found["clean_up"]
 
     def test_millimetres_only_where_all_images_have_them(self) -> None:
         with_mm, without = figures(0.5, more={"hd95_mm": 2.0, "assd_mm": 1.0}), figures(0.6)
-        assert summarise_images([with_mm], ["lung"], SETTINGS)["hd95_mm"]["mean"] == 2
-        assert "hd95_mm" not in summarise_images([with_mm, without], ["lung"], SETTINGS)
+        assert summarise([with_mm], ["lung"], SETTINGS)["hd95_mm"]["mean"] == 2
+        assert "hd95_mm" not in summarise([with_mm, without], ["lung"], SETTINGS)
 
     def test_several_classes(self) -> None:
         names = ["left", "right"]
@@ -235,7 +242,7 @@ class TestSummarise:
             **{f"{key}_left": 0.5 for key in ("dice", "iou", "hd95", "assd")},
             **{f"{key}_right": 0.75 for key in ("dice", "iou", "hd95", "assd")},
         }
-        found = summarise_images([figures(0.625, more=more)], names, SETTINGS)
+        found = summarise([figures(0.625, more=more)], names, SETTINGS)
         # 3 / 4 and 1 / 2; with the background's 9 / 10.
         assert found["iou_pooled"] == pytest.approx(0.625)
         assert found["iou_pooled_with_background"] == pytest.approx((0.75 + 0.5 + 0.9) / 3)
@@ -254,7 +261,7 @@ class TestGroups:
 
     def test_columns_with_2_to_12_values(self) -> None:
         many = [replace(row, groups={**row.groups, "number": f"{at}"}) for at, row in enumerate(self.rows * 5)]
-        found = summarise_images(many, ["lung"], SETTINGS)["groups"]
+        found = summarise(many, ["lung"], SETTINGS)["groups"]
         # One value for `site`, 15 for `number`: neither is a subgroup.
         assert set(found) == {"sex", "age"}
         assert (found["sex"]["F"]["n"], found["sex"]["M"]["n"]) == (10, 5)
@@ -263,26 +270,26 @@ class TestGroups:
 
     def test_asked_for(self) -> None:
         settings = EvaluateSettings(clean_up=False, resamples=10, subgroups=["site"])
-        assert set(summarise_images(self.rows, ["lung"], settings)["groups"]) == {"site"}
+        assert set(summarise(self.rows, ["lung"], settings)["groups"]) == {"site"}
         settings = EvaluateSettings(clean_up=False, resamples=10, subgroups=[])
-        assert summarise_images(self.rows, ["lung"], settings)["groups"] == {}
+        assert summarise(self.rows, ["lung"], settings)["groups"] == {}
 
     def test_an_image_without_a_value_is_in_no_subgroup(self) -> None:
         rows = [*self.rows, figures(0.1, site="one", age="3")]
-        found = summarise_images(rows, ["lung"], SETTINGS)
+        found = summarise(rows, ["lung"], SETTINGS)
         assert sum(one["n"] for one in found["groups"]["sex"].values()) == 3
         assert found["n"] == 4
 
     def test_unknown_is_refused(self) -> None:
         settings = EvaluateSettings(clean_up=False, resamples=10, subgroups=["sex", "weight"])
         with pytest.raises(UserError, match=r"no column \['weight'\]; it has \['age', 'sex', 'site'\]"):
-            summarise_images(self.rows, ["lung"], settings)
+            summarise(self.rows, ["lung"], settings)
 
 
 def test_table_for_the_terminal() -> None:
     rows = [figures(0.2, sex="F"), figures(0.8, sex="M")]
     console = Console(record=True, file=io.StringIO(), width=200)
-    console.print(figures_table({**summarise_images(rows, ["lung"], SETTINGS), "set_aside": []}))
+    console.print(figures_table({**summarise(rows, ["lung"], SETTINGS), "set_aside": []}))
     text = console.export_text()
     assert "sex = F" in text
     assert "0.5 (0.2-0.8)" in text

@@ -12,7 +12,7 @@ import pytest
 
 from lungseg_ray.config import EvaluateJob, PredictJob
 from lungseg_ray.jobs.evaluate import evaluate_run
-from lungseg_ray.jobs.predict import predict
+from lungseg_ray.jobs.predict import Prediction, predict
 from lungseg_ray.run.folder import Run
 from lungseg_ray.shards.build import shard
 from lungseg_ray.shards.describe import describe_outcome
@@ -62,7 +62,9 @@ def test_shard_evaluate_and_predict_set_the_same_files_aside(cluster: None, tmp_
     assert (result["layout"], result["unlabelled"]) == ("pairs", 0)
     assert result["n"] + len(result["set_aside"]) == 12 + len(expected)
     (root / "images" / os.fsdecode(b"\xff\xfe.png")).write_bytes(kinds.png(kinds.IMAGE))
-    predictions = predict(PredictJob(run=run, images=str(root / "images"), out=str(tmp_path / "out")))
+    predictions: list[Prediction] = []
+    job = PredictJob(run=run, images=str(root / "images"), out=str(tmp_path / "out"))
+    predict(job, watch=predictions.append)
     found = {one.image.split(".")[0]: one.reason.split(":")[0] or USED for one in predictions}
     # Without a mask, an image is turned as it asks.
     expected = {name: USED if outcome == "rotated" else outcome for name, outcome in expected.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import pyarrow as pa
 import pytest
 
 from lungseg_ray.cluster.chunks import Work, map_chunks
@@ -57,12 +58,13 @@ def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
     for number in range(7):
         cv2.imwrite(str(images / f"{number}.png"), draw(number, seed=0, size=100 + number)[0])
     (images / "broken.png").write_bytes(b"no image")
-    names = sorted(path.name for path in images.iterdir())
+    names = pa.array(sorted(path.name.encode() for path in images.iterdir()), pa.large_binary())
 
     made: dict[str, list[object]] = {}
     for out, options in (("one", {"device": "cpu"}), ("three", {"resource": STAND_IN})):
         given = {"run": str(tmp_path), "images": str(images), "out": str(tmp_path / out), "batch": 3}
-        work = _Predict(PredictJob.model_validate({**given, "overlay": overlay}), model, names)
+        job = PredictJob.model_validate({**given, "overlay": overlay})
+        work = _Predict(job, model, names)
         made[out] = sorted(map_chunks(work, 3, Prediction, **options), key=repr)  # type: ignore[arg-type]
     assert made["one"] == made["three"]
     assert len(made["one"]) == 8

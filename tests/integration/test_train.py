@@ -19,7 +19,7 @@ from rich.console import Console
 from lungseg_ray.config import EvaluateJob, PredictJob, Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.evaluate import evaluate_run
-from lungseg_ray.jobs.predict import predict
+from lungseg_ray.jobs.predict import Prediction, predict
 from lungseg_ray.jobs.train import train
 from lungseg_ray.run.checkpoint import list_checkpoints
 from lungseg_ray.run.folder import Run
@@ -182,6 +182,12 @@ class TestEvaluate:
             evaluate_run(EvaluateJob(run=str(tmp_path)))
 
 
+def outcomes(job: PredictJob) -> list[Prediction]:
+    found: list[Prediction] = []
+    predict(job, watch=found.append)
+    return found
+
+
 class TestPredict:
     def test_masks_at_the_size_of_their_images_and_going_on(
         self, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,7 +199,7 @@ class TestPredict:
         cv2.imwrite(str(images / "more/b.jpg"), generator.integers(0, 255, (50, 40, 3), np.uint8))
         (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         job = PredictJob(run=str(finished.folder), images=str(images), out=str(tmp_path / "out"), overlay=True)
-        found = {one.image: one for one in predict(job)}
+        found = {one.image: one for one in outcomes(job)}
         assert {name: one.status for name, one in found.items()} == {
             "a.png": "done",
             "bad.png": "set aside",
@@ -206,7 +212,7 @@ class TestPredict:
         assert found["a.png"].shares["lung"] == pytest.approx(float((mask > 0).mean()), abs=1e-6)
         overlay: Any = cv2.imread(str(tmp_path / "out/overlays/more/b.jpg.png"))
         assert overlay.shape == (50, 40, 3)
-        again = {one.image: one for one in predict(job)}
+        again = {one.image: one for one in outcomes(job)}
         assert again["a.png"] == replace(found["a.png"], status="done before")
         assert [row["image"] for row in rows(tmp_path / "out/predictions.csv")] == sorted(found)
 
@@ -225,13 +231,13 @@ class TestPredict:
             cv2.imwrite(str(tmp_path / folder / "a.png"), generator.integers(0, 255, (70, 90), np.uint8))
         tree = {"run": str(finished.folder), "images": str(tmp_path / "one"), "out": str(tmp_path / "out")}
         job = PredictJob.model_validate(tree)
-        assert [one.status for one in predict(job)] == ["done"]
+        assert [one.status for one in outcomes(job)] == ["done"]
         with pytest.raises(UserError, match=r"images: .*/one -> .*/two"):
             predict(PredictJob.model_validate({**tree, "images": str(tmp_path / "two")}))
         (tmp_path / "two/a.png").replace(tmp_path / "one/a.png")
-        assert [one.status for one in predict(job)] == ["done anew"]
-        assert [one.status for one in predict(job)] == ["done before"]
-        alone = predict(PredictJob.model_validate({**tree, "out": str(tmp_path / "alone")}))
+        assert [one.status for one in outcomes(job)] == ["done anew"]
+        assert [one.status for one in outcomes(job)] == ["done before"]
+        alone = outcomes(PredictJob.model_validate({**tree, "out": str(tmp_path / "alone")}))
         assert [one.status for one in alone] == ["done"]
         assert (tmp_path / "alone/masks/a.png.png").read_bytes() == (tmp_path / "out/masks/a.png.png").read_bytes()
 
@@ -243,7 +249,7 @@ class TestPredict:
             (images / name).write_bytes(content)
         (images / "a").write_bytes(chest(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)))
         job = PredictJob(run=str(finished.folder), images=str(images), out=str(tmp_path / "out"))
-        found = {one.image: one for one in predict(job)}
+        found = {one.image: one for one in outcomes(job)}
         assert found[long].reason == "bad_name: its mask cannot have this name (File name too long); rename the image"
         assert {found["a"].status, found["a.png/b.png"].status} == {"done", "set aside"}
         assert found[f"{'y' * 244}.png"].status == "done"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.numerics import metrics
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.numerics.metrics import (
     Counts,
@@ -208,6 +209,19 @@ def test_bootstrap_of_many_patients_has_the_width_of_the_normal_interval() -> No
     assert interval.mean - interval.low == pytest.approx(half_width, rel=0.1)
     assert bootstrap_interval(values, np.arange(400)) == interval
     assert bootstrap_interval(values, np.arange(400), seed=1) != interval
+
+
+def test_interval_of_very_many_patients_is_the_limit_of_the_drawn_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patients with 1 to 4 images, whose figures are more alike than those of others.
+    generator = np.random.default_rng(3)
+    patients = np.repeat(np.arange(500), generator.integers(1, 5, 500))
+    values = 0.9 + 0.05 * generator.standard_normal(500)[patients] + 0.02 * generator.standard_normal(len(patients))
+    drawn = bootstrap_interval(values, patients, resamples=20_000)
+    monkeypatch.setattr(metrics, "MOST_DRAWN", 100)
+    limit = bootstrap_interval(values, patients)
+    assert limit.mean == drawn.mean
+    assert limit.high - limit.low == pytest.approx(drawn.high - drawn.low, rel=0.03)
+    assert limit.low == pytest.approx(drawn.low, abs=3e-4)
 
 
 def test_bootstrap_of_one_patient_has_no_width() -> None:

@@ -1,0 +1,241 @@
+"""Measures the feed beside its peers: PyTorch's DataLoader, LitData and MosaicML Streaming.
+
+All of them give batches of the same augmented pairs, with two processes, and nothing is done with these. The DataLoader
+reads the same shards, row by row; LitData and Streaming read the same pixels in their own formats, as arrays without
+compression, which is their default. The bucket is a SeaweedFS server on this machine, behind a proxy that answers every
+request only after 30 ms.
+
+Each case runs in a process of its own. Run it from the folder of the repository, with the extra `bench` installed:
+python -m benchmarks.peers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.feed import BATCH, LATENCY, SIZE, TASKS, make_shards
+from benchmarks.results import write_result
+from lungseg_ray.feed.augment import build_augmentation
+from lungseg_ray.shards.format import read_rows
+from lungseg_ray.shards.index import read_index
+from lungseg_ray.storage import locate
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES, EPOCHS, BUCKET = 2048, 3, "peers"
+KINDS = ("lungseg-ray", "torch DataLoader", "LitData", "MosaicML Streaming")
+
+Pair = dict[str, Any]
+
+
+class _Augmented:
+    """Augments a pair, in whichever process."""
+
+    _change: Any = None
+
+    def __call__(self, pair: Pair) -> Pair:
+        if self._change is None:
+            cv2.setNumThreads(0)
+            self._change = build_augmentation("medium", size=SIZE)
+        image, mask = self._change(pair["image"], pair["mask"], seed=int(torch.randint(2**62, ())))
+        return {"image": image, "mask": mask}
+
+
+class _Rows(Dataset[Pair]):
+    """The training rows of shards, for a DataLoader."""
+
+    def __init__(self, root: str) -> None:
+        self._root = locate(root)
+        shards = read_index(self._root).of("train")
+        self._rows = [(shard, row) for shard in shards for row in shard.usable]
+        self._augment = _Augmented()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Pair:
+        shard, row = self._rows[number]
+        sample = read_rows(self._root, shard, [row])[0].sample
+        return self._augment({"image": sample.image, "mask": sample.mask})
+
+
+def pairs(root: str) -> Iterator[Pair]:
+    """Yields the pixels of all training rows of shards."""
+    place = locate(root)
+    for shard in read_index(place).of("train"):
+        for row in read_rows(place, shard, list(shard.usable)):
+            yield {"image": row.sample.image, "mask": row.sample.mask}
+
+
+def write_litdata(root: str, out: Path) -> None:
+    """Writes the pairs in the format of LitData."""
+    from litdata.streaming import Cache
+
+    cache = Cache(str(out), chunk_bytes="64MB")
+    for number, pair in enumerate(pairs(root)):
+        cache[number] = {name: np.ascontiguousarray(pixels) for name, pixels in pair.items()}
+    cache.done()
+    cache.merge()
+
+
+def write_streaming(root: str, out: Path) -> None:
+    """Writes the pairs in the format of MosaicML Streaming."""
+    from streaming import MDSWriter
+
+    with MDSWriter(out=str(out), columns={"image": "ndarray", "mask": "ndarray"}) as writer:
+        for pair in pairs(root):
+            writer.write({name: np.ascontiguousarray(pixels) for name, pixels in pair.items()})
+
+
+def _loader(kind: str, place: str, cache: str) -> Iterable[Pair]:
+    if kind == "torch DataLoader":
+        return DataLoader(
+            _Rows(place),
+            batch_size=BATCH,
+            shuffle=True,
+            drop_last=True,
+            num_workers=TASKS,
+            persistent_workers=True,
+            multiprocessing_context="forkserver",
+        )
+    if kind == "LitData":
+        from litdata import StreamingDataLoader, StreamingDataset
+
+        endpoint = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if "://" in place else {}
+        given: Any = {"cache_dir": cache, "storage_options": endpoint} if endpoint else {}
+        data: Any = StreamingDataset(place, shuffle=True, drop_last=True, transform=_Augmented(), **given)
+        loaded: Iterable[Pair] = StreamingDataLoader(data, batch_size=BATCH, num_workers=TASKS, persistent_workers=True)
+        return loaded
+    from streaming import StreamingDataset as Streamed
+
+    class Pairs(Streamed):
+        _augment = _Augmented()
+
+        def __getitem__(self, at: Any) -> Any:
+            return self._augment(super().__getitem__(at))
+
+    source: Any = {"remote": place, "local": cache} if "://" in place else {"local": place}
+    return DataLoader(
+        Pairs(**source, shuffle=True, batch_size=BATCH),
+        batch_size=BATCH,
+        drop_last=True,
+        num_workers=TASKS,
+        persistent_workers=True,
+    )
+
+
+def case(kind: str, place: str, cache: str) -> dict[str, float]:
+    """Reads some epochs; the first one with a cold cache.
+
+    Returns:
+        `start_pairs_per_s`, the speed in the first epoch, and `pairs_per_s`, that in the others.
+    """
+    loader = _loader(kind, place, cache)
+    speeds = []
+    for _ in range(EPOCHS):
+        start, count = time.perf_counter(), 0
+        for batch in loader:
+            count += len(batch["image"])
+        speeds.append(count / (time.perf_counter() - start))
+    return {"start_pairs_per_s": speeds[0], "pairs_per_s": statistics.median(speeds[1:])}
+
+
+def run_case(kind: str, place: str, cache: Path) -> dict[str, float]:
+    """Runs a case in a process of its own, with an empty cache."""
+    shutil.rmtree(cache, ignore_errors=True)
+    remote = "://" in place
+    if kind == KINDS[0]:
+        command = ["benchmarks.feed", "--case", place, "10", str(time.time()), str(cache) if remote else ""]
+    else:
+        command = ["benchmarks.peers", "--case", kind, place, str(cache)]
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {key: found[key] for key in ("start_pairs_per_s", "pairs_per_s")}
+
+
+@contextmanager
+def slow_bucket(folders: dict[str, Path]) -> Iterator[None]:
+    """Uploads folders, and serves them through a proxy that delays each request, to the processes started meanwhile."""
+    from tests.storage.object_store import FaultyProxy, ObjectStore
+
+    with tempfile.TemporaryDirectory(prefix="lungseg-store-") as place, ObjectStore(Path(place)) as store:
+        store.create_bucket(BUCKET)
+        client = store.client()
+        for name, folder in folders.items():
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                key = f"{name}/{file.relative_to(folder)}"
+                client.put_object(Bucket=BUCKET, Key=key, Body=file.read_bytes())
+        with FaultyProxy(store, delay=LATENCY) as proxy:
+            more = {**proxy.environment, "S3_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}
+            before = {name: os.environ.get(name) for name in more}
+            os.environ.update(more)
+            try:
+                yield
+            finally:
+                for name, value in before.items():
+                    os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def main() -> None:
+    """Measures, prints a table and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts")
+    parser.add_argument("--images", type=int, default=IMAGES, help="training images, about")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(case(*given.case)), flush=True)
+        return
+    console = Console()
+    result: dict[str, Any] = {"size": SIZE, "processes": TASKS, "latency_seconds": LATENCY, "cases": {}}
+    with tempfile.TemporaryDirectory(prefix="lungseg-peers-") as name:
+        folder = Path(name)
+        shards = folder / "shards"
+        make_shards(shards, images=given.images)
+        writers: dict[str, Callable[[str, Path], None]] = {KINDS[2]: write_litdata, KINDS[3]: write_streaming}
+        for kind, write in writers.items():
+            write(str(shards), folder / kind)
+        places = dict(zip(KINDS, (shards, shards, folder / KINDS[2], folder / KINDS[3]), strict=True))
+        names = {"shards": shards, "litdata": folder / KINDS[2], "streaming": folder / KINDS[3]}
+        keys = {place: key for key, place in names.items()}
+
+        def measure(where: str, at: Callable[[Path], str]) -> None:
+            found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+            for _ in track(range(given.repeats), where):
+                for kind in KINDS:
+                    found[kind].append(run_case(kind, at(places[kind]), folder / "cache"))
+            for kind, runs in found.items():
+                medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+                result["cases"][f"{kind}, {where}"] = {**medians, "each": [run["pairs_per_s"] for run in runs]}
+
+        measure("local disk", str)
+        with slow_bucket(names):
+            measure("bucket, 30 ms per request", lambda place: f"s3://{BUCKET}/{keys[place]}")
+    table = Table("feed", "pairs/s, first epoch", "pairs/s, then")
+    for what, figures in result["cases"].items():
+        table.add_row(what, *(f"{figures[key]:.0f}" for key in ("start_pairs_per_s", "pairs_per_s")))
+    console.print(table)
+    write_result("peers", result, console)
+
+
+if __name__ == "__main__":
+    main()
