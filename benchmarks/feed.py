@@ -151,25 +151,25 @@ def main() -> None:
         print(json.dumps(case(root, float(seconds), float(started), cached)), flush=True)
         return
     console = Console()
-    result: dict[str, Any] = {"images_stored_px": STORED, "size": SIZE, "tasks": TASKS, "latency_seconds": LATENCY}
+    cases: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="lungseg-feed-") as name:
         folder = Path(name)
         make_shards(folder / "made")
         for images in given.images:
             with_images(folder / "made", folder / str(images), images)
             what = f"{images:,} images, local disk"
-            result[what] = measure(str(folder / str(images)), given.seconds, given.repeats, what)
+            cases[what] = measure(str(folder / str(images)), given.seconds, given.repeats, what)
             shutil.rmtree(folder / str(images))
         if not given.no_bucket:
             with_images(folder / "made", folder / "bucket", IMAGES)
-            result |= in_bucket(folder / "bucket", given.seconds, given.repeats)
+            cases |= in_bucket(folder / "bucket", given.seconds, given.repeats)
     table = Table("case", "first batch, s", "pairs/s, first epoch", "pairs/s, then", "memory of a task, MiB")
-    for what, found in result.items():
-        if isinstance(found, dict):
-            keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
-            table.add_row(what, *(f"{found[key]:.0f}" for key in keys))
+    for what, found in cases.items():
+        keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
+        table.add_row(what, *(f"{found[key]:.0f}" for key in keys))
     console.print(table)
-    write_result("feed", result, console)
+    sizes = {"stored_px": STORED, "size": SIZE, "tasks": TASKS, "latency_seconds": LATENCY}
+    write_result("feed", {**sizes, "cases": cases}, console)
 
 
 def in_bucket(shards: Path, seconds: float, repeats: int) -> dict[str, Any]:

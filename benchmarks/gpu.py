@@ -4,8 +4,9 @@ It needs PyTorch and the packages of the project, but no Ray and no network. Wit
 smaller models. The result is a table, and JSON in benchmarks/results/gpu.json.
 
 - Parity: the losses of 20 steps in fp32 on the CPU and on the device, and in bf16 on the device.
-- Training: images per second of `Learner.step` on batches in memory, beside a bare loop of the same network, loss and
-  optimiser that checks nothing; the memory of the device; and how often a step waits for the device.
+- Training: images per second of `Learner.step` on batches on the device, beside a bare loop of the same network, loss
+  and optimiser that checks nothing, and with `train.compile`; the memory of the device; the share of its rate in large
+  matrix products; and how often a step waits for the device.
 - Prediction: images per second of `Predictor.maps`.
 
 Run it from the folder of the repository: python -m benchmarks.gpu
@@ -36,8 +37,9 @@ from lungseg_ray.inference.predictor import Predictor
 from lungseg_ray.numerics import optim
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run.exported import Sidecar
+from lungseg_ray.training.device import allow_fast_products, copies_to, matrix_rate
 from lungseg_ray.training.learner import Learner
-from lungseg_ray.training.model import build_model
+from lungseg_ray.training.model import build_model, model_cost
 from lungseg_ray.training.precision import Precision
 
 PARITY_STEPS, PARITY_SIZE, PARITY_BATCH = 20, 64, 4
@@ -156,7 +158,7 @@ def bare_step(learner: Learner) -> Callable[[Batch], object]:
 def training(kind: tuple[str, str, int, int], device: torch.device) -> dict[str, Any]:
     """Measures the training step of a network in bf16."""
     architecture, encoder, size, batch = kind
-    settings, given = settings_of(*kind), batches(size, batch, 4)
+    settings, given = settings_of(*kind), [copies_to(device)(one) for one in batches(size, batch, 4)]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     learner = Learner(settings, device=device, precision="bf16", total_steps=1000)
@@ -164,13 +166,23 @@ def training(kind: tuple[str, str, int, int], device: torch.device) -> dict[str,
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     bare = seconds_of(bare_step(learner), given, device)
     again = seconds_of(learner.step, given, device)
+    ours = statistics.mean([ours, again])
+    compiled = None
+    if device.type == "cuda":
+        train = settings.train.model_copy(update={"compile": True})
+        other = settings.model_copy(update={"train": train})
+        faster = Learner(other, device=device, precision="bf16", total_steps=1000)
+        compiled = None if faster.notes else batch / seconds_of(faster.step, given, device)
+    needed = 3e9 * model_cost(settings).gflops * batch / ours
     return {
         "network": f"{architecture}, {encoder}",
         "size": size,
         "batch": batch,
-        "images_per_s": batch / statistics.mean([ours, again]),
+        "images_per_s": batch / ours,
         "bare_images_per_s": batch / bare,
-        "ratio": bare / statistics.mean([ours, again]),
+        "ratio": bare / ours,
+        "compiled_images_per_s": compiled,
+        "matrix_rate_share": needed / matrix_rate(device, "bf16"),
         "memory_gib": memory,
         "waits_per_step": waits(learner, given[0]) if device.type == "cuda" else None,
     }
@@ -210,12 +222,13 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda" if given.device != "cpu" and torch.cuda.is_available() else "cpu")
     console = Console()
+    allow_fast_products(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "parity": parity(device), "training": []}
     difference = result["parity"]["largest_difference_fp32"]
     console.print(f"{name}, PyTorch {torch.__version__}")
     console.print(f"Losses of {PARITY_STEPS} steps in fp32, CPU and device: largest difference {difference:.2e}")
-    table = Table("network", "px", "batch", "images/s", "bare loop", "ratio", "GiB", "waits per step")
+    table = Table("network", "px", "batch", "images/s", "bare loop", "ratio", "share", "compiled", "GiB", "waits")
     for kind in ON_GPU if device.type == "cuda" else ON_CPU:
         found = training(kind, device)
         result["training"].append(found)
@@ -225,6 +238,8 @@ def main() -> None:
             *(str(found[key]) for key in ("size", "batch")),
             *(f"{found[key]:.1f}" for key in ("images_per_s", "bare_images_per_s")),
             f"{found['ratio']:.2f}",
+            f"{found['matrix_rate_share']:.0%}",
+            "-" if found["compiled_images_per_s"] is None else f"{found['compiled_images_per_s']:.1f}",
             "-" if gib is None else f"{gib:.1f}",
             "-" if stops is None else str(stops),
         )

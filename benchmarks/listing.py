@@ -161,13 +161,13 @@ def main() -> None:
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES), help="trees to measure")
     parser.add_argument("--no-bucket", action="store_true", help="measure folders alone")
     given = parser.parse_args()
-    result: dict[str, object] = {"files": given.files, "latency_seconds": LATENCY}
+    cases: dict[str, dict[str, float]] = {}
     console = Console()
     table = Table("where", "tree", "seconds", "listing alone", "ratio", "requests")
 
     def add(where: str, name: str, found: dict[str, float]) -> None:
         ratio = round(found["seconds"] / found["peer_seconds"], 2)
-        result[f"{where} {name}"] = {**found, "ratio": ratio}
+        cases[f"{where} {name}"] = {**found, "ratio": ratio}
         requests = f"{found['requests']:.0f}" if "requests" in found else ""
         table.add_row(where, name, f"{found['seconds']:.1f}", f"{found['peer_seconds']:.1f}", f"{ratio:.1f}", requests)
 
@@ -178,7 +178,7 @@ def main() -> None:
             for name in given.trees:
                 add("bucket", name, in_bucket(name, given.files, given.repeats, running))
     console.print(table)
-    write_result("listing", result, console)
+    write_result("listing", {"files": given.files, "latency_seconds": LATENCY, "cases": cases}, console)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def main() -> None:
         growth = math.log(result[last][phase] / result[first][phase]) / math.log(last / first) if last > first else 0.0
         table.add_row(phase, *(f"{one[phase]:.1f}" for one in result.values()), f"{growth:.2f}")
     console.print(table)
-    write_result("records", result, console)
+    write_result("records", {"cases": result}, console)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class TrainingDisplay:
 
     Attributes:
         first_step: The time of the first step, seconds since 1970; None before it.
-        started: How the workers trained that started last; None before.
+        started: How the workers trained that started first; None before.
     """
 
     def __init__(self, console: Console, place: Location, epochs: int) -> None:
@@ -65,7 +65,7 @@ class TrainingDisplay:
         self._console.print(text, highlight=False, markup=False)
 
     def _started(self, event: Started) -> None:
-        self.started = event
+        self.started = self.started or event
         where = f"from epoch {event.epoch + 1}" if event.step else "from the start"
         if event.step_in_epoch:
             where += f", step {event.step_in_epoch + 1} of {event.steps_per_epoch},"

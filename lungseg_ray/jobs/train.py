@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 from rich.console import Console
 from yaml import YAMLError
@@ -20,7 +21,7 @@ from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
-from lungseg_ray.run.summary import RunSummary, describe_detection
+from lungseg_ray.run.summary import RunSummary, Seconds, describe_detection
 from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
 from lungseg_ray.training.model import check_model, model_cost, with_start
@@ -61,6 +62,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         StoppedError: If SIGINT or SIGTERM stopped the job.
         OSError: If a file cannot be read or written.
     """
+    times = [started, time.time()]
     run = Run(settings.runs.root / settings.runs.name)
     settings, index = known_shards(settings, run.place, console)
     settings, start = with_start(settings, run.config)
@@ -73,6 +75,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         _tell(run, finished, console)
         return finished
     with held(run.place, console, processes=settings.train.workers) as lease:
+        times.append(time.time())
         # Another driver may have held the run until now, and finished it.
         if finished := _finished(run, settings):
             _tell(run, finished, console)
@@ -97,16 +100,14 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         if start and not resuming:
             run.events.append("started_from", start)
             console.print(start, highlight=False)
+        times.append(time.time())
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
         export_best(run, settings, index)
         summary = evaluate_test_split(run, settings, index, console)
-        summary["seconds"] = {
-            "to_first_step": round(display.first_step - started, 1) if display.first_step else None,
-            "total": round(time.time() - started, 1),
-        }
+        summary["seconds"] = _seconds(times, display)
         if display.started:
             # The backward pass takes twice the operations of the forward pass.
             needed = 3e9 * model_cost(settings).gflops * summary["images_per_second"]
@@ -116,6 +117,25 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
+
+
+def _seconds(times: list[float], display: TrainingDisplay) -> Seconds:
+    """Returns how long the command has taken until now.
+
+    Args:
+        times: When the command started, when it had its imports, Ray, and the shards; seconds since 1970.
+        display: The display, which has seen the workers.
+    """
+    start = {}
+    if display.started and display.first_step:
+        times = [*times, display.started.began, display.started.time, display.first_step]
+        names = ("imports", "ray", "shards", "workers", "model", "first_step")
+        start = {name: round(end - begin, 1) for name, (begin, end) in zip(names, pairwise(times), strict=True)}
+    return {
+        "to_first_step": round(display.first_step - times[0], 1) if display.first_step else None,
+        "start": start,
+        "total": round(time.time() - times[0], 1),
+    }
 
 
 def _extend(run: Run, settings: Settings, index: ShardIndex, console: Console) -> None:

@@ -38,6 +38,8 @@ class Started:
         parameters: Number of parameters of the network.
         frozen: Names of the parameters that get no gradient.
         best: The row of the best epoch so far; None before the first.
+        began: When the worker had imported what it needs, seconds since 1970.
+        time: When the first step can be made, seconds since 1970.
     """
 
     epoch: int
@@ -52,6 +54,8 @@ class Started:
     parameters: int
     frozen: tuple[str, ...]
     best: dict[str, float] | None
+    began: float
+    time: float
 
 
 @dataclass(frozen=True)

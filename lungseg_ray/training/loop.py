@@ -47,7 +47,7 @@ def train_loop(
         TrainingDivergedError: If too many losses are not finite.
         JobFailedError: If a checkpoint cannot be written.
     """
-    device, epochs = runtime.device, settings.train.epochs
+    began, device, epochs = time.time(), runtime.device, settings.train.epochs
     last_epoch = min(stop_after_epoch or epochs, epochs)
     runtime.report_activity("the checkpoint to go on from")
     checkpoint = runtime.restore()
@@ -82,6 +82,8 @@ def train_loop(
                 parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
                 frozen=tuple(learner.frozen),
                 best=progress.best if progress.history else None,
+                began=began,
+                time=time.time(),
             )
         )
         for text in learner.notes:

@@ -26,6 +26,8 @@ START = Started(
     parameters=3_015_811,
     frozen=(),
     best=None,
+    began=1.0,
+    time=2.0,
 )
 ROW = {
     **{"epoch": 1, "step": 10, "loss": 0.61234, "loss_dice": 0.30004, "loss_bce": 0.39037},

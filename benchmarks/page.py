@@ -1,0 +1,228 @@
+"""Writes docs/performance.md, with its plots, from the figures in benchmarks/results/.
+
+Run it from the folder of the repository, after the benchmarks: python -m benchmarks.page
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.results import read_result
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, PLOTS = DOCS / "performance.md", DOCS / "images"
+Result = Mapping[str, Any]
+
+_START = """# Performance
+
+This page is written by `python -m benchmarks.page` from the files in `benchmarks/results/`, which `make bench` makes
+(half an hour on two cores; it goes on where it was interrupted). Each figure is the median of three runs, unless its
+section says otherwise. A ratio compares figures of the same run. The heading of a section names the command that
+measures it alone.
+"""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(head)
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _machine(result: Result) -> str:
+    return f"{result['machine']}; code {result['code']}."
+
+
+def _plot(name: str, title: str, unit: str, bars: Mapping[str, float]) -> str:
+    """Draws horizontal bars, and returns the line of Markdown that shows them."""
+    figure = Figure(figsize=(8, 0.45 * len(bars) + 1), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh(list(bars), list(bars.values()), color="#4477aa")
+    axes.bar_label(drawn, fmt="%.3g", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    figure.savefig(PLOTS / f"{name}.png", dpi=110)
+    return f"![{title}](images/{name}.png)"
+
+
+def _train(result: Result) -> list[str]:
+    bars = {
+        "published script": result["published"],
+        "careful script": result["careful"],
+        "step in memory": result["in_memory"],
+        "jobs/train.py": result["images_per_s"],
+        "jobs/train.py, 2 workers": result["two_workers"],
+    }
+    ratios = ("job_over_published", "job_over_careful", "job_over_in_memory", "two_workers_over_one")
+    names = ("job / published script", "job / careful script", "job / step in memory", "2 workers / 1 worker")
+    rows = [(name, f"{result[key]:.2f}") for name, key in zip(names, ratios, strict=True)]
+    rows += [
+        ("share of the time in which the job waits for images", f"{result['data_wait_share']:.1%}"),
+        ("pause between two epochs, validation aside", f"{result['pause']:.1f} s"),
+        ("command to first step", f"{result['first_step']:.1f} s"),
+    ]
+    return [
+        "## Training: `python -m benchmarks.train`",
+        f"Unet++ with RegNetY-004 at {result['size']} px, batches of {result['batch']}, PNG files of 2000 x 2000 px, "
+        f"{result['precision']}. The published script is the tutorial's: it decodes the files in every epoch, with two "
+        "workers of a DataLoader, in fp32. The careful one keeps decoded images in memory, and uses bf16 where that is "
+        "faster, and channels last.",
+        _machine(result),
+        _plot("performance-training", "Training", "images per second", bars),
+        _table(("figure", "measured"), rows),
+    ]
+
+
+def _feed(result: Result) -> list[str]:
+    cases: Mapping[str, Result] = result["cases"]
+    keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
+    rows = [(what, *(f"{found[key]:,.0f}" for key in keys)) for what, found in cases.items()]
+    return [
+        "## The feed: `python -m benchmarks.feed`",
+        f"Images of {result['stored_px']} px are read and augmented (`medium`) for a network of {result['size']} px by "
+        f"{result['tasks']} data tasks; nothing is done with them. An index names more images by hard links to the "
+        "same files. The bucket is a SeaweedFS server on the same machine; with 30 ms, a proxy delays every request. "
+        "The first batch is counted from the start of the process, most of which is the start of Ray. The first epoch of a "
+        "large index is its first 1,024 images.",
+        _machine(result),
+        _table(("images, place", "first batch, s", "pairs/s, first epoch", "then", "memory of a task, MiB"), rows),
+    ]
+
+
+def _peers(result: Result) -> list[str]:
+    cases: Mapping[str, Result] = result["cases"]
+    rows = [(what, f"{one['start_pairs_per_s']:,.0f}", f"{one['pairs_per_s']:,.0f}") for what, one in cases.items()]
+    bars = {what: one["pairs_per_s"] for what, one in cases.items()}
+    return [
+        "## The feed beside its peers: `python -m benchmarks.peers`",
+        f"Two processes read and augment the same pairs. The DataLoader reads the same shards row by row; LitData and "
+        f"Streaming read the pixels in formats of their own. The bucket answers every request after "
+        f"{1000 * result['latency_seconds']:.0f} ms. The first epoch starts with an empty cache.",
+        _machine(result),
+        _plot("performance-feed", "Pairs per second after the first epoch", "pairs per second", bars),
+        _table(("feed, place", "pairs/s, first epoch", "then"), rows),
+    ]
+
+
+def _predict(result: Result) -> list[str]:
+    names = {"real": "Unet++ with RegNetY-004, 2 CPUs"}
+    names |= {key: f"a network that takes no time, {key[-5:]}" for key in result if key.startswith("free")}
+    rows = [
+        (name, *(f"{result[key][figure]:.2f}" for figure in ("images_per_s", "bare_images_per_s", "ratio")))
+        for key, name in names.items()
+    ]
+    named = [(f"{int(n):,}", f"{one['seconds']:.0f}", f"{one['mib']:.0f}") for n, one in result["named"].items()]
+    return [
+        "## Prediction: `python -m benchmarks.predict`",
+        f"PNG files of 2000 x 2000 px, a network of {result['size']} px, masks of the size of the files. The bare loop "
+        "decodes, computes and encodes in as many processes. The network that takes no time runs on a resource of Ray "
+        "that stands for a GPU: decoding and encoding are then all there is.",
+        _machine(result),
+        _table(("prediction", "images/s", "bare loop", "ratio"), rows),
+        "What the driver does by itself for many images, of which no pixel is read, once:",
+        _table(("images", "seconds", "largest memory of the driver, MiB"), named),
+    ]
+
+
+def _sharding(result: Result) -> list[str]:
+    median, peak = result["median"], result["peak_mib"]
+    return [
+        "## Sharding: `python -m benchmarks.sharding`",
+        f"PNG pairs of 2000 x 2000 px: {median['images_per_s']:.1f} pairs/s, {median['ratio']:.2f} of two bare "
+        "processes that read, decode and resize the same files and write nothing. Memory of all processes (PSS): "
+        f"{peak['few']:.0f} MiB for {result['pairs']['few']} pairs, {peak['many']:.0f} MiB for "
+        f"{result['pairs']['many']}.",
+        _machine(result),
+    ]
+
+
+def _records(result: Result) -> list[str]:
+    cases = {int(count): figures for count, figures in result["cases"].items()}
+    first, last = min(cases), max(cases)
+    rows = []
+    for phase in cases[first]:
+        growth = math.log(cases[last][phase] / cases[first][phase]) / math.log(last / first)
+        figures = (f"{one[phase]:,.1f}" for one in cases.values())
+        rows.append((phase.replace("peak_mib", "largest memory, MiB"), *figures, f"{growth:.2f}"))
+    return [
+        "## The driver of `shard`: `python -m benchmarks.records`",
+        "What the driver does by itself, for a manifest of hard links to 64 images, once; seconds. The exponent says "
+        "how they grow with the number of images. With up to 100,000 images, the index includes a search for images "
+        "that look alike in different splits.",
+        _machine(result),
+        _table(("phase", *(f"{count:,} images" for count in cases), "exponent"), rows),
+    ]
+
+
+def _listing(result: Result) -> list[str]:
+    rows = [
+        (what, *(f"{found[key]:.1f}" for key in ("seconds", "peer_seconds", "ratio")))
+        for what, found in result["cases"].items()
+    ]
+    return [
+        "## Listing a corpus: `python -m benchmarks.listing`",
+        f"{result['files']:,} files are listed and their layout is recognised, beside the listing alone. The bucket "
+        "answers every request after 30 ms.",
+        _machine(result),
+        _table(("place, tree", "seconds", "listing alone, s", "ratio"), rows),
+    ]
+
+
+def _gpu(result: Result) -> list[str]:
+    rows = [
+        (
+            one["network"],
+            *(str(one[key]) for key in ("size", "batch")),
+            *(f"{one[key]:.1f}" for key in ("images_per_s", "bare_images_per_s")),
+            f"{one['ratio']:.2f}",
+            f"{one['matrix_rate_share']:.0%}",
+            "-" if one["compiled_images_per_s"] is None else f"{one['compiled_images_per_s']:.1f}",
+            "-" if one["waits_per_step"] is None else str(one["waits_per_step"]),
+        )
+        for one in result["training"]
+    ]
+    return [
+        "## The step on a device: `python -m benchmarks.gpu`",
+        "`Learner.step` on batches in memory, bf16, beside a bare loop of the same network, loss and optimiser without "
+        "any check. The share is that of the device's rate in large matrix products. Largest difference of 20 losses "
+        "in fp32 between this device and a CPU: "
+        f"{result['parity']['largest_difference_fp32']:.1e}.",
+        _machine(result),
+        _table(
+            ("network", "px", "batch", "images/s", "bare loop", "ratio", "share", "compiled", "waits per step"), rows
+        ),
+    ]
+
+
+SECTIONS: dict[str, Callable[[Result], list[str]]] = {
+    "train": _train,
+    "feed": _feed,
+    "peers": _peers,
+    "predict": _predict,
+    "sharding": _sharding,
+    "records": _records,
+    "listing": _listing,
+    "gpu": _gpu,
+}
+
+
+def main() -> None:
+    """Writes the page."""
+    parts = [_START.strip()]
+    for name, section in SECTIONS.items():
+        result = read_result(name)
+        if result:
+            parts += section(result)
+    PAGE.write_text("\n\n".join(parts) + "\n")
+    print(f"Written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
