@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
@@ -294,6 +295,10 @@ class Feed:
             batch_size=None,
             batch_format="numpy",
             compute=ray.data.TaskPoolStrategy(size=min(self.tasks, count)),
+            # Images that are prepared on the node of the worker need not travel; others help where it has no free CPU.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True, _spill_on_unavailable=True
+            ),
         )
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False

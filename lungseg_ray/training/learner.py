@@ -277,11 +277,11 @@ class Learner:
 
         Args:
             batches: Validation batches.
-            sums: Sums to add to.
+            sums: Sums to add to, on the device of the learner.
         """
         model = self.evaluated.eval()
         for batch in batches:
-            sums.update(self.forward(model, batch.images).cpu(), batch.masks)
+            sums.update(self.forward(model, batch.images), batch.masks.to(self.device, non_blocking=True))
 
     def content(self, progress: Progress) -> checkpoint.Checkpoint:
         """Returns everything that a checkpoint must contain to resume from here.

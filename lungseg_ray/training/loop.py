@@ -286,6 +286,7 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
         classes=learner.settings.corpus.classes,
         dice_weight=learner.settings.loss.dice,
         bce_weight=learner.settings.loss.bce,
+        device=runtime.device,
     )
     learner.validate(_reported(runtime.validation(), runtime, progress.epoch + 1), validation)
     validation.load(runtime.all_reduce_sum(validation.as_tensor()))
