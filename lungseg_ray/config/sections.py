@@ -245,7 +245,7 @@ class EvaluateSettings(Section):
         description="Probability above which a pixel is positive, with one class. "
         "By default the threshold stored with the model, or 0.5 for a new model.",
     )
-    batch: PositiveInt = Field(4, description="Images per forward pass.")
+    batch: PositiveInt = Field(4, description="Images per forward pass; fewer where a GPU has not enough memory.")
     workers: NonNegativeInt = Field(0, description="Largest number of evaluation processes. 0: as many as fit.")
     clean_up: bool = Field(
         True,

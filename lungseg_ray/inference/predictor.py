@@ -161,6 +161,18 @@ class Predictor(Processing):
         ]
 
     def _maps(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
+        """Computes the maps of one model, in smaller batches where the memory of the device is too small."""
+        try:
+            return self._pass(model, side, images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        # Memory is free again only after the exception is gone.
+        torch.cuda.empty_cache()
+        half = len(images) // 2
+        return np.concatenate([self._maps(model, side, part) for part in (images[:half], images[half:])])
+
+    def _pass(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
         stack = torch.from_numpy(images).permute(0, 3, 1, 2)
         if self.device.type == "cuda":
             stack = stack.pin_memory()

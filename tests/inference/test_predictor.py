@@ -81,6 +81,24 @@ class TestCall:
         assert torch.equal(model.state_dict()["1.running_mean"], before)
 
 
+class Narrow(Columns):
+    """A network for which the memory is enough for two images."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return logits
+
+
+def test_batches_become_smaller_where_memory_is_short() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 1), np.uint8)
+    model = Narrow()
+    (found,) = Predictor([(model, make_sidecar())]).maps([images])
+    np.testing.assert_array_equal(found, Predictor([(Columns(), make_sidecar())]).maps([images])[0])
+    assert [len(seen) for seen in model.seen] == [7, 3, 1, 2, 4, 2, 2]
+
+
 class Corner(nn.Module):
     """A logit for the last quarter of rows and columns that cross, and -20 elsewhere, whatever the image."""
 
