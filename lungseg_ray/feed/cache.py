@@ -25,6 +25,8 @@ _KEPT_FREE = 0.05
 """The cache leaves this share of the disk free."""
 _SCANNED_SECONDS = 5.0
 """The size of the cache is counted again after this time."""
+_SEEN_SECONDS = 5.0
+"""The use of a copy is noted again after this time."""
 _LEFT_SECONDS = 3600.0
 """Parts of files that are older than this were left by a process that was killed."""
 _SUFFIX, _PART = ".parquet", ".part"
@@ -64,6 +66,7 @@ class ShardCache:
             except (DamagedShardError, OSError):
                 # The copy was damaged, or has just made room for another.
                 copy.unlink(missing_ok=True)
+                _seen.pop(copy, None)
                 forget_open_shards()
         return read_rows(root, shard, rows)
 
@@ -78,6 +81,8 @@ class ShardCache:
         Raises:
             OSError: If one that is waited for cannot be read; a `StorageError` for a bucket.
         """
+        folder = _folder(self.folder)
+        shards = [shard for shard in shards if folder is None or not _used(_place(folder, shard))]
         if wait:
             list(_pool().map(lambda shard: self._copy(root, shard, wait=True), shards))
             return
@@ -100,7 +105,7 @@ class ShardCache:
         folder = _folder(self.folder)
         if folder is None:
             return None
-        copy = folder / f"{shard.footer}{_SUFFIX}"
+        copy = _place(folder, shard)
         if _used(copy):
             return copy
         with _locked(copy.with_suffix(".lock"), wait=wait) as is_mine:
@@ -136,6 +141,7 @@ class ShardCache:
                     if excess <= 0:
                         break
                     path.unlink(missing_ok=True)
+                    _seen.pop(path, None)
                     _state.size -= found
                     excess -= found
             if excess <= 0:
@@ -154,6 +160,8 @@ class _State:
 
 _state = _State()
 _coming: set[str] = set()
+_seen: dict[Path, float] = {}
+"""When this process has last noted the use of a copy."""
 
 
 @lru_cache(maxsize=1)
@@ -189,12 +197,20 @@ def _copies(folder: Path) -> Iterator[tuple[int, int, Path]]:
                     Path(entry.path).unlink(missing_ok=True)
 
 
+def _place(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.footer}{_SUFFIX}"
+
+
 def _used(copy: Path) -> bool:
-    """Notes that a copy is used; returns whether it is there."""
+    """Notes that a copy is used; returns whether it is there, or was there `_SEEN_SECONDS` ago."""
+    now = time.monotonic()
+    if now < _seen.get(copy, -_SEEN_SECONDS) + _SEEN_SECONDS:
+        return True
     try:
         os.utime(copy)
     except OSError:
         return False
+    _seen[copy] = now
     return True
 
 

@@ -114,8 +114,10 @@ class Plan:
         return read(self.root, self.shards[shard], rows)
 
     def _shards_of(self, chunks: Sequence[Rows]) -> list[Shard]:
-        found = {int(number) for chunk in chunks for number in np.unique(chunk.places[:, 0])}
-        return [self.shards[number] for number in found - self.shared.keys()]
+        if not chunks:
+            return []
+        found = np.unique(np.concatenate([chunk.places[:, 0] for chunk in chunks])).tolist()
+        return [self.shards[number] for number in found if number not in self.shared]
 
 
 @dataclass(frozen=True)
