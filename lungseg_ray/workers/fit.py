@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from lungseg_ray.cluster.planning import TrainingPlan, data_tasks
@@ -25,11 +24,12 @@ from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import Lease, LeaseToken
 from lungseg_ray.training.events import Event, Failed, FailureKind, Note, Stopped
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
+from lungseg_ray.workers.entry import TASK, Losses, start
 from lungseg_ray.workers.mailbox import Heartbeat, Mailbox, Messages, Pulse, mailbox
 from lungseg_ray.workers.process_group import ProcessGroup
 from lungseg_ray.workers.record import record
 from lungseg_ray.workers.signals import stop_signals
-from lungseg_ray.workers.supervise import Supervisor, first_line
+from lungseg_ray.workers.supervise import Supervisor
 from lungseg_ray.workers.watchdog import Watchdog
 from lungseg_ray.workers.worker import make_worker
 
@@ -49,29 +49,6 @@ _FAILURES: dict[FailureKind, type[UserError | JobFailedError]] = {
     "diverged": TrainingDivergedError,
     "workers_lost": WorkersLostError,
 }
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What each Ray Train worker is given.
-
-    Attributes:
-        settings: The settings of the run.
-        run: The folder of the run.
-        source: The data.
-        plan: How CPUs and GPUs are assigned.
-        mailbox: The mailbox of the driver.
-        token: Shows that the driver holds the run.
-        stop_after_epoch: The epoch after which the workers leave off; None for the last.
-    """
-
-    settings: Settings
-    run: Run
-    source: Source
-    plan: TrainingPlan
-    mailbox: Mailbox
-    token: LeaseToken
-    stop_after_epoch: int | None
 
 
 @dataclass
@@ -104,61 +81,67 @@ class _TrainDriver:
         return new
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    task: _Task = config["task"]
-    settings = task.settings
-    context = ray.train.get_context()
-    group = ProcessGroup(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    cpus, _ = available()
-    # After the loss of a node there may be fewer CPUs than were planned for.
-    tasks = min(task.plan.data_tasks, data_tasks(cpus, group.world_size, task.plan.cpus_per_worker))
-    driver = _TrainDriver(task.mailbox, group, settings.train.max_failures)
-    with Heartbeat(task.mailbox, group.rank, "the worker's start") as heartbeat:
-        worker = make_worker(
-            settings,
-            run=task.run,
-            source=task.source,
-            group=group,
-            driver=driver,
-            heartbeat=heartbeat,
-            token=task.token,
-            data_tasks=tasks,
-            workers_on_node=context.get_local_world_size(),
-        )
-        try:
-            train_loop(
+@dataclass(frozen=True)
+class _Task:
+    """What each Ray Train worker is given.
+
+    Attributes:
+        settings: The settings of the run.
+        run: The folder of the run.
+        source: The data.
+        plan: How CPUs and GPUs are assigned.
+        mailbox: The mailbox of the driver.
+        token: Shows that the driver holds the run.
+        stop_after_epoch: The epoch after which the workers leave off; None for the last.
+    """
+
+    settings: Settings
+    run: Run
+    source: Source
+    plan: TrainingPlan
+    mailbox: Mailbox
+    token: LeaseToken
+    stop_after_epoch: int | None
+
+    def __call__(self) -> None:
+        """Trains as one worker."""
+        settings = self.settings
+        context = ray.train.get_context()
+        group = ProcessGroup(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+        cpus, _ = available()
+        # After the loss of a node there may be fewer CPUs than were planned for.
+        tasks = min(self.plan.data_tasks, data_tasks(cpus, group.world_size, self.plan.cpus_per_worker))
+        driver = _TrainDriver(self.mailbox, group, settings.train.max_failures)
+        with Heartbeat(self.mailbox, group.rank, "the worker's start") as heartbeat:
+            worker = make_worker(
                 settings,
-                steps_per_epoch=task.source.steps_per_epoch,
-                runtime=worker,
-                stop_after_epoch=task.stop_after_epoch,
+                run=self.run,
+                source=self.source,
+                group=group,
+                driver=driver,
+                heartbeat=heartbeat,
+                token=self.token,
+                data_tasks=tasks,
+                workers_on_node=context.get_local_world_size(),
             )
-        except (UserError, JobFailedError) as error:
-            # The worker ends without an exception, since a worker that Ray starts again would meet the same.
-            last = worker.writer.last if worker.writer else None
-            text = str(error)
-            if isinstance(error, JobFailedError):
-                text += f"\nThe last good checkpoint: {last or 'none yet'}. The same command resumes from there."
-            worker.emit(Failed(text, _kind_of(error)))
+            try:
+                train_loop(
+                    settings,
+                    steps_per_epoch=self.source.steps_per_epoch,
+                    runtime=worker,
+                    stop_after_epoch=self.stop_after_epoch,
+                )
+            except (UserError, JobFailedError) as error:
+                # The worker ends without an exception, since a worker that Ray starts again would meet the same.
+                last = worker.writer.last if worker.writer else None
+                text = str(error)
+                if isinstance(error, JobFailedError):
+                    text += f"\nThe last good checkpoint: {last or 'none yet'}. The same command resumes from there."
+                worker.emit(Failed(text, _kind_of(error)))
 
 
 def _kind_of(error: UserError | JobFailedError) -> FailureKind:
     return next(kind for kind, known in reversed(_FAILURES.items()) if isinstance(error, known))
-
-
-class _Losses(UserCallback):
-    """Reports workers that are lost."""
-
-    def __init__(self, box: Mailbox) -> None:
-        self._mailbox = box
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, ray.exceptions.RayError)}
-        # The other workers merely find that they cannot reach the one that died.
-        reasons = [
-            f"worker {rank} ({first_line(error)})" for rank, error in sorted((dead or worker_exceptions).items())
-        ]
-        self._mailbox.workers_lost(f"Lost {', '.join(reasons)}. Resuming from the last checkpoint.")
 
 
 def _lost_too_often(times: int, allowed: int) -> str:
@@ -214,10 +197,10 @@ def fit(
             name=run.place.name,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[_Losses(box)],
+            callbacks=[Losses(box)],
         )
-        task = _Task(settings, run, source, plan, box, lease.token, stop_after_epoch)
-        trainer = TorchTrainer(_work, train_loop_config={"task": task}, scaling_config=scaling, run_config=running)
+        task = ray.put(_Task(settings, run, source, plan, box, lease.token, stop_after_epoch))
+        trainer = TorchTrainer(start, train_loop_config={TASK: task}, scaling_config=scaling, run_config=running)
         try:
             _Follower(settings, run, watch, received, stop).follow(trainer, box, lease)
         except (UserError, JobFailedError, StoppedError) as error:

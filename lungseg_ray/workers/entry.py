@@ -1,0 +1,43 @@
+"""What Ray Train's controller imports of a run. It imports little, because the workers start only after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from lungseg_ray.workers.mailbox import Mailbox
+from lungseg_ray.workers.supervise import first_line
+
+TASK = "task"
+"""The key of the configuration under which the reference to the task of the workers is."""
+
+
+def start(config: dict[str, Any]) -> None:
+    """Runs the task of a worker, which the controller does not unpack.
+
+    Args:
+        config: The configuration that Ray Train passes to each worker.
+    """
+    ray.get(config[TASK])()
+
+
+class Losses(UserCallback):
+    """Reports workers that are lost.
+
+    Args:
+        box: The mailbox of the driver.
+    """
+
+    def __init__(self, box: Mailbox) -> None:
+        self._mailbox = box
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Reports the workers that Ray Train has lost; Ray Train calls it."""
+        dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, ray.exceptions.RayError)}
+        # The other workers merely find that they cannot reach the one that died.
+        reasons = [
+            f"worker {rank} ({first_line(error)})" for rank, error in sorted((dead or worker_exceptions).items())
+        ]
+        self._mailbox.workers_lost(f"Lost {', '.join(reasons)}. Resuming from the last checkpoint.")
