@@ -69,9 +69,9 @@ format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCH)/.ready ## measure everything in docs/performance.md, in half an hour; goes on where it was interrupted
-	$(BENCH)/bin/python -m benchmarks.everything
-	$(BENCH)/bin/python -m benchmarks.page
+bench: $(READY) $(BENCH)/.ready ## measure everything in docs/performance.md, in half an hour; goes on where it was interrupted
+	$(BIN)/python -m benchmarks.everything --peers $(BENCH)/bin/python
+	$(BIN)/python -m benchmarks.page
 
 # The peers need other versions of some packages than those of the pinned set.
 $(BENCH)/.ready: pyproject.toml constraints.txt

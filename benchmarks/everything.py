@@ -21,7 +21,7 @@ PARTS = {
     "train": (),
     "predict": (),
     "feed": ("--images", "6016", "1000000", "--seconds", "10"),
-    "peers": ("--images", "1024"),
+    "peers": (),
     "sharding": ("--few", "300", "--many", "900"),
     "records": ("--images", "10000", "100000"),
     "listing": ("--files", "50000"),
@@ -33,18 +33,20 @@ PARTS = {
 def main() -> None:
     """Runs the parts that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default=sys.executable, help="the Python that has the peers of the feed")
     parser.add_argument("--again", action="store_true", help="measure all parts, also those whose figures are there")
     given = parser.parse_args()
     console = Console()
     failed = []
     for part, arguments in PARTS.items():
         found = read_result(part)
-        if found and not given.again and (found["code"], found["machine"]) == (code(), machine()):
+        if found and not given.again and code() and (found["code"], found["machine"]) == (code(), machine()):
             console.print(f"{part}: measured already")
             continue
         console.rule(part)
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{part}", *arguments], cwd=ROOT)
+        python = given.peers if part == "peers" else sys.executable
+        done = subprocess.run([python, "-m", f"benchmarks.{part}", *arguments], cwd=ROOT)
         console.print(f"{part}: {time.perf_counter() - start:.0f} s")
         if done.returncode:
             failed.append(part)

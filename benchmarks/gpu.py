@@ -4,6 +4,8 @@ It needs PyTorch and the packages of the project, but no Ray and no network. Wit
 smaller models. The result is a table, and JSON in benchmarks/results/gpu.json.
 
 - Parity: the losses of 20 steps in fp32 on the CPU and on the device, and in bf16 on the device.
+- A step that is left out, a checkpoint, and a resumed run, on the device: the weights are compared with those of a run
+  that was not interrupted.
 - Training: images per second of `Learner.step` on batches on the device, beside a bare loop of the same network, loss
   and optimiser that checks nothing, and with `train.compile`; the memory of the device; the share of its rate in large
   matrix products; and how often a step waits for the device.
@@ -36,7 +38,9 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.inference.predictor import Predictor
 from lungseg_ray.numerics import optim
 from lungseg_ray.numerics.losses import SegmentationLoss
+from lungseg_ray.run.checkpoint import copy_to_cpu
 from lungseg_ray.run.exported import Sidecar
+from lungseg_ray.run.progress import Progress
 from lungseg_ray.training.device import allow_fast_products, copies_to, matrix_rate
 from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.model import build_model, model_cost
@@ -56,10 +60,10 @@ ON_CPU = (("UnetPlusPlus", "timm-regnety_004", 64, 4), ("Unet", "timm-regnety_00
 """Architecture, encoder, size in pixels and images per step of each network that is measured."""
 
 
-def settings_of(architecture: str, encoder: str, size: int, batch: int) -> Settings:
+def settings_of(architecture: str, encoder: str, size: int, batch: int, **more: dict[str, Any]) -> Settings:
     """Returns the settings of a run of that network, with random weights."""
     model = {"architecture": architecture, "encoder": encoder}
-    return Settings.model_validate({"model": model, "feed": {"size": size, "batch": batch}})
+    return Settings.model_validate({"model": model, "feed": {"size": size, "batch": batch}, **more})
 
 
 def batches(size: int, batch: int, count: int) -> list[Batch]:
@@ -106,6 +110,41 @@ def parity(device: torch.device) -> dict[str, Any]:
         "device_bf16": losses(device, "bf16"),
         "largest_difference_fp32": max(abs(one - other) for one, other in zip(reference, same, strict=True)),
     }
+
+
+def left_out(name: str, device: torch.device) -> float:
+    """Makes steps of which one is not finite, in one run and in another that is saved and resumed.
+
+    Args:
+        name: The optimiser.
+        device: The device.
+
+    Returns:
+        The largest difference between the weights of both at the end; not a number if any of them is not.
+
+    Raises:
+        RuntimeError: If the step was not left out.
+    """
+    tree = {"optim": {"name": name, "lookahead_k": 2}, "train": {"average": 0.9, "max_skipped": 1}}
+    settings = settings_of("Unet", "timm-regnety_004", PARITY_SIZE, PARITY_BATCH, **tree)
+    given = [copies_to(device)(one) for one in batches(PARITY_SIZE, PARITY_BATCH, 6)]
+
+    def steps(learner: Learner, numbers: range) -> None:
+        for number in numbers:
+            factor = float("nan") if number == 1 else 1.0
+            hook = learner.loss.register_forward_pre_hook(lambda _, pair, by=factor: (pair[0] * by, pair[1]))
+            result = learner.step(given[number]).result()
+            hook.remove()
+            if bool(result.not_finite) != (number == 1):
+                raise RuntimeError(f"step {number}: {result.not_finite}")
+
+    whole, first, second = (Learner(settings, device=device, precision="fp32", total_steps=6) for _ in range(3))
+    steps(whole, range(6))
+    steps(first, range(3))
+    second.load(copy_to_cpu(first.content(Progress(epoch=0, step=3, precision="fp32"))))
+    steps(second, range(3, 6))
+    pairs = zip(whole.evaluated.state_dict().values(), second.evaluated.state_dict().values(), strict=True)
+    return max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
 
 
 def seconds_of(step: Callable[[Batch], object], given: list[Batch], device: torch.device) -> float:
@@ -228,6 +267,9 @@ def main() -> None:
     difference = result["parity"]["largest_difference_fp32"]
     console.print(f"{name}, PyTorch {torch.__version__}")
     console.print(f"Losses of {PARITY_STEPS} steps in fp32, CPU and device: largest difference {difference:.2e}")
+    with exact_products(device):
+        result["left_out"] = {name: left_out(name, device) for name in ("radam", "adamw")}
+    console.print(f"A step left out, and a run resumed: largest difference of a weight {result['left_out']}")
     table = Table("network", "px", "batch", "images/s", "bare loop", "ratio", "share", "compiled", "GiB", "waits")
     for kind in ON_GPU if device.type == "cuda" else ON_CPU:
         found = training(kind, device)
@@ -251,7 +293,7 @@ def main() -> None:
     console.print(
         f"Prediction, Unet++ with RegNetY-004 at {size} px: {result['prediction']['images_per_s']:.0f} images/s"
     )
-    write_result("gpu", result, console)
+    write_result("gpu", result, console, device=name if device.type == "cuda" else "")
 
 
 if __name__ == "__main__":

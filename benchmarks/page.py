@@ -21,9 +21,9 @@ Result = Mapping[str, Any]
 _START = """# Performance
 
 This page is written by `python -m benchmarks.page` from the files in `benchmarks/results/`, which `make bench` makes
-(half an hour on two cores; it goes on where it was interrupted). Each figure is the median of three runs, unless its
-section says otherwise. A ratio compares figures of the same run. The heading of a section names the command that
-measures it alone.
+(half an hour on two cores; it goes on where it was interrupted). Figures are medians of three runs, unless a section
+says otherwise. A ratio compares figures of the same run. The heading of a section names the command that measures it
+alone.
 """
 
 
@@ -34,7 +34,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _machine(result: Result) -> str:
-    return f"{result['machine']}; code {result['code']}."
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['machine']}; Python {result['python']}, {versions}."
 
 
 def _plot(name: str, title: str, unit: str, bars: Mapping[str, float]) -> str:
@@ -90,7 +91,7 @@ def _feed(result: Result) -> list[str]:
         f"{result['tasks']} data tasks; nothing is done with them. An index names more images by hard links to the "
         "same files. The bucket is a SeaweedFS server on the same machine; with 30 ms, a proxy delays each. "
         "The first batch is counted from the start of the process, most of which is the start of Ray. The first epoch "
-        "of a large index is its first 1,024 images.",
+        "of a large index is its first 512 images.",
         _machine(result),
         _table(("images, place", "first batch, s", "pairs/s, first epoch", "then", "memory of a task, MiB"), rows),
     ]
@@ -104,7 +105,8 @@ def _peers(result: Result) -> list[str]:
         "## The feed beside its peers: `python -m benchmarks.peers`",
         f"Two processes read and augment the same pairs. The DataLoader reads the same shards row by row; LitData and "
         f"Streaming read the pixels in formats of their own. The bucket answers every request after "
-        f"{1000 * result['latency_seconds']:.0f} ms. The first epoch starts with an empty cache.",
+        f"{1000 * result['latency_seconds']:.0f} ms. The first epoch starts with an "
+        "empty cache, and is counted from the start of the process; most of it is the start of Ray and the imports.",
         _machine(result),
         _plot("performance-feed", "Pairs per second after the first epoch", "pairs per second", bars),
         _table(("feed, place", "pairs/s, first epoch", "then"), rows),
@@ -190,9 +192,9 @@ def _gpu(result: Result) -> list[str]:
     ]
     return [
         "## The step on a device: `python -m benchmarks.gpu`",
-        "`Learner.step` on batches in memory, bf16, beside a bare loop of the same network, loss and optimiser without "
-        "any check. The share is that of the device's rate in large matrix products. Largest difference of 20 losses "
-        "in fp32 between this device and a CPU: "
+        "One run. `Learner.step` on batches in memory, bf16, beside a bare loop of the same network, loss and "
+        "optimiser without any check. The share is that of the device's rate in large matrix products. Largest "
+        "difference of 20 losses in fp32 between this device and a CPU: "
         f"{result['parity']['largest_difference_fp32']:.1e}.",
         _machine(result),
         _table(

@@ -1,6 +1,8 @@
 """Measures the feed beside its peers: PyTorch's DataLoader, LitData and MosaicML Streaming.
 
-All of them give batches of the same augmented pairs, with two processes, and nothing is done with these. The DataLoader
+All of them give batches of the same augmented pairs, with two processes, and nothing is done with these. Whole epochs
+are measured: the first one from the start of the process, so that imports and the start of Ray count, and with an empty
+cache; then the others, the pauses between epochs included. The DataLoader
 reads the same shards, row by row; LitData and Streaming read the same pixels in their own formats, as arrays without
 compression, which is their default. The bucket is a SeaweedFS server on this machine, behind a proxy that answers every
 request only after 30 ms.
@@ -22,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import locate
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES, EPOCHS, BUCKET = 2048, 3, "peers"
+IMAGES, EPOCHS, BUCKET = 2048, 5, "peers"
 KINDS = ("lungseg-ray", "torch DataLoader", "LitData", "MosaicML Streaming")
 
 Pair = dict[str, Any]
@@ -106,6 +109,29 @@ def write_streaming(root: str, out: Path) -> None:
             writer.write({name: np.ascontiguousarray(pixels) for name, pixels in pair.items()})
 
 
+@contextmanager
+def _ours(place: str, cache: str) -> Iterator[Callable[[], int]]:
+    """Provides a function that reads the next epoch with this project's feed, and returns the number of pairs."""
+    from lungseg_ray.cluster.session import cluster
+    from lungseg_ray.feed.cache import ShardCache
+    from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source
+
+    root = locate(place)
+    cached = ShardCache(cache, 1 << 40) if "://" in place else None
+    source = Source(root, read_index(root), "medium", SIZE, BATCH, 64, seed=0, cache=cached)
+    with cluster(processes=TASKS):
+        stream = Feed(source, 0, 1, TASKS, ahead=4 * CHUNK_IMAGES).train(step=0, epochs=EPOCHS)
+        yield lambda: sum(len(batch.image_ids) for batch in islice(stream, source.steps_per_epoch))
+        stream.close()
+
+
+@contextmanager
+def _theirs(kind: str, place: str, cache: str) -> Iterator[Callable[[], int]]:
+    """Provides a function that reads the next epoch with a peer, and returns the number of pairs."""
+    loader = _loader(kind, place, cache)
+    yield lambda: sum(len(batch["image"]) for batch in loader)
+
+
 def _loader(kind: str, place: str, cache: str) -> Iterable[Pair]:
     if kind == "torch DataLoader":
         return DataLoader(
@@ -143,33 +169,33 @@ def _loader(kind: str, place: str, cache: str) -> Iterable[Pair]:
     )
 
 
-def case(kind: str, place: str, cache: str) -> dict[str, float]:
-    """Reads some epochs; the first one with a cold cache.
+def case(kind: str, place: str, cache: str, started: float) -> dict[str, float]:
+    """Reads some epochs.
+
+    Args:
+        kind: One of `KINDS`.
+        place: The folder of the pairs, or its place in the bucket.
+        cache: A folder for copies; it does not exist.
+        started: When the process was started, seconds since 1970.
 
     Returns:
-        `start_pairs_per_s`, the speed in the first epoch, and `pairs_per_s`, that in the others.
+        `start_pairs_per_s`, the speed in the first epoch, and `pairs_per_s`, that in the others together.
     """
-    loader = _loader(kind, place, cache)
-    speeds = []
-    for _ in range(EPOCHS):
-        start, count = time.perf_counter(), 0
-        for batch in loader:
-            count += len(batch["image"])
-        speeds.append(count / (time.perf_counter() - start))
-    return {"start_pairs_per_s": speeds[0], "pairs_per_s": statistics.median(speeds[1:])}
+    reading = _ours(place, cache) if kind == KINDS[0] else _theirs(kind, place, cache)
+    with reading as next_epoch:
+        first = next_epoch() / (time.time() - started)
+        start = time.perf_counter()
+        then = sum(next_epoch() for _ in range(EPOCHS - 1)) / (time.perf_counter() - start)
+    return {"start_pairs_per_s": first, "pairs_per_s": then}
 
 
 def run_case(kind: str, place: str, cache: Path) -> dict[str, float]:
     """Runs a case in a process of its own, with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
-    remote = "://" in place
-    if kind == KINDS[0]:
-        command = ["benchmarks.feed", "--case", place, "10", str(time.time()), str(cache) if remote else ""]
-    else:
-        command = ["benchmarks.peers", "--case", kind, place, str(cache)]
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.peers", "--case", kind, place, str(cache), str(time.time())]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return {key: found[key] for key in ("start_pairs_per_s", "pairs_per_s")}
+    return found
 
 
 @contextmanager
@@ -200,10 +226,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts")
     parser.add_argument("--images", type=int, default=IMAGES, help="training images, about")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
-        print(json.dumps(case(*given.case)), flush=True)
+        kind, place, cache, started = given.case
+        print(json.dumps(case(kind, place, cache, float(started))), flush=True)
         return
     console = Console()
     result: dict[str, Any] = {"size": SIZE, "processes": TASKS, "latency_seconds": LATENCY, "cases": {}}

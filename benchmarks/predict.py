@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -37,7 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.results import write_result
+from benchmarks.results import largest_mib, write_result
 from benchmarks.sharding import write_corpus
 from lungseg_ray import models
 from lungseg_ray.cluster.chunks import map_chunks
@@ -102,11 +101,11 @@ def case(kind: str, cpus: int, run: str, out: str, folders: list[str]) -> dict[s
     for folder in folders:
         shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
-        found = job.predict(PredictJob(run=run, images=folder, out=out))
+        found = job.predict(PredictJob(run=run, images=folder, out=out, device="cpu" if kind == "real" else "auto"))
         seconds.append(time.perf_counter() - start)
         assert found.counts.keys() == {"done"}, found
     ray.shutdown()
-    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "mib": largest_mib()}
 
 
 def run_case(*arguments: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.results import write_result
+from benchmarks.results import largest_mib, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES, ROWS = 64, 64
@@ -91,7 +90,7 @@ def case(folder: str) -> dict[str, float]:
     timed("index", build)
     timed("reading the index", lambda: read_index(place))
     found["total"] = sum(found.values())
-    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["peak_mib"] = largest_mib()
     return found
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from lungseg_ray.cluster.planning import cores
@@ -18,10 +19,14 @@ from lungseg_ray.cluster.planning import cores
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
+def largest_mib() -> float:
+    """Returns the largest memory of this process so far, MiB; `getrusage` counts the process that started it, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def machine() -> str:
-    """Returns what computes: the GPU, or the cores and the name of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    """Returns the cores and the name of the processor."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -30,9 +35,12 @@ def machine() -> str:
 
 
 def code() -> str:
-    """Returns what git calls the folder `lungseg_ray`, with a `+` if its files differ; empty where there is no git."""
-    tree = _git("rev-parse", "--short", "HEAD:lungseg_ray")
-    return tree + ("+" if _git("status", "--porcelain", "lungseg_ray") else "")
+    """Returns a name of the code that is measured, and of the benchmarks; empty where git does not know its files."""
+    measured = ("lungseg_ray", "benchmarks/*.py")
+    if _git("status", "--porcelain", *measured):
+        return ""
+    files = _git("ls-tree", "-r", "HEAD", "lungseg_ray", "benchmarks").splitlines()
+    return hashlib.sha256("\n".join(line for line in files if line.endswith(".py")).encode()).hexdigest()[:10]
 
 
 def _git(*arguments: str) -> str:
@@ -40,11 +48,22 @@ def _git(*arguments: str) -> str:
     return found.stdout.strip()
 
 
-def write_result(name: str, result: Mapping[Any, Any], console: Console) -> None:
-    """Writes the figures of a benchmark to `benchmarks/results/NAME.json`, and says so."""
+def write_result(name: str, result: Mapping[Any, Any], console: Console, *, device: str = "") -> None:
+    """Writes the figures of a benchmark to `benchmarks/results/NAME.json`, and says so.
+
+    Args:
+        name: The name of the benchmark.
+        result: The figures.
+        console: The console.
+        device: What was measured; by default the processor.
+    """
     FOLDER.mkdir(exist_ok=True)
     place = FOLDER / f"{name}.json"
-    where = {"machine": machine(), "code": code()}
+    versions = {}
+    for package in ("ray", "torch", "numpy", "albumentations"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    where = {"machine": device or machine(), "code": code(), "python": platform.python_version(), "versions": versions}
     place.write_text(json.dumps({**where, **result}, indent=2) + "\n")
     console.print(f"Written: {place}")
 

@@ -162,7 +162,8 @@ def run_job(folder: Path, name: str, *more: str, epochs: int = EPOCHS) -> dict[s
     shards = ("--shards.root", str(folder / "shards"), "--corpus.root", str(folder / "corpus"))
     split = ("--corpus.split.val", "0.1", "--corpus.split.test", "0.0")
     run = ("--runs.root", str(folder), "--runs.name", name, "--train.epochs", str(epochs))
-    size = ("--feed.size", str(SIZE), "--feed.batch", str(BATCH))
+    size = ("--feed.size", str(SIZE), "--feed.batch", str(BATCH), "--feed.preset", "medium", "--feed.ahead", str(BATCH))
+    more = ("--train.device", "cpu", *more)
     command = [sys.executable, "jobs/train.py", *shards, *split, *run, *size, "--model.encoder", ENCODER, *more]
     ends = []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:

@@ -194,7 +194,7 @@ class _Predict:
                 found.append(Prediction(escaped(image.name), "set aside", reason))
                 continue
             found.append(_prediction(image.name, image.status, labels, side.class_names))
-        return found
+        return sorted(found, key=lambda one: one.image)
 
     def _done(self, image: _Image) -> bytes:
         """Returns the mask of an image of this name if all files of it are there; else nothing."""

@@ -7,6 +7,12 @@ from typing import Any
 
 import timm.optim
 import torch
+from torch.optim import Optimizer
+
+from lungseg_ray.numerics.undo import is_known
+
+_SLOW = "lookahead_slow_buff"
+"""The name that timm gives the slow weights in the state of a parameter."""
 
 
 class Lookahead(timm.optim.Lookahead):
@@ -18,10 +24,22 @@ class Lookahead(timm.optim.Lookahead):
     The slow weights begin as the fast ones of the first update, as in timm.
     """
 
+    @property
+    def inner(self) -> Optimizer:
+        """The inner optimiser."""
+        found: Optimizer = self._base_optimizer
+        return found
+
+    def create_slow_weights(self) -> None:
+        """Creates the slow weights of all parameters that have a state and no slow weights yet."""
+        for parameter, state in self.inner.state.items():
+            if _SLOW not in state:
+                state[_SLOW] = torch.zeros_like(parameter)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes a step of the inner optimiser, and updates the slow weights where it is time."""
-        loss = self._base_optimizer.step(closure)
+        loss = self.inner.step(closure)
         for group in self.param_groups:
             self._update(group)
         return loss
@@ -30,14 +48,13 @@ class Lookahead(timm.optim.Lookahead):
         fast = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not fast:
             return
-        states = [self._base_optimizer.state[parameter] for parameter in fast]
-        for parameter, state in zip(fast, states, strict=True):
-            if "lookahead_slow_buff" not in state:
-                state["lookahead_slow_buff"] = torch.zeros_like(parameter)
-        slow = [state["lookahead_slow_buff"] for state in states]
+        states = [self.inner.state[parameter] for parameter in fast]
+        if any(_SLOW not in state for state in states):
+            self.create_slow_weights()
+        slow = [state[_SLOW] for state in states]
         steps, k = states[0]["step"], group["lookahead_k"]
         due = steps % k == 0
-        if due.device.type == "cpu" and not due:
+        if is_known(due) and not due:
             return
         pull = torch.where(steps == k, 1.0, group["lookahead_alpha"]) * due
         torch._foreach_add_(slow, torch._foreach_mul(torch._foreach_sub(fast, slow), pull))

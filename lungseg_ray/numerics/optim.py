@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lungseg_ray.numerics.lookahead import Lookahead
+from lungseg_ray.numerics.undo import is_known
 
 OptimizerName = Literal["radam", "adamw"]
 ScheduleKind = Literal["plateau", "one_cycle", "cosine", "constant"]
@@ -63,7 +64,7 @@ def build_optimizer(
 ) -> Optimizer:
     """Builds RAdam or AdamW over `parameter_groups`, both with decoupled weight decay, and wraps it in Lookahead.
 
-    On GPUs, all of its state is on the device, and a step is a few kernels for all parameters.
+    On GPUs, all of its state is on the device.
 
     Sources: RAdam, arXiv:1908.03265; AdamW, arXiv:1711.05101; Lookahead, arXiv:1907.08610. The published recipe uses
     RAdam with k = 5 and alpha = 0.5.
@@ -105,6 +106,14 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
         saved.update({name: group[name] for name in ("capturable", "fused", "foreach") if name in group})
     optimizer.load_state_dict(state)
+    inner = optimizer.inner if isinstance(optimizer, Lookahead) else optimizer
+    for parameter, of_parameter in inner.state.items():
+        for name, value in of_parameter.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # Files have tensors in the contiguous layout; kernels want that of the parameter.
+                of_parameter[name] = torch.empty_like(parameter).copy_(value)
+    if isinstance(optimizer, Lookahead):
+        optimizer.create_slow_weights()
 
 
 def create_state(optimizer: Optimizer) -> list[torch.Tensor]:
@@ -292,7 +301,7 @@ class WeightAverage:
                 values.append(current[name])
             else:
                 average.copy_(current[name])
-        if share.device.type == "cpu":
+        if is_known(share):
             torch._foreach_lerp_(averages, values, share.item())
         else:
             torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(values, averages), share.float()))

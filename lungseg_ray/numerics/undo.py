@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 
+def is_known(value: Tensor) -> bool:
+    """Whether Python can have a value without waiting for a device.
+
+    Args:
+        value: A tensor.
+    """
+    return value.device.type == "cpu"
+
+
 class Undo:
     """Keeps the values of tensors, and takes the tensors back to them where a condition on the device is false.
 

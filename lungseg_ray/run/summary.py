@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NotRequired
+
 from typing_extensions import TypedDict
 
 
@@ -143,12 +145,13 @@ class Seconds(TypedDict):
         to_first_step: Seconds until the first training step; None if nothing was trained.
         start: What these seconds went to, in their order: `imports` of the command, the start of Ray (`ray`), `shards`
             that were looked for or built, the start of the `workers` with their imports, the probe of the precision and
-            the `model`, and the `first_step` with its images; empty if nothing was trained.
+            the `model`, and the `first_step` with its images; empty if nothing was trained, and missing in summaries
+            of older versions.
         total: Seconds of the whole command.
     """
 
     to_first_step: float | None
-    start: dict[str, float]
+    start: NotRequired[dict[str, float]]
     total: float
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from lungseg_ray.feed.batch import Batch
-from lungseg_ray.training.precision import Precision, autocast
+from lungseg_ray.training.precision import TYPES, Precision
 
 _PRODUCT_SIZES = {"cuda": 8192, "cpu": 1024}
 """Height and width of the matrices whose product is timed."""
@@ -63,9 +63,9 @@ def matrix_rate(device: torch.device, precision: Precision) -> float:
         Floating-point operations per second.
     """
     size = _PRODUCT_SIZES[device.type]
-    left, right = torch.rand(2, size, size, device=device)
+    left, right = torch.rand(2, size, size, device=device, dtype=TYPES[precision])
     seconds = []
-    with torch.no_grad(), autocast(device, precision):
+    with torch.no_grad():
         for _ in range(5):
             start = time.perf_counter()
             product = left @ right

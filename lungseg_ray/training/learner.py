@@ -149,11 +149,14 @@ class Learner:
         decay = settings.train.average
         self.average = optim.WeightAverage(self.model, decay=decay) if decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.training_model = self.wrap(self._compiled() if settings.train.compile else self.model)
+        self.training_model = self.wrap(self.model)
+        if settings.train.compile:
+            self._compile()
         self._undo = self._make_undo()
 
-    def _compiled(self) -> nn.Module:
-        """Returns the compiled model, or the model itself where a worker cannot compile it."""
+    def _compile(self) -> None:
+        """Compiles the training model, unless a worker cannot."""
+        # It is tried without the other workers, which would wait for one that cannot.
         compiled = cast(nn.Module, torch.compile(self.model, dynamic=False))
         corpus, feed = self.settings.corpus, self.settings.feed
         images = torch.zeros(self.settings.images_per_pass, corpus.channels, feed.size, feed.size, dtype=torch.uint8)
@@ -167,11 +170,15 @@ class Learner:
             failed = textwrap.shorten(f"{type(error).__name__}, {error}", _LONGEST_REASON)
         undo.unless(torch.tensor(False, device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        if not self.all_reduce_sum(torch.tensor([float(bool(failed))], dtype=torch.float64))[0]:
-            return compiled
-        why = failed or "another worker cannot"
-        self.notes.append(f"The network is trained as it is, since it cannot be compiled (train.compile): {why}")
-        return self.model
+        if self.all_reduce_sum(torch.tensor([float(bool(failed))], dtype=torch.float64))[0]:
+            why = failed or "another worker cannot"
+            self.notes.append(f"The network is trained as it is, since it cannot be compiled (train.compile): {why}")
+        elif self.training_model is self.model:
+            self.training_model = compiled
+        else:
+            # Compiled anew with its first step, so that gradients are sent while others are still computed.
+            torch._dynamo.reset()
+            self.training_model = cast(nn.Module, torch.compile(self.training_model, dynamic=False))
 
     def _make_undo(self) -> Undo:
         """Returns what takes back a step that no worker may make.

@@ -16,7 +16,7 @@ PROBE_SIZE = 128
 """Height and width of the probe's images in pixels, unless `feed.size` is smaller."""
 PROBE_BATCH = 2
 """Images of a probe step."""
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -26,7 +26,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
         device: The device that computes.
         precision: The precision.
     """
-    return torch.autocast(device.type, dtype=_TYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=TYPES[precision], enabled=precision != "fp32")
 
 
 def fastest_precision(settings: Settings, device: torch.device) -> Precision:

@@ -71,11 +71,13 @@ class _TrainDriver:
             raise WorkersLostError(_lost_too_often(before, self.max_failures))
 
     def preemption_check_due(self) -> bool:
-        return self.group.rank == 0 and time.monotonic() - self._looked > PREEMPTION_LOOK_SECONDS
+        due = self.group.rank == 0 and time.monotonic() - self._looked > PREEMPTION_LOOK_SECONDS
+        if due:
+            self._looked = time.monotonic()
+        return due
 
     def preempted(self) -> bool:
         # Asking Ray is a barrier of all workers.
-        self._looked = time.monotonic()
         noticed = ray.train.get_preemption_info() is not None
         new, self._preempted = noticed and not self._preempted, noticed
         return new
@@ -133,6 +135,9 @@ class _Task:
                 )
             except (UserError, JobFailedError) as error:
                 # The worker ends without an exception, since a worker that Ray starts again would meet the same.
+                if worker.writer:
+                    # The checkpoint that is being written may be the last good one.
+                    worker.writer.flush()
                 last = worker.writer.last if worker.writer else None
                 text = str(error)
                 if isinstance(error, JobFailedError):

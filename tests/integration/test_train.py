@@ -200,6 +200,7 @@ class TestPredict:
         (images / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         job = PredictJob(run=str(finished.folder), images=str(images), out=str(tmp_path / "out"), overlay=True)
         found = {one.image: one for one in outcomes(job)}
+        assert [row["image"] for row in rows(tmp_path / "out/predictions.csv")] == list(found) == sorted(found)
         assert {name: one.status for name, one in found.items()} == {
             "a.png": "done",
             "bad.png": "set aside",

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import RAdam
 
+from lungseg_ray.numerics import lookahead
 from lungseg_ray.numerics.lookahead import Lookahead
 from lungseg_ray.numerics.optim import create_state
 from lungseg_ray.numerics.undo import Undo
@@ -23,6 +24,13 @@ def networks(count: int) -> list[nn.Linear]:
     return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
 
 
+@pytest.fixture(params=[True, False], ids=["known", "on a device"])
+def _known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether Python knows values at once, as on CPUs, or goes on without them."""
+    monkeypatch.setattr(lookahead, "is_known", lambda _: request.param)
+
+
+@pytest.mark.usefixtures("_known")
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_same_weights_as_with_timm(k: int) -> None:
     ours, theirs = networks(2)
@@ -36,6 +44,7 @@ def test_the_same_weights_as_with_timm(k: int) -> None:
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("_known")
 @pytest.mark.parametrize("left_out", [0, 2, 3])
 def test_a_step_that_is_taken_back_does_not_count(left_out: int) -> None:
     straight, with_a_gap = networks(2)

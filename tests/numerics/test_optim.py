@@ -14,6 +14,7 @@ from lungseg_ray.numerics.optim import (
     WeightAverage,
     build_optimizer,
     build_scheduler,
+    load_optimizer,
     parameter_groups,
 )
 
@@ -144,6 +145,31 @@ def test_lookahead_pulls_every_k_steps() -> None:
     assert track[2][:3] == track[0][:3]
     assert track[2][3] == pytest.approx((track[0][1] + track[0][3]) / 2, abs=1e-7)
     assert track[2][3] != pytest.approx(track[0][3], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["radam", "adamw"])
+@pytest.mark.parametrize("lookahead_k", [0, 2])
+def test_state_that_is_loaded_has_the_layout_of_the_weights(name: Any, lookahead_k: int) -> None:
+    first, again = (small_net().to(memory_format=torch.channels_last) for _ in range(2))
+    optimizers = [build_optimizer(model, name=name, lookahead_k=lookahead_k, **RATES) for model in (first, again)]
+    first(torch.randn(2, 1, 16, 16)).square().mean().backward()
+    optimizers[0].step()
+    state = through_a_file(optimizers[0].state_dict())
+    for tensors in state["state"].values():
+        # Files have contiguous tensors; an older version had no slow weights before the first update.
+        tensors.pop("lookahead_slow_buff", None)
+        tensors.update({key: value.contiguous() for key, value in tensors.items()})
+    load_optimizer(optimizers[1], state)
+    inner = optimizers[1].inner if isinstance(optimizers[1], Lookahead) else optimizers[1]
+    weight = again.decoder.weight
+    assert not weight.is_contiguous()
+    names = {"step", "exp_avg", "exp_avg_sq", *(["lookahead_slow_buff"] if lookahead_k else [])}
+    assert inner.state[weight].keys() == names
+    for key in names - {"step"}:
+        assert inner.state[weight][key].stride() == weight.stride(), key
+    own = first.decoder.weight
+    theirs = optimizers[0].inner if isinstance(optimizers[0], Lookahead) else optimizers[0]
+    assert torch.equal(inner.state[weight]["exp_avg"], theirs.state[own]["exp_avg"])
 
 
 def rates_of(kind: ScheduleKind, steps: int, **arguments: Any) -> list[float]:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from lungseg_ray.numerics import lookahead
+from lungseg_ray.numerics import optim as optim_module
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
@@ -102,8 +104,18 @@ def test_the_step_draws_from_seed_and_step_alone() -> None:
     assert first != third.step(dataclasses.replace(make_batch(5), step=6)).result().sums
 
 
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """The average of weights is another formula on a device, equal but for the last bits."""
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 class TestOnTheDevice:
-    """On GPUs, the device decides whether a step is left out; here, a CPU does it in the same way."""
+    """On GPUs, the device decides whether a step is left out; here, a CPU takes the same branches."""
+
+    def on_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Learner, "late", 1)
+        for module in (lookahead, optim_module):
+            monkeypatch.setattr(module, "is_known", lambda _: False)
 
     @pytest.mark.parametrize(
         ("optim", "train"),
@@ -120,7 +132,7 @@ class TestOnTheDevice:
     ) -> None:
         settings = make_settings(optim=optim, train={"max_skipped": 9, **train})
         by_python = self.steps(learner(settings), broken)
-        monkeypatch.setattr(Learner, "late", 1)
+        self.on_device(monkeypatch)
         by_device = self.steps(learner(settings), broken)
         assert [result.not_finite for result in by_python.results] == [
             result.not_finite for result in by_device.results
@@ -128,14 +140,14 @@ class TestOnTheDevice:
         assert {number for number, result in enumerate(by_device.results) if result.not_finite} == broken
         for one, other in zip(by_python.results, by_device.results, strict=True):
             if not one.not_finite:
-                assert one.sums == other.sums
-        assert_equal(by_python.learner.model.state_dict(), by_device.learner.model.state_dict())
-        assert_equal(by_python.learner.evaluated.state_dict(), by_device.learner.evaluated.state_dict())
+                assert one.sums == pytest.approx(other.sums, rel=1e-6)
+        assert_close(by_python.learner.model.state_dict(), by_device.learner.model.state_dict())
+        assert_close(by_python.learner.evaluated.state_dict(), by_device.learner.evaluated.state_dict())
         assert by_python.learner.schedule.state_dict() == by_device.learner.schedule.state_dict()
 
     def test_it_goes_on_from_a_checkpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = make_settings(optim={"lookahead_k": 3}, train={"average": 0.9, "max_skipped": 9})
-        monkeypatch.setattr(Learner, "late", 1)
+        self.on_device(monkeypatch)
         through = self.steps(learner(settings), {1, 4})
         first = self.steps(learner(settings), {1}, steps=range(3)).learner
         content = checkpoint.copy_to_cpu(first.content(Progress(epoch=0, step=3, precision="fp32")))
