@@ -125,7 +125,7 @@ def left_out(name: str, device: torch.device) -> float:
     Raises:
         RuntimeError: If the step was not left out.
     """
-    tree = {"optim": {"name": name, "lookahead_k": 2}, "train": {"average": 0.9, "max_skipped": 1}}
+    tree: dict[str, Any] = {"optim": {"name": name, "lookahead_k": 2}, "train": {"average": 0.9, "max_skipped": 1}}
     settings = settings_of("Unet", "timm-regnety_004", PARITY_SIZE, PARITY_BATCH, **tree)
     given = [copies_to(device)(one) for one in batches(PARITY_SIZE, PARITY_BATCH, 6)]
 
