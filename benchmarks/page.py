@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from benchmarks.results import read_result
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, PLOTS = DOCS / "performance.md", DOCS / "images"
 Result = Mapping[str, Any]
+_WIDTH = 120
 
 _START = """# Performance
 
@@ -221,7 +223,9 @@ def main() -> None:
     for name, section in SECTIONS.items():
         result = read_result(name)
         if result:
-            parts += section(result)
+            parts += (
+                part if part[0] in "#!|" else fill(part, _WIDTH, break_on_hyphens=False) for part in section(result)
+            )
     PAGE.write_text("\n\n".join(parts) + "\n")
     print(f"Written: {PAGE}")
 
