@@ -18,6 +18,7 @@ from lungseg_ray.evaluation.summary import RESULT, summarise_images
 from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.progress import ticks
+from lungseg_ray.run.folder import SHEET
 from lungseg_ray.run.summary import Evaluation, SetAsideFile
 from lungseg_ray.storage import Location
 from lungseg_ray.text import shown
@@ -25,7 +26,6 @@ from lungseg_ray.text import shown
 PER_IMAGE = "per_image.csv"
 _LONGEST_TITLE = 40
 
-SHEET = "contact_sheet.png"
 SHOWN = 4
 """Images on each row of the contact sheet: the worst, those around the median, the best."""
 

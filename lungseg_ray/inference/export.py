@@ -8,13 +8,11 @@ from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.run.curves import curves
 from lungseg_ray.run.exported import Sidecar, save_model
-from lungseg_ray.run.folder import BEST, Run
+from lungseg_ray.run.folder import BEST, CURVES, Run
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.run.summary import ValidationFigures
 from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.training.model import build_model
-
-CURVES = "curves.png"
 
 
 def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:

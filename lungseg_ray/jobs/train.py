@@ -13,14 +13,11 @@ from lungseg_ray.cluster.session import available
 from lungseg_ray.config import Settings, TrainJob, merge, validated
 from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluation.evaluate import SHEET
-from lungseg_ray.evaluation.finished_run import evaluate_test_split
 from lungseg_ray.feed.stream import Source
-from lungseg_ray.inference.export import CURVES, export_best
 from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
-from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.run.folder import BEST, CURVES, EVALUATION, SHEET, Run
 from lungseg_ray.run.summary import RunSummary, Seconds, describe_detection
 from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
@@ -105,6 +102,10 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
+        # Their imports take a second, which would come before the first step.
+        from lungseg_ray.evaluation.finished_run import evaluate_test_split
+        from lungseg_ray.inference.export import export_best
+
         export_best(run, settings, index)
         summary = evaluate_test_split(run, settings, index, console)
         summary["seconds"] = _seconds(times, display)

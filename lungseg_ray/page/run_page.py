@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lungseg_ray.config import non_default
-from lungseg_ray.evaluation.evaluate import SHEET
 from lungseg_ray.page import charts
 from lungseg_ray.page.elements import (
     Chapter,
@@ -28,7 +27,7 @@ from lungseg_ray.page.elements import (
 )
 from lungseg_ray.page.pictures import embedded
 from lungseg_ray.run.event_log import LoggedEvent
-from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, Run
+from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, SHEET, Run
 from lungseg_ray.run.progress import rank_epochs
 from lungseg_ray.run.summary import RunSummary, describe_detection
 from lungseg_ray.storage import Location

@@ -30,6 +30,8 @@ HISTORY = "history.csv"
 SUMMARY = "summary.json"
 BEST = "best"
 EVALUATION = "evaluation"
+CURVES = "curves.png"
+SHEET = "contact_sheet.png"
 _SUMMARY = TypeAdapter(RunSummary)
 
 _PACKAGES = ("ray", "torch", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "numpy", "lungseg-ray")

@@ -7,10 +7,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from lungseg_ray.config import Mark, Settings, differences, explicitly_set, marked, merge, select, value_at
-from lungseg_ray.corpus.layouts import files_state
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.build import shard
-from lungseg_ray.shards.describe import describe_outcome
 from lungseg_ray.shards.index import INDEX, ShardIndex, read_index
 from lungseg_ray.storage import Location
 
@@ -62,6 +59,8 @@ def changed_corpus(settings: Settings, index: ShardIndex) -> str:
     """
     if "root" not in settings.corpus.model_fields_set or not index.files:
         return ""
+    from lungseg_ray.corpus.layouts import files_state
+
     try:
         now = files_state(settings.corpus, settings.outputs)
     except (UserError, OSError):
@@ -92,6 +91,10 @@ def build_missing_shards(settings: Settings, console: Console) -> ShardIndex:
         OSError: If the corpus cannot be read or a shard cannot be written.
     """
     console.print(f"No shards in {settings.shards.root} yet: making them from {settings.corpus.root}", highlight=False)
+    # Most jobs find shards, and need none of what reads a corpus.
+    from lungseg_ray.shards.build import shard
+    from lungseg_ray.shards.describe import describe_outcome
+
     outcome = shard(settings, lambda text: console.print(text, highlight=False))
     console.print(describe_outcome(outcome), highlight=False)
     return outcome.index

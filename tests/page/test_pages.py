@@ -13,12 +13,11 @@ import pytest
 
 from lungseg_ray.config import ReportJob, SweepJob, load_settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.evaluation.evaluate import SHEET
 from lungseg_ray.jobs.report import report
 from lungseg_ray.page import charts
 from lungseg_ray.page.elements import decimals, interval
 from lungseg_ray.page.render import write_run_page, write_sweep_page
-from lungseg_ray.run.folder import BEST, EVALUATION, Run
+from lungseg_ray.run.folder import BEST, EVALUATION, SHEET, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.sweep.ledger import State, Sweep, Trial
 from lungseg_ray.sweep.summary import SweepSummary
