@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
@@ -295,10 +294,9 @@ class Feed:
             batch_size=None,
             batch_format="numpy",
             compute=ray.data.TaskPoolStrategy(size=min(self.tasks, count)),
-            # Images that are prepared on the node of the worker need not travel; others help where it has no free CPU.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=True, _spill_on_unavailable=True
-            ),
+            # Images that are prepared on the node of the worker need not travel. Ray Data would spread its tasks over
+            # all nodes; Ray's own rule begins with the node of the worker, and goes on to others when that is busy.
+            scheduling_strategy="DEFAULT",
         )
         blocks.context.execution_options.preserve_order = True
         blocks.context.enable_progress_bars = False
