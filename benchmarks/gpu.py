@@ -41,7 +41,7 @@ from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run.checkpoint import copy_to_cpu
 from lungseg_ray.run.exported import Sidecar
 from lungseg_ray.run.progress import Progress
-from lungseg_ray.training.device import allow_fast_products, copies_to, matrix_rate
+from lungseg_ray.training.device import allow_fast_products, copies_to, matrix_rate, reuse_memory
 from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.model import build_model, model_cost
 from lungseg_ray.training.precision import Precision
@@ -262,6 +262,7 @@ def main() -> None:
     device = torch.device("cuda" if given.device != "cpu" and torch.cuda.is_available() else "cpu")
     console = Console()
     allow_fast_products(device)
+    reuse_memory(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "parity": parity(device), "training": []}
     difference = result["parity"]["largest_difference_fp32"]

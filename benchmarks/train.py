@@ -45,11 +45,12 @@ from lungseg_ray.cluster.planning import cores
 from lungseg_ray.config import Settings
 from lungseg_ray.feed.augment import build_augmentation
 from lungseg_ray.feed.batch import Batch
+from lungseg_ray.training.device import reuse_memory
 from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.precision import Precision, fastest_precision
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES, SIZE, BATCH, EPOCHS, LONGER_SIDE = 64, 256, 8, 3, 1024
+IMAGES, SIZE, BATCH, EPOCHS, LONGER_SIDE = 128, 256, 8, 3, 1024
 ENCODER = "timm-regnety_004"
 
 Pixels = NDArray[np.uint8]
@@ -138,6 +139,7 @@ def settings() -> Settings:
 def in_memory(precision: Precision) -> Iterator[float]:
     """Yields the images per second of groups of training steps on batches that are ready."""
     torch.set_num_threads(cores())
+    reuse_memory(torch.device("cpu"))
     learner = Learner(settings(), device=torch.device("cpu"), precision=precision, total_steps=100)
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (BATCH, SIZE, SIZE, 1), np.uint8)).permute(0, 3, 1, 2)
@@ -162,7 +164,16 @@ def run_job(folder: Path, name: str, *more: str, epochs: int = EPOCHS) -> dict[s
     shards = ("--shards.root", str(folder / "shards"), "--corpus.root", str(folder / "corpus"))
     split = ("--corpus.split.val", "0.1", "--corpus.split.test", "0.0")
     run = ("--runs.root", str(folder), "--runs.name", name, "--train.epochs", str(epochs))
-    size = ("--feed.size", str(SIZE), "--feed.batch", str(BATCH), "--feed.preset", "medium", "--feed.ahead", str(BATCH))
+    size = (
+        "--feed.size",
+        str(SIZE),
+        "--feed.batch",
+        str(BATCH),
+        "--feed.preset",
+        "medium",
+        "--feed.ahead",
+        str(4 * BATCH),
+    )
     more = ("--train.device", "cpu", *more)
     command = [sys.executable, "jobs/train.py", *shards, *split, *run, *size, "--model.encoder", ENCODER, *more]
     ends = []
