@@ -14,8 +14,8 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.training.precision import TYPES, Precision
 
 _ALLOCATOR = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
-"""M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of `mallopt`: large tensors get no memory of their own, none is given back,
-and the heap grows by 64 MiB at a time."""
+"""M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of `mallopt`: large tensors get no memory of their own, none is given
+back, and the heap grows by 64 MiB at a time."""
 _PRODUCT_SIZES = {"cuda": 8192, "cpu": 1024}
 """Height and width of the matrices whose product is timed."""
 
