@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import re
 import resource
 import statistics
 import time
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from benchmarks.results import write_result
+from benchmarks.results import processor, write_result
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed.batch import Batch
@@ -275,12 +274,6 @@ def page(figures: Mapping[str, Any]) -> str:
         lonely="\n".join(lonely),
         rows="\n".join(rows),
     )
-
-
-def processor() -> str:
-    """Returns the model name of the processor, as /proc/cpuinfo contains it."""
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else "a processor without a name"
 
 
 def main() -> None:

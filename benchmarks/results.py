@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,13 +26,15 @@ def largest_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+def processor() -> str:
+    """Returns the model name of the processor, as /proc/cpuinfo contains it."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "a processor without a name"
+
+
 def machine() -> str:
     """Returns the cores and the name of the processor."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{cores()} cores of {name}"
+    return f"{cores()} cores of {processor()}"
 
 
 def code() -> str:

@@ -102,12 +102,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         if not run.is_trained(settings):
             with display:
                 fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
-        # Their imports take a second, which would come before the first step.
-        from lungseg_ray.evaluation.finished_run import evaluate_test_split
-        from lungseg_ray.inference.export import export_best
-
-        export_best(run, settings, index)
-        summary = evaluate_test_split(run, settings, index, console)
+        summary = _measured(run, settings, index, console)
         summary["seconds"] = _seconds(times, display)
         if display.started:
             # The backward pass takes twice the operations of the forward pass.
@@ -118,6 +113,16 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
+
+
+def _measured(run: Run, settings: Settings, index: ShardIndex, console: Console) -> RunSummary:
+    """Exports the best model of a run that is trained, and measures it on the test images."""
+    # Their imports take a second, which would come before the first step.
+    from lungseg_ray.evaluation.finished_run import evaluate_test_split
+    from lungseg_ray.inference.export import export_best
+
+    export_best(run, settings, index)
+    return evaluate_test_split(run, settings, index, console)
 
 
 def _seconds(times: list[float], display: TrainingDisplay) -> Seconds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.numerics.undo import Undo
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
+from lungseg_ray.text import shown
 from lungseg_ray.training.model import build_model
 from lungseg_ray.training.precision import Precision, autocast
 
@@ -167,7 +167,7 @@ class Learner:
         try:
             self.forward(compiled.train(), images).mean().backward()
         except Exception as error:  # Compilers raise errors of many kinds.
-            failed = textwrap.shorten(f"{type(error).__name__}, {error}", _LONGEST_REASON)
+            failed = shown(f"{type(error).__name__}, {' '.join(str(error).split())}", _LONGEST_REASON)
         undo.unless(torch.tensor(False, device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
         if self.all_reduce_sum(torch.tensor([float(bool(failed))], dtype=torch.float64))[0]:

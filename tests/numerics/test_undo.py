@@ -53,9 +53,3 @@ def test_what_is_kept_is_the_last() -> None:
     given[0].fill_(3.0)
     undo.unless(torch.tensor(False))
     assert given[0].tolist() == [2.0, 2.0]
-
-
-def test_nothing_to_keep() -> None:
-    undo = Undo([])
-    undo.keep()
-    undo.unless(torch.tensor(False))
