@@ -43,9 +43,9 @@ def tune_job(root: Path | str, name: str, shards: Path | str, *more: str, **opti
     )
 
 
-def comparable(place: Sweep) -> list[tuple[Any, ...]]:
-    """What does not depend on how often a sweep was cut."""
-    return sorted((trial.description, trial.stage, trial.seed, trial.state, trial.scores) for trial in place.trials())
+def scores(place: Sweep) -> dict[tuple[str, int], tuple[float, ...]]:
+    """The scores of each trial, by its values and its seed."""
+    return {(trial.description, trial.seed): trial.scores for trial in place.trials()}
 
 
 @pytest.mark.timeout(1200)
@@ -81,11 +81,21 @@ def test_sweep_killed(store: ObjectStore, record: Record) -> None:
             print(f"to the end:\n{job.output}")
             ended = job.count("epochs, IoU")
         assert ended < len([trial for trial in cut.trials() if trial.scores])
-        assert comparable(cut) == comparable(whole)
+        # Which trials are promoted early depends on which of them are at the rung first, since halving does not wait
+        # for the others. What a trial has learned after a number of epochs depends on nothing else.
+        undisturbed, found = scores(whole), scores(cut)
+        common = undisturbed.keys() & found.keys()
+        assert {trial.description for trial in cut.trials()} == {trial.description for trial in whole.trials()}
+        assert len(common) >= 7
+        for one in common:
+            least = min(len(undisturbed[one]), len(found[one]))
+            assert found[one][:least] == undisturbed[one][:least], one
+        best = [summary["ranking"][0] for place in (cut, whole) if (summary := place.summary())]
+        assert best == [best[0]] * 2
         for trial in cut.trials():
             assert [row["epoch"] for row in cut.history(trial)] == list(range(1, trial.epochs + 1))
         assert cut.summary() is not None
-    rest = "no trial runs twice, and all scores are those of an undisturbed sweep"
+    rest = "no trial runs twice, and each trial has the scores that it has in an undisturbed sweep"
     lost = f"the steps since each trial's last checkpoint; {rest}"
     record(
         "the driver of a sweep and its whole Ray cluster are killed three times; resumed with the same command",
