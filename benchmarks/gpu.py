@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.results import write_result
+from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.feed.batch import Batch
@@ -41,7 +42,7 @@ from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run.checkpoint import copy_to_cpu
 from lungseg_ray.run.exported import Sidecar
 from lungseg_ray.run.progress import Progress
-from lungseg_ray.training.device import allow_fast_products, copies_to, matrix_rate, reuse_memory
+from lungseg_ray.training.device import allow_fast_products, copies_to, matrix_rate
 from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.model import build_model, model_cost
 from lungseg_ray.training.precision import Precision
@@ -262,7 +263,8 @@ def main() -> None:
     device = torch.device("cuda" if given.device != "cpu" and torch.cuda.is_available() else "cpu")
     console = Console()
     allow_fast_products(device)
-    reuse_memory(device)
+    if device.type == "cpu":
+        reuse_memory()
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "parity": parity(device), "training": []}
     difference = result["parity"]["largest_difference_fp32"]

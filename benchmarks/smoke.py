@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import write_result
+from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
@@ -32,7 +33,6 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.stream import CHUNK_IMAGES, Feed, Source
 from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import locate
-from lungseg_ray.training.device import reuse_memory
 from lungseg_ray.training.learner import Learner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +85,7 @@ def steps_in_memory(settings: Settings, steps: int) -> float:
         Images per second, from the median time of a step.
     """
     torch.set_num_threads(cores())
-    reuse_memory(torch.device("cpu"))
+    reuse_memory()
     learner = Learner(settings=settings, device=torch.device("cpu"), precision="bf16", total_steps=steps + 3)
     generator = np.random.default_rng(0)
     shape = (settings.feed.batch, SIZE, SIZE)

@@ -41,11 +41,11 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.results import write_result
 from benchmarks.sharding import write_corpus
 from lungseg_ray import models
+from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.config import Settings
 from lungseg_ray.feed.augment import build_augmentation
 from lungseg_ray.feed.batch import Batch
-from lungseg_ray.training.device import reuse_memory
 from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.precision import Precision, fastest_precision
 
@@ -139,7 +139,7 @@ def settings() -> Settings:
 def in_memory(precision: Precision) -> Iterator[float]:
     """Yields the images per second of groups of training steps on batches that are ready."""
     torch.set_num_threads(cores())
-    reuse_memory(torch.device("cpu"))
+    reuse_memory()
     learner = Learner(settings(), device=torch.device("cpu"), precision=precision, total_steps=100)
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 256, (BATCH, SIZE, SIZE, 1), np.uint8)).permute(0, 3, 1, 2)

@@ -14,6 +14,7 @@ import ray
 import torch
 from pydantic import TypeAdapter
 
+from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import available
 from lungseg_ray.errors import JobFailedError, UserError
@@ -153,6 +154,7 @@ class _Stage:
         if self.device == "cpu":
             # Each process uses one thread, so that the order of a summation does not depend on the number of processes.
             torch.set_num_threads(1)
+            reuse_memory()
         if "trouble" in batch.column_names and any(batch.column("trouble").to_pylist()):
             return batch
         try:

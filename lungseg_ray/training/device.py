@@ -1,11 +1,9 @@
-"""The use of a device: memory that is used again on CPUs; fast products and copies beside the computations on GPUs."""
+"""The use of a device: fast products, copies beside the computations, and its speed."""
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -13,29 +11,8 @@ import torch
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.training.precision import TYPES, Precision
 
-_ALLOCATOR = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
-"""M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of `mallopt`: large tensors get no memory of their own, none is given
-back, and the heap grows by 64 MiB at a time."""
 _PRODUCT_SIZES = {"cuda": 8192, "cpu": 1024}
 """Height and width of the matrices whose product is timed."""
-
-
-def reuse_memory(device: torch.device) -> None:
-    """Lets this process keep the memory that it frees on a CPU, and use it again.
-
-    By default, the allocator of glibc gets the memory of each large tensor from the system and gives it back, and the
-    system clears every page of it anew. Training takes about a fifth longer then. The process has the memory of its
-    largest step until it ends, or until `malloc_trim` is called.
-
-    Args:
-        device: The device; for a GPU, nothing is changed.
-    """
-    if device.type == "cpu":
-        # Other allocators than that of glibc do not have the function.
-        with suppress(AttributeError, OSError):
-            library = ctypes.CDLL(None)
-            for parameter, value in _ALLOCATOR.items():
-                library.mallopt(parameter, value)
 
 
 def allow_fast_products(device: torch.device) -> None:

@@ -11,6 +11,7 @@ import cv2
 import torch
 from torch import nn
 
+from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.cluster.session import quiet_data
 from lungseg_ray.config import Settings
@@ -24,7 +25,7 @@ from lungseg_ray.run.checkpoint_writer import CheckpointWriter
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import LeaseToken
 from lungseg_ray.storage import Location, retry
-from lungseg_ray.training.device import allow_fast_products, copies_to, reuse_memory
+from lungseg_ray.training.device import allow_fast_products, copies_to
 from lungseg_ray.training.events import Event, Note, NoteKind
 from lungseg_ray.training.runtime import Request
 from lungseg_ray.workers.mailbox import Heartbeat
@@ -274,7 +275,8 @@ def make_worker(
     torch.set_num_threads(settings.train.threads or max(cores() // workers_on_node, 1))
     cv2.setNumThreads(0)
     allow_fast_products(group.device)
-    reuse_memory(group.device)
+    if group.device.type == "cpu":
+        reuse_memory()
     quiet_data()
     feed = Feed(
         source, group.rank, group.world_size, data_tasks, settings.feed.ahead, settings.storage.patience_seconds
