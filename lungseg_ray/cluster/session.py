@@ -55,7 +55,7 @@ def cluster(*, processes: int) -> Iterator[None]:
             _check_answers(address)
             _start(**quiet)
         else:
-            with _closed_to_others():
+            with _closed_to_others(), _without_idle_processes():
                 _start(
                     address="local",
                     num_cpus=max(cores(), processes + 1),
@@ -75,6 +75,24 @@ def cluster(*, processes: int) -> Iterator[None]:
         yield
     finally:
         _stop()
+
+
+@contextmanager
+def _without_idle_processes() -> Iterator[None]:
+    """Lets a local cluster start without processes of Ray that it does not use, whose imports take a second on 2 cores.
+
+    They are the monitor of the autoscaler, the reader of the workers' logs, and the server of the dashboard, which Ray
+    starts even where it is to have no dashboard.
+    """
+    node = ray._private.node.Node
+    before = {name: getattr(node, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")}
+    for name in before:
+        setattr(node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
 
 
 def _start(**options: Any) -> None:

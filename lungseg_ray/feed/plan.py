@@ -6,19 +6,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import ray
 
-from lungseg_ray.feed import augment
 from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places
 from lungseg_ray.shards.format import DamagedShardError, ShardRow, read_rows, unpack_rows
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location, retry
+
+if TYPE_CHECKING:
+    from lungseg_ray.feed.augment import Augment
 
 _AHEAD = 32
 """The shards of this number of further chunks are fetched in advance: with the usual settings, those of a window."""
@@ -149,6 +151,9 @@ def _unpacked(plan: ray.ObjectRef) -> Plan:
 
 
 @lru_cache(maxsize=4)
-def _cached_augment(preset: str, size: int, mirrored: tuple[tuple[int, int], ...]) -> augment.Augment:
+def _cached_augment(preset: str, size: int, mirrored: tuple[tuple[int, int], ...]) -> Augment:
+    # Only data tasks need Albumentations, whose import takes half a second.
+    from lungseg_ray.feed.augment import build_augmentation
+
     cv2.setNumThreads(0)
-    return augment.build_augmentation(preset, size=size, mirrored=mirrored)
+    return build_augmentation(preset, size=size, mirrored=mirrored)

@@ -23,7 +23,6 @@ import torch
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
-from lungseg_ray.feed import augment
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places, epoch_order, usable_rows
@@ -62,8 +61,7 @@ class Source:
         cache: The cache of shards on the disk of each node; None if they are read where they are.
 
     Raises:
-        UserError: If there is no such preset, if the training images do not fill one batch, or if there are no images
-            for validation.
+        UserError: If the training images do not fill one batch, or if there are no images for validation.
     """
 
     root: Location
@@ -86,8 +84,7 @@ class Source:
             shared: References to whole shards in Ray's object store, by the name of the file.
 
         Raises:
-            UserError: If there is no such preset, if the training images do not fill one batch, or if there are no
-                images for validation.
+            UserError: If the training images do not fill one batch, or if there are no images for validation.
         """
         return cls(
             root=settings.shards.root,
@@ -102,7 +99,6 @@ class Source:
         )
 
     def __post_init__(self) -> None:
-        augment.build_augmentation(self.preset, size=self.size)
         if self.steps_per_epoch < 1:
             raise UserError(
                 f"{self.root}: {self.index.count('train')} training images do not fill one batch of {self.batch}. "

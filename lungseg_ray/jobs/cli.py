@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lungseg_ray
+from lungseg_ray.imports import quick_imports
 from lungseg_ray.termination import first_signal, ignore_signals, interrupt_on_signals
 
 OK, FAILED, MISTAKE = 0, 1, 2
@@ -47,7 +48,8 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     """
     interrupt_on_signals()
     try:
-        command = importlib.import_module("lungseg_ray.jobs.command")
+        with quick_imports():
+            command = importlib.import_module("lungseg_ray.jobs.command")
         code: int = command.run(name, sys.argv[1:] if arguments is None else arguments)
         return code
     except KeyboardInterrupt:

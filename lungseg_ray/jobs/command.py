@@ -23,6 +23,7 @@ from lungseg_ray.config import (
 )
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.home import ensure_home
+from lungseg_ray.imports import quick_imports
 from lungseg_ray.jobs.cli import FAILED, MISTAKE, OK
 from lungseg_ray.jobs.console import JobConsole, harden_streams
 from lungseg_ray.text import printable
@@ -60,12 +61,14 @@ def run(name: str, arguments: Sequence[str]) -> int:
         SystemExit: As `run_job`.
     """
     ensure_home()
-    # The module of a job imports Ray and PyTorch, which takes seconds. --help and most mistakes need neither.
-    return run_job(
-        SETTINGS[name],
-        lambda settings, console: importlib.import_module(f"lungseg_ray.jobs.{name}").main(settings, console),
-        arguments,
-    )
+
+    def job(settings: Section, console: Console) -> None:
+        # The module of a job imports Ray and PyTorch, which takes seconds. --help and most mistakes need neither.
+        with quick_imports():
+            module = importlib.import_module(f"lungseg_ray.jobs.{name}")
+        module.main(settings, console)
+
+    return run_job(SETTINGS[name], job, arguments)
 
 
 def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], arguments: Sequence[str]) -> int:

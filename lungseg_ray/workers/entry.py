@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
+from lungseg_ray.imports import quick_imports
 from lungseg_ray.workers.mailbox import Mailbox
 from lungseg_ray.workers.supervise import first_line
 
@@ -20,7 +21,9 @@ def start(config: dict[str, Any]) -> None:
     Args:
         config: The configuration that Ray Train passes to each worker.
     """
-    ray.get(config[TASK])()
+    with quick_imports():
+        task = ray.get(config[TASK])
+    task()
 
 
 class Losses(UserCallback):

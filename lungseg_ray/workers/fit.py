@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from lungseg_ray.cluster.planning import TrainingPlan, data_tasks
 from lungseg_ray.cluster.session import available
@@ -37,6 +40,18 @@ LAST_WORD_SECONDS = 20.0
 """Seconds for which the driver waits for the other workers after one has failed or stopped."""
 PREEMPTION_LOOK_SECONDS = 5.0
 """Seconds between two looks for a notice of preemption."""
+
+
+class _Trainer(TorchTrainer):
+    """A trainer without processes that it does not need, which would start beside the workers and delay them.
+
+    It has no data sets for a manager of data sets. The placement group of the workers ends with the controller, which
+    owns it; Ray Train has another process that asks every second whether the controller is alive.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        without = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, without)]
 
 
 class WorkersLostError(JobFailedError):
@@ -205,7 +220,7 @@ def fit(
             callbacks=[Losses(box)],
         )
         task = ray.put(_Task(settings, run, source, plan, box, lease.token, stop_after_epoch))
-        trainer = TorchTrainer(start, train_loop_config={TASK: task}, scaling_config=scaling, run_config=running)
+        trainer = _Trainer(start, train_loop_config={TASK: task}, scaling_config=scaling, run_config=running)
         try:
             _Follower(settings, run, watch, received, stop).follow(trainer, box, lease)
         except (UserError, JobFailedError, StoppedError) as error:
