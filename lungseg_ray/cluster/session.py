@@ -8,6 +8,8 @@ import re
 import secrets
 import signal
 import socket
+import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +26,9 @@ from lungseg_ray.termination import interrupt, interrupt_on_signals, undisturbed
 _TEMPORARY = "/tmp"
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 _ANSWER_SECONDS = 10.0
+_READER = "iter_threaded"
+"""The name of the threads in which Ray Data prepares what is read."""
+_READER_SECONDS = 2.0
 _STOPPING = "Ray is stopping; the job ends after that."
 LONGEST_FOLDER = 36
 """The longest path of the folder for temporary files, bytes: a socket's has at most 107, of which Ray takes 71."""
@@ -73,6 +78,9 @@ def cluster(*, processes: int) -> Iterator[None]:
     try:
         quiet_data()
         yield
+    except BaseException as error:
+        _end_reading(error)
+        raise
     finally:
         _stop()
 
@@ -119,6 +127,21 @@ def _start(**options: Any) -> None:
     if received:
         _stop()
         interrupt(received[0])
+
+
+def _end_reading(error: BaseException) -> None:
+    """Closes the iterators over Ray's data that an exception has left open, and waits for their threads.
+
+    A thread that asks Ray for data after Ray has ended ends this process, before the exception becomes a message.
+    """
+    left: BaseException | None = error
+    while left:
+        # Iterators are open as long as the frames of the traceback refer to them.
+        traceback.clear_frames(left.__traceback__)
+        left = left.__context__
+    for thread in threading.enumerate():
+        if thread.name == _READER:
+            thread.join(_READER_SECONDS)
 
 
 def _stop() -> None:

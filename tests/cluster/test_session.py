@@ -77,3 +77,37 @@ def test_one_after_the_other() -> None:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     found = subprocess.run([sys.executable, "-c", _TWICE], env=inherited, capture_output=True, text=True, timeout=120)
     assert found.stdout == "RaySystemError False\nRaySystemError False\n2\n", found.stderr
+
+
+_LEFT_OPEN = """
+import threading, ray
+from lungseg_ray.cluster.session import cluster
+
+def read():
+    for row in ray.data.range(1000, override_num_blocks=1000).iter_rows():
+        if row["id"] == 3:
+            raise OSError("The disk is full.")
+
+stop = ray.shutdown
+
+def shutdown():
+    print([thread.name for thread in threading.enumerate() if thread.name == "iter_threaded"])
+    stop()
+
+ray.shutdown = shutdown
+try:
+    with cluster(processes=1):
+        read()
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.own_cluster
+def test_nothing_reads_when_ray_ends() -> None:
+    """Threads of Ray Data that ask Ray for blocks after its end would end the process without the message."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    found = subprocess.run(
+        [sys.executable, "-c", _LEFT_OPEN], env=inherited, capture_output=True, text=True, timeout=120
+    )
+    assert found.stdout == "[]\nThe disk is full.\n", found.stderr
