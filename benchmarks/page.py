@@ -51,6 +51,11 @@ def _plot(name: str, title: str, unit: str, bars: Mapping[str, float]) -> str:
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
+    return _save(figure, name, title)
+
+
+def _save(figure: Figure, name: str, title: str) -> str:
+    """Writes a plot, and returns the line of Markdown that shows it."""
     figure.savefig(PLOTS / f"{name}.png", dpi=110)
     return f"![{title}](images/{name}.png)"
 
@@ -205,6 +210,34 @@ def _gpu(result: Result) -> list[str]:
     ]
 
 
+def _memory(results: Mapping[str, Result | None]) -> list[str]:
+    """Returns the section with the memory of processes by the number of images, from the results of several parts."""
+    curves: dict[str, dict[int, float]] = {}
+    if feed := results["feed"]:
+        local = {int(what.split()[0].replace(",", "")): one for what, one in feed["cases"].items() if "local" in what}
+        curves["data task of a training"] = {count: one["task_mib"] for count, one in local.items()}
+    if predict := results["predict"]:
+        curves["driver of a prediction"] = {int(count): one["mib"] for count, one in predict["named"].items()}
+    if records := results["records"]:
+        curves["driver of sharding"] = {int(count): one["peak_mib"] for count, one in records["cases"].items()}
+    if not curves:
+        return []
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), marker in zip(curves.items(), "os^", strict=False):
+        axes.plot(list(curve), list(curve.values()), marker=marker, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="MiB")
+    axes.set_title("Largest memory of a process", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return [
+        "## Memory by the number of images",
+        "The figures are those of the sections above.",
+        _save(figure, "performance-memory", "Largest memory of a process"),
+    ]
+
+
 SECTIONS: dict[str, Callable[[Result], list[str]]] = {
     "train": _train,
     "feed": _feed,
@@ -219,14 +252,13 @@ SECTIONS: dict[str, Callable[[Result], list[str]]] = {
 
 def main() -> None:
     """Writes the page."""
-    parts = [_START.strip()]
-    for name, section in SECTIONS.items():
-        result = read_result(name)
-        if result:
-            parts += (
-                part if part[0] in "#!|" else fill(part, _WIDTH, break_on_hyphens=False) for part in section(result)
-            )
-    PAGE.write_text("\n\n".join(parts) + "\n")
+    results = {name: read_result(name) for name in SECTIONS}
+    sections = [part for name, section in SECTIONS.items() if (result := results[name]) for part in section(result)]
+    parts = [
+        part if part[0] in "#!|" else fill(part, _WIDTH, break_on_hyphens=False)
+        for part in (*sections, *_memory(results))
+    ]
+    PAGE.write_text("\n\n".join([_START.strip(), *parts]) + "\n")
     print(f"Written: {PAGE}")
 
 
