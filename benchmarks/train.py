@@ -6,10 +6,12 @@ augmentation, on all cores of this machine:
 - published: a script as in the tutorial that the recipe is from. It decodes the files in every epoch with PyTorch's
   DataLoader and two workers, and computes in fp32.
 - careful: the same with the images decoded once and kept in memory, channels last, and bf16 where that is faster.
-- in memory: `Learner.step` on batches that are ready.
+- in memory: `Learner.step` on batches that are ready; also beside a local Ray cluster that has nothing to do.
 - job: `jobs/train.py` on shards of the files; with one worker and, for the comparison, with two.
 
-Each round measures all of them, one after the other. Run it from the folder of the repository:
+Each round measures all of them, one after the other. The threads of a step wait for each other, so that a process that
+takes a core for a moment holds up all of them. Therefore the job and the step in memory are measured once more with
+one thread, which leaves the other cores to Ray and to the data. Run it from the folder of the repository:
 python -m benchmarks.train
 """
 
@@ -30,6 +32,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import ray
 import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
@@ -43,6 +46,7 @@ from benchmarks.sharding import write_corpus
 from lungseg_ray import models
 from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
+from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import Settings
 from lungseg_ray.feed.augment import build_augmentation
 from lungseg_ray.feed.batch import Batch
@@ -52,6 +56,8 @@ from lungseg_ray.training.precision import Precision, fastest_precision
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, SIZE, BATCH, EPOCHS, LONGER_SIDE = 128, 256, 8, 3, 1024
 ENCODER = "timm-regnety_004"
+ACTORS = 7
+"""The actors that a training job has besides its worker: those of Ray Train, of Ray Data, and the mailbox."""
 
 Pixels = NDArray[np.uint8]
 
@@ -136,9 +142,14 @@ def settings() -> Settings:
     return Settings.model_validate({"model": model, "feed": {"size": SIZE, "batch": BATCH}})
 
 
-def in_memory(precision: Precision) -> Iterator[float]:
-    """Yields the images per second of groups of training steps on batches that are ready."""
-    torch.set_num_threads(cores())
+def in_memory(precision: Precision, *, threads: int = 0) -> Iterator[float]:
+    """Yields the images per second of groups of training steps on batches that are ready.
+
+    Args:
+        precision: The precision.
+        threads: The threads of a step; 0 for one on each core.
+    """
+    torch.set_num_threads(threads or cores())
     reuse_memory()
     learner = Learner(settings(), device=torch.device("cpu"), precision=precision, total_steps=100)
     generator = np.random.default_rng(0)
@@ -153,13 +164,27 @@ def in_memory(precision: Precision) -> Iterator[float]:
         yield IMAGES / (time.perf_counter() - start)
 
 
+def beside_ray(precision: Precision) -> Iterator[float]:
+    """Yields as `in_memory`, beside a local Ray cluster with as many idle actors as a training job has."""
+    with cluster(processes=1):
+        idle = ray.remote(num_cpus=0)(_Idle)
+        actors = [idle.remote() for _ in range(ACTORS)]
+        ray.get([actor.__ray_ready__.remote() for actor in actors])
+        yield from in_memory(precision)
+
+
+class _Idle:
+    """Does nothing."""
+
+
 def run_job(folder: Path, name: str, *more: str, epochs: int = EPOCHS) -> dict[str, float]:
     """Runs the training job as a user runs it.
 
     Returns:
-        `images_per_s`, the median of the epochs; `data_wait_share`, the share of the time in which it waits for images;
-        `pause`, the longest time between the validation of an epoch and the first step of the next, seconds; and
-        `first_step`, seconds from the command to the first step.
+        `images_per_s`, the median of the epochs; `data_wait_share`, the median share of the time of an epoch in which
+        the job waits for images; `first_epoch_wait`, the seconds for which the first epoch waits for them; `pause`, the
+        longest time between the validation of an epoch and the first step of the next, seconds; and `first_step`,
+        seconds from the command to the first step.
     """
     shards = ("--shards.root", str(folder / "shards"), "--corpus.root", str(folder / "corpus"))
     split = ("--corpus.split.val", "0.1", "--corpus.split.test", "0.0")
@@ -190,7 +215,8 @@ def run_job(folder: Path, name: str, *more: str, epochs: int = EPOCHS) -> dict[s
     between = [later - earlier for earlier, later in pairwise(ends)]
     return {
         "images_per_s": statistics.median(float(row["images_per_second"]) for row in rows),
-        "data_wait_share": summary["data_wait_share"],
+        "data_wait_share": statistics.median(float(row["data_wait_share"]) for row in rows),
+        "first_epoch_wait": float(rows[0]["data_wait_share"]) * float(rows[0]["train_seconds"]),
         "pause": max(gap - float(row["seconds"]) for gap, row in zip(between, rows[1:], strict=True)),
         "first_step": summary["seconds"]["to_first_step"],
     }
@@ -209,6 +235,8 @@ def case(kind: str, root: str, precision: Precision) -> float:
         "published": lambda: script(Path(root), careful=False, precision="fp32"),
         "careful": lambda: script(Path(root), careful=True, precision=precision),
         "in_memory": lambda: in_memory(precision),
+        "beside_ray": lambda: beside_ray(precision),
+        "one_thread": lambda: in_memory(precision, threads=1),
     }
     return statistics.median(kinds[kind]())
 
@@ -235,19 +263,26 @@ def main() -> None:
         run_job(folder, "first", "--train.precision", precision, epochs=2)
         for number in range(given.repeats):
             console.print(f"Round {number + 1} of {given.repeats}")
-            figures = {kind: measured(kind, root, precision) for kind in ("published", "careful", "in_memory")}
+            figures = {
+                kind: measured(kind, root, precision) for kind in ("published", "careful", "in_memory", "beside_ray")
+            }
             one = run_job(folder, f"one-{number}", "--train.precision", precision)
             two = run_job(folder, f"two-{number}", "--train.precision", precision, "--train.workers", "2")
             figures |= {**one, "two_workers": two["images_per_s"]}
             for peer in ("published", "careful", "in_memory"):
                 figures[f"job_over_{peer}"] = figures["images_per_s"] / figures[peer]
+            figures["beside_ray_over_in_memory"] = figures["beside_ray"] / figures["in_memory"]
             figures["two_workers_over_one"] = figures["two_workers"] / figures["images_per_s"]
             rounds.append(figures)
+        step = measured("one_thread", root, precision)
+        job = run_job(folder, "thread", "--train.precision", precision, "--train.threads", "1")["images_per_s"]
     result: dict[str, Any] = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     table = Table("figure", "median", *(f"round {number + 1}" for number in range(given.repeats)))
     for key, value in result.items():
         table.add_row(key, f"{value:.3g}", *(f"{one[key]:.3g}" for one in rounds))
     console.print(table)
+    console.print(f"One thread: job {job:.2f}, step in memory {step:.2f} images/s, ratio {job / step:.2f}")
+    result["one_thread"] = {"images_per_s": job, "in_memory": step, "ratio": job / step}
     write_result("train", {**result, "precision": precision, "size": SIZE, "batch": BATCH, "rounds": rounds}, console)
 
 
