@@ -42,7 +42,8 @@ def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
         return
     _Received.last = -_CLEANING_SECONDS
-    later = threading.Timer(_LATER_SECONDS, signal.raise_signal, (_Received.first,))
+    # A signal for the main thread also ends a call in which that thread waits.
+    later = threading.Timer(_LATER_SECONDS, signal.pthread_kill, (threading.main_thread().ident, _Received.first))
     later.daemon = True
     later.start()
 

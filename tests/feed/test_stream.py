@@ -148,10 +148,6 @@ class TestSource:
         with pytest.raises(UserError, match=r"no images for validation\. Raise corpus\.split\.val"):
             dataclasses.replace(source, index=index)
 
-    def test_unknown_preset(self, source: Source) -> None:
-        with pytest.raises(UserError, match="'hard'"):
-            dataclasses.replace(source, preset="hard")
-
 
 def test_depth_is_in_batches(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[int] = []

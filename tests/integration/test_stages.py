@@ -100,8 +100,7 @@ class Failing:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("stage", ["prepare", "compute", "finish"])
-@pytest.mark.parametrize("error", [UserError, JobFailedError, OSError])
+@pytest.mark.parametrize(("stage", "error"), [("prepare", UserError), ("compute", JobFailedError), ("finish", OSError)])
 def test_errors_of_every_stage(stage: str, error: type[Exception]) -> None:
     for options in ({"device": "cpu"}, {"resource": STAND_IN}):
         with pytest.raises(error, match="what went wrong"):
