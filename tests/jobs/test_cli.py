@@ -68,7 +68,7 @@ def job(settings, console):
             thing = Thing()
             reference = weakref.ref(thing, lambda _: signal.raise_signal(signals[0]))
             del thing
-            time.sleep(10)
+            time.sleep(300)
             print("not interrupted")
         signal.raise_signal(signals[0])
     finally:
