@@ -1,4 +1,4 @@
-"""How a process ends by a signal: SIGINT, SIGTERM and SIGHUP interrupt it once, and what cleans up goes on."""
+"""How a process ends: signals interrupt it once, what cleans up goes on, and errors are told before it is too late."""
 
 from __future__ import annotations
 
@@ -122,3 +122,30 @@ def undisturbed(because: str) -> Iterator[list[int]]:
 
     with handled_by(note):
         yield received
+
+
+_reporters: list[Callable[[BaseException], None]] = []
+
+
+@contextmanager
+def reported_by(report: Callable[[BaseException], None]) -> Iterator[None]:
+    """Lets `report_now` hand errors to a function for the time of the block.
+
+    Args:
+        report: Tells the user about an error.
+    """
+    _reporters.append(report)
+    try:
+        yield
+    finally:
+        _reporters.remove(report)
+
+
+def report_now(error: BaseException) -> None:
+    """Tells the user about an error on its way, because what cleans up after it may end the process.
+
+    Args:
+        error: The error.
+    """
+    for report in _reporters:
+        report(error)

@@ -21,7 +21,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
-from lungseg_ray.termination import interrupt, interrupt_on_signals, undisturbed
+from lungseg_ray.termination import interrupt, interrupt_on_signals, report_now, undisturbed
 
 _TEMPORARY = "/tmp"
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
@@ -79,6 +79,8 @@ def cluster(*, processes: int) -> Iterator[None]:
         quiet_data()
         yield
     except BaseException as error:
+        # Threads that wait for Ray go on when it ends, and Ray ends the process of one that calls it then.
+        report_now(error)
         _end_reading(error)
         raise
     finally:

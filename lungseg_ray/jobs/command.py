@@ -26,6 +26,7 @@ from lungseg_ray.home import ensure_home
 from lungseg_ray.imports import quick_imports
 from lungseg_ray.jobs.cli import FAILED, MISTAKE, OK
 from lungseg_ray.jobs.console import JobConsole, harden_streams
+from lungseg_ray.termination import reported_by
 from lungseg_ray.text import printable
 
 AnyJob = TypeVar("AnyJob", bound=Section)
@@ -89,23 +90,32 @@ def run_job(tree: type[AnyJob], job: Callable[[AnyJob, Console], None], argument
     """
     harden_streams()
     console = JobConsole(soft_wrap=True, markup=False)
+    told: list[BaseException] = []
+
+    def tell(error: BaseException) -> None:
+        if isinstance(error, Exception) and not any(error is one for one in told):
+            told.append(error)
+            print(printable(_message(error)), file=sys.stderr, flush=True)
+
     try:
-        job(load_settings(tree, arguments), console)
-    except UserError as error:
-        print(printable(f"Error: {error}"), file=sys.stderr)
-        return MISTAKE
-    except StoppedError as stopped:
-        print(printable(str(stopped)), file=sys.stderr)
-        return 128 + stopped.signal
-    except (OSError, JobFailedError) as error:
-        print(printable(f"Error: {error}"), file=sys.stderr)
-        return FAILED
+        with reported_by(tell):
+            job(load_settings(tree, arguments), console)
     except SystemExit as left:
         # On SIGTERM, Ray exits with the number of the signal.
         if left.code != signal.SIGTERM:
             raise
         raise KeyboardInterrupt from left
-    except Exception:
-        print(printable(traceback.format_exc()), file=sys.stderr)
-        return FAILED
+    except Exception as error:
+        tell(error)
+        if isinstance(error, StoppedError):
+            return 128 + error.signal
+        return MISTAKE if isinstance(error, UserError) else FAILED
     return OK
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, StoppedError):
+        return str(error)
+    if isinstance(error, UserError | OSError | JobFailedError):
+        return f"Error: {error}"
+    return "".join(traceback.format_exception(error))

@@ -11,6 +11,7 @@ from rich.console import Console
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs import command
+from lungseg_ray.termination import report_now
 from tests.helpers import ROOT
 
 JOBS = ("shard", "train", "evaluate", "predict")
@@ -44,6 +45,17 @@ def test_failures_are_told_without_a_traceback(
     captured = capsys.readouterr()
     assert captured.err == message
     assert "Traceback" not in captured.out
+
+
+def test_an_error_that_is_told_early_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(settings: Settings, console: Console) -> None:
+        error = UserError("the folder is not there")
+        report_now(error)
+        assert capsys.readouterr().err == "Error: the folder is not there\n"
+        raise error
+
+    assert command.run_job(Settings, job, []) == 2
+    assert capsys.readouterr().err == ""
 
 
 _INTERRUPTED = """
