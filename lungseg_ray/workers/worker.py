@@ -168,6 +168,9 @@ class Worker:
         self.driver.on_start(progress.step if progress else 0)
         self.token.check()
         self._retry(lambda: self.run.prune_checkpoints(progress, keep=self.settings.checkpoint.keep))
+        if progress:
+            # A process that was killed may have written the checkpoint, and not the history that follows it.
+            self._retry(lambda: self.run.write_history(progress.history))
         self.writer = self._writer(newest.place)
         return newest
 
