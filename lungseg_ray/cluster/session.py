@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Iterator
@@ -19,13 +17,12 @@ import ray.data
 from ray._private import auto_init_hook, ray_constants
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+from lungseg_ray.cluster.answers import check_answers, no_answer
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.errors import UserError
 from lungseg_ray.termination import interrupt, interrupt_on_signals, report_now, undisturbed
 
 _TEMPORARY = "/tmp"
-_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
-_ANSWER_SECONDS = 10.0
 _READER = "iter_threaded"
 """The name of the threads in which Ray Data prepares what is read."""
 _READER_SECONDS = 2.0
@@ -46,7 +43,8 @@ def cluster(*, processes: int) -> Iterator[None]:
         processes: The number of training or evaluation processes that need a CPU each.
 
     Raises:
-        UserError: If the cluster that `RAY_ADDRESS` names does not answer, or if a local cluster does not start.
+        UserError: If the cluster that `RAY_ADDRESS` names does not answer or does not take this process, or if a local
+            cluster does not start.
     """
     if ray.is_initialized():
         quiet_data()
@@ -57,7 +55,7 @@ def cluster(*, processes: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            _check_answers(address)
+            check_answers(address)
             _start(**quiet)
         else:
             with _closed_to_others(), _without_idle_processes():
@@ -69,12 +67,8 @@ def cluster(*, processes: int) -> Iterator[None]:
                     **quiet,
                 )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, set "
-            "RAY_AUTH_MODE=token if it asks for one, or unset RAY_ADDRESS to run on this machine alone."
-            if address
-            else f"Ray does not start on this machine: {error}"
-        ) from error
+        found = no_answer(address, str(error)) if address else f"Ray does not start on this machine: {error}"
+        raise UserError(found) from error
     try:
         quiet_data()
         yield
@@ -191,21 +185,6 @@ def _closed_to_others() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _check_answers(address: str) -> None:
-    """Checks that something listens at the address of a cluster, since Ray itself would wait for many minutes.
-
-    Raises:
-        ConnectionError: If nothing does.
-    """
-    match = _ADDRESS.fullmatch(address)
-    if not match:
-        return
-    try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=_ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ConnectionError(f"nothing listens at this address: {error}") from error
 
 
 def _short_folder() -> str | None:
