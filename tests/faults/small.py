@@ -189,7 +189,8 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for node in reversed(self._nodes):
             if node.poll() is None:
-                os.killpg(node.pid, signal.SIGTERM)
+                # It ends the processes of the node itself; if they got the signal, too, it would wait for them in vain.
+                node.terminate()
         for node in self._nodes:
             try:
                 node.wait(30)
