@@ -79,8 +79,8 @@ def _train(result: Result) -> list[str]:
     rows = [(name, f"{result[key]:.2f}") for name, key in ratios.items()]
     rows += [
         ("job / step in memory, one thread each, measured once", f"{result['one_thread']['ratio']:.2f}"),
-        ("share of the time of an epoch in which the job waits for images", f"{result['data_wait_share']:.1%}"),
-        ("the first epoch waits for images", f"{result['first_epoch_wait']:.1f} s"),
+        ("share of the time in which the job waits for images", f"{result['data_wait_share']:.1%}"),
+        ("the same in an epoch after the first", f"{result['later_wait_share']:.1%}"),
         ("pause between two epochs, validation aside", f"{result['pause']:.1f} s"),
         ("command to first step", f"{result['first_step']:.1f} s"),
     ]
@@ -91,8 +91,8 @@ def _train(result: Result) -> list[str]:
         "workers of a DataLoader, in fp32. The careful one keeps decoded images in memory, and uses bf16 where that is "
         "faster, and channels last.",
         "All threads of a step wait for each other at each layer. A process that takes a core for a moment therefore "
-        "holds up the whole step, and Ray alone, with nothing to do, has a dozen of processes that do so. With one "
-        "thread, or one worker for each core, the others go on.",
+        "holds up the whole step, and the processes of Ray do so even where they have nothing to do. With one thread, "
+        "or one worker for each core, the others go on.",
         _machine(result),
         _plot("performance-training", "Training", "images per second", bars),
         _table(("figure", "measured"), rows),

@@ -181,10 +181,10 @@ def run_job(folder: Path, name: str, *more: str, epochs: int = EPOCHS) -> dict[s
     """Runs the training job as a user runs it.
 
     Returns:
-        `images_per_s`, the median of the epochs; `data_wait_share`, the median share of the time of an epoch in which
-        the job waits for images; `first_epoch_wait`, the seconds for which the first epoch waits for them; `pause`, the
-        longest time between the validation of an epoch and the first step of the next, seconds; and `first_step`,
-        seconds from the command to the first step.
+        `images_per_s`, the median of the epochs; `data_wait_share`, the share of the time in which it waits for images;
+        `later_wait_share`, the same after the first epoch, the median of the epochs; `pause`, the longest time between
+        the validation of an epoch and the first step of the next, seconds; and `first_step`, seconds from the command
+        to the first step.
     """
     shards = ("--shards.root", str(folder / "shards"), "--corpus.root", str(folder / "corpus"))
     split = ("--corpus.split.val", "0.1", "--corpus.split.test", "0.0")
@@ -215,8 +215,8 @@ def run_job(folder: Path, name: str, *more: str, epochs: int = EPOCHS) -> dict[s
     between = [later - earlier for earlier, later in pairwise(ends)]
     return {
         "images_per_s": statistics.median(float(row["images_per_second"]) for row in rows),
-        "data_wait_share": statistics.median(float(row["data_wait_share"]) for row in rows),
-        "first_epoch_wait": float(rows[0]["data_wait_share"]) * float(rows[0]["train_seconds"]),
+        "data_wait_share": summary["data_wait_share"],
+        "later_wait_share": statistics.median(float(row["data_wait_share"]) for row in rows[1:]),
         "pause": max(gap - float(row["seconds"]) for gap, row in zip(between, rows[1:], strict=True)),
         "first_step": summary["seconds"]["to_first_step"],
     }

@@ -87,16 +87,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
             tasks=settings.feed.tasks,
         )
         settings, index = usable_shards(settings, index, run.place, console)
-        resuming = run.can_resume(settings, fingerprint=index.fingerprint)
-        source = Source.of(settings, index)
-        if resuming:
-            _extend(run, settings, index, console)
-        else:
-            run.start(settings, fingerprint=index.fingerprint)
-        console.print(f"{'Resuming' if resuming else 'Starting'} the run {run.place}", highlight=False)
-        if start and not resuming:
-            run.events.append("started_from", start)
-            console.print(start, highlight=False)
+        source = _begin(run, settings, index, start, console)
         times.append(time.time())
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
@@ -113,6 +104,32 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
+
+
+def _begin(run: Run, settings: Settings, index: ShardIndex, start: str, console: Console) -> Source:
+    """Writes down that a run starts or is resumed, says so, and returns its data.
+
+    Args:
+        run: The folder of the run.
+        settings: The settings of the run.
+        index: The index of its shards.
+        start: What to say about the model that it starts from; empty if it starts from none.
+        console: The console that the user reads.
+
+    Raises:
+        UserError: If the run was started with other settings or shards, or cannot be trained on these shards.
+    """
+    resuming = run.can_resume(settings, fingerprint=index.fingerprint)
+    source = Source.of(settings, index)
+    if resuming:
+        _extend(run, settings, index, console)
+    else:
+        run.start(settings, fingerprint=index.fingerprint)
+    console.print(f"{'Resuming' if resuming else 'Starting'} the run {run.place}", highlight=False)
+    if start and not resuming:
+        run.events.append("started_from", start)
+        console.print(start, highlight=False)
+    return source
 
 
 def _measured(run: Run, settings: Settings, index: ShardIndex, console: Console) -> RunSummary:
