@@ -15,6 +15,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
+_PLACES = {"corpus.root", "shards.root"}
 
 
 class StartedWith(Section, Generic[AnySettings]):
@@ -81,7 +82,11 @@ class ConfigFile(Generic[AnySettings]):
         before = self.read()
         old, new = before.settings.model_dump(mode="json"), settings.model_dump(mode="json")
         grown = {key for key in may_grow if value_at(new, key) > value_at(old, key)}
-        changed = list(differences(old, new, ignore={*marked(self.tree, Mark.MAY_CHANGE), *grown}))
+        ignored = {*marked(self.tree, Mark.MAY_CHANGE), *grown}
+        if fingerprint is None:
+            # Without shards, only their places say whether they would be the same.
+            ignored -= _PLACES
+        changed = list(differences(old, new, ignore=ignored))
         if fingerprint and before.shards != fingerprint:
             changed.append(f"shards in {settings.shards.root}: fingerprint {before.shards[:12]} -> {fingerprint[:12]}")
         if changed:

@@ -25,7 +25,7 @@ from lungseg_ray.storage import local
 from lungseg_ray.storage.bucket_errors import require_bucket, translate_errors
 from lungseg_ray.storage.s3 import REQUESTS, create_object, delete_objects, endpoint_url, region_of, s3_filesystem
 
-SCHEMES = ("s3", "gs")
+SCHEMES = ("s3",)
 
 # By endpoint and bucket: what `supports_exclusive_create` found.
 _exclusive_create: dict[tuple[str, str], bool] = {}
@@ -313,7 +313,7 @@ def locate(text: str) -> Location:
 
     Args:
         text: A path, which may start with `~` and, if relative, starts from the current directory; a `file://` URI; or
-            `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
+            `s3://BUCKET/PREFIX`.
 
     Returns:
         The location.
@@ -330,7 +330,11 @@ def locate(text: str) -> Location:
     if scheme == "file":
         return Location(url2pathname(urlsplit(text).path))
     if scheme not in SCHEMES:
-        raise UserError(f"{text}: expected a path or one of {', '.join(f'{one}://' for one in SCHEMES)}.")
+        raise UserError(
+            f"{text}: expected a path or s3://BUCKET/PREFIX, found {scheme}://. Other stores are not supported: "
+            "the lock that keeps a run to one driver needs S3. Copy the data to an S3 store, or to a disk that all "
+            "nodes mount."
+        )
     if "@" in rest or "?" in rest:
         raise UserError(
             f"{scheme}://...: expected a bucket and a prefix alone, found '@' or '?'. Keys and endpoints come from the "

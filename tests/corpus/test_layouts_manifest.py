@@ -164,14 +164,14 @@ class TestPaths:
             tmp_path,
             ("../x.png", "m.png"),
             ("/etc/y.png", "s3://bucket/a/../m.png"),
-            ("gs://b/z.png", "m"),
+            ("s3://b/z.png", "m"),
             outside=True,
         )
         assert {record.image_uri for record in found.records} == {
             str(tmp_path / "good.png"),
             str(tmp_path.parent / "x.png"),
             "/etc/y.png",
-            "gs://b/z.png",
+            "s3://b/z.png",
         }
         assert "s3://bucket/m.png" in {record.mask_uris[0] for record in found.records}
 

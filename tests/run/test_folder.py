@@ -67,6 +67,14 @@ class TestOpen:
         assert open_run(run, make_settings(), fingerprint=PRINT) is True
         assert (run.place / CONFIG).read_bytes() == before
 
+    def test_without_shards_their_places_are_compared(self, run: Run) -> None:
+        open_run(run, make_settings(), fingerprint=PRINT)
+        elsewhere = make_settings(shards={"root": "/elsewhere"}, corpus={"root": "/others"})
+        assert run.can_resume(elsewhere, fingerprint=PRINT)
+        assert run.can_resume(make_settings(), fingerprint=None)
+        with pytest.raises(UserError, match=r"corpus\.root: .* -> /others\s+shards\.root: .* -> /elsewhere"):
+            run.can_resume(elsewhere, fingerprint=None)
+
     def test_other_settings_are_refused(self, run: Run) -> None:
         open_run(run, make_settings(), fingerprint=PRINT)
         changed = make_settings(optim={"lr": 0.5}, train={"seed": 3}, model={"encoder": "resnet18"})

@@ -40,9 +40,11 @@ def test_locate_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place._at("bucket/runs/a.b/d").uri == "s3://bucket/runs/a.b/d"
 
 
-def test_locate_unknown_scheme() -> None:
-    with pytest.raises(UserError, match=r"ftq://host/x: expected a path or one of s3://, gs://"):
-        locate("ftq://host/x")
+@pytest.mark.parametrize("text", ["ftq://host/x", "gs://bucket/x", "az://container/x", "abfs://container/x"])
+def test_locate_unknown_scheme(text: str) -> None:
+    scheme = text.partition(":")[0]
+    with pytest.raises(UserError, match=rf"{text}: expected a path or s3://BUCKET/PREFIX, found {scheme}://\. Other"):
+        locate(text)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_pickle_holds_the_uri_alone(tmp_path: Path) -> None:
     assert copy.read_text() == "content"
 
 
-@pytest.mark.parametrize("text", ["s3://", "s3:///x", "s3://bucket//x", "gs://bucket/a//b"])
+@pytest.mark.parametrize("text", ["s3://", "s3:///x", "s3://bucket//x", "s3://bucket/a//b"])
 def test_locate_nothing_between_slashes(text: str) -> None:
     with pytest.raises(UserError, match=r"expected .*://BUCKET/PREFIX"):
         locate(text)
