@@ -216,9 +216,16 @@ class Sweep:
         return read_stored(self.place / SUMMARY, _SUMMARY)
 
     def reopen(self) -> None:
-        """Deletes what marks the sweep as finished, since there is more to do."""
+        """Deletes what marks the sweep as finished, since there is more to do, and completes the trials' histories.
+
+        A process that was killed may have saved an epoch of its trial, and not the history that follows it.
+        """
         for name in (SUMMARY, WINNER):
             (self.place / name).delete()
+        for trial in self.trials():
+            run = self.run(trial)
+            if len(run.read_history()) < trial.epochs and (progress := run.newest_progress()):
+                run.write_history(progress.history)
 
     def write_summary(self, summary: SweepSummary, winner: Settings) -> None:
         """Writes what the sweep found, which marks it as finished.

@@ -9,8 +9,11 @@ from lungseg_ray.config import SweepJob, TrainJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.members import best_runs
 from lungseg_ray.jobs.train import winner_of
+from lungseg_ray.run.folder import HISTORY
+from lungseg_ray.run.progress import FIGURES
 from lungseg_ray.storage import locate
 from lungseg_ray.sweep.ledger import Sweep, Trial, describe_params, rank_trials
+from tests.run.test_checkpoint_writer import content, writer_of
 
 
 def make_job(**sections: Any) -> SweepJob:
@@ -70,6 +73,23 @@ class TestSweep:
             sweep.trials()
 
 
+def test_a_history_that_a_killed_process_has_not_written(sweep: Sweep) -> None:
+    trial = make_trial(1, [0.5, 0.7])
+    sweep.write_trials([trial, make_trial(2, [])], {})
+    run = sweep.run(trial)
+    writer = writer_of(run, print)
+    saved = content(20, 0.5, 0.7)
+    for row in saved.progress.history:
+        row.update(dict.fromkeys(FIGURES - row.keys(), 0.5))
+    writer.save(saved)
+    writer.flush()
+    whole = sweep.history(trial)
+    assert len(whole) == 2
+    (run.place / HISTORY).delete()
+    sweep.reopen()
+    assert sweep.history(trial) == whole
+
+
 class TestRanked:
     def test_farther_first_then_better_then_earlier(self) -> None:
         trials = [
@@ -102,8 +122,8 @@ class TestWinner:
         (sweep.place / "winner.yaml").write_text("feed: {batch: 4}")
         with pytest.raises(UserError, match=r"feed\.batch must divide"):
             winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place), "train": {"workers": 8}}))
-        for content in ("[1]", "a: [", "train: {epochs: many}"):
-            (sweep.place / "winner.yaml").write_text(content)
+        for text in ("[1]", "a: [", "train: {epochs: many}"):
+            (sweep.place / "winner.yaml").write_text(text)
             with pytest.raises(UserError):
                 winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place)}))
 
