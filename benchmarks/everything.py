@@ -19,9 +19,9 @@ from benchmarks.results import code, machine, read_result
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
     "train": (),
-    "predict": (),
-    "feed": ("--images", "6016", "1000000", "--seconds", "10"),
-    "peers": (),
+    "predict": ("--named", "10000", "1000000"),
+    "feed": ("--images", "6016", "1000000", "--seconds", "5", "--bucket", "slow"),
+    "peers": ("--images", "1024", "--epochs", "3"),
     "sharding": ("--few", "300", "--many", "900"),
     "records": ("--images", "10000", "100000"),
     "listing": ("--files", "50000"),

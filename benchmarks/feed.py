@@ -143,7 +143,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=SIZES, help="training images in the index")
     parser.add_argument("--seconds", type=float, default=20, help="how long each run is measured")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts")
-    parser.add_argument("--no-bucket", action="store_true", help="measure the local disk alone")
+    parser.add_argument(
+        "--bucket",
+        choices=("none", "slow", "all"),
+        default="all",
+        help="none: the local disk alone; slow: also a bucket with a delay, with the cache; all: also one without a "
+        "delay, both of them also without the cache",
+    )
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
@@ -160,9 +166,9 @@ def main() -> None:
             what = f"{images:,} images, local disk"
             cases[what] = measure(str(folder / str(images)), given.seconds, given.repeats, what)
             shutil.rmtree(folder / str(images))
-        if not given.no_bucket:
+        if given.bucket != "none":
             with_images(folder / "made", folder / "bucket", IMAGES)
-            cases |= in_bucket(folder / "bucket", given.seconds, given.repeats)
+            cases |= in_bucket(folder / "bucket", given.seconds, given.repeats, slow_only=given.bucket == "slow")
     table = Table("case", "first batch, s", "pairs/s, first epoch", "pairs/s, then", "memory of a task, MiB")
     for what, found in cases.items():
         keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
@@ -172,8 +178,15 @@ def main() -> None:
     write_result("feed", {**sizes, "cases": cases}, console)
 
 
-def in_bucket(shards: Path, seconds: float, repeats: int) -> dict[str, Any]:
-    """Measures the shards of a folder in a bucket, without and with a delay of each request."""
+def in_bucket(shards: Path, seconds: float, repeats: int, *, slow_only: bool) -> dict[str, Any]:
+    """Measures the shards of a folder in a bucket, without and with a delay of each request and the cache.
+
+    Args:
+        shards: The folder.
+        seconds: How long each run is measured.
+        repeats: The runs of each case.
+        slow_only: Whether only the bucket with a delay is measured, with the cache.
+    """
     from tests.storage.object_store import FaultyProxy, ObjectStore
 
     result = {}
@@ -184,13 +197,15 @@ def in_bucket(shards: Path, seconds: float, repeats: int) -> dict[str, Any]:
             client = running.client()
             for file in sorted(shards.iterdir()):
                 client.put_object(Bucket=BUCKET, Key=f"{PREFIX}/{file.name}", Body=file.read_bytes())
-            for what, delay in (("bucket", 0.0), ("bucket, 30 ms per request", LATENCY)):
+            buckets = {"bucket": 0.0, "bucket, 30 ms per request": LATENCY}
+            for what, delay in list(buckets.items())[slow_only:]:
                 with FaultyProxy(running, delay=delay) as proxy:
                     os.environ.update(proxy.environment if delay else running.environment)
                     root = f"s3://{BUCKET}/{PREFIX}"
                     result[what] = measure(root, seconds, repeats, what, str(place / "cache"))
-                    without = f"{what}, no cache"
-                    result[without] = measure(root, seconds, repeats, without)
+                    if not slow_only:
+                        without = f"{what}, no cache"
+                        result[without] = measure(root, seconds, repeats, without)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return result

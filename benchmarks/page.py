@@ -73,12 +73,12 @@ def _train(result: Result) -> list[str]:
         "job / published script": "job_over_published",
         "job / careful script": "job_over_careful",
         "job / step in memory": "job_over_in_memory",
-        "step beside an idle Ray / step in memory": "beside_ray_over_in_memory",
         "2 workers / 1 worker": "two_workers_over_one",
     }
     rows = [(name, f"{result[key]:.2f}") for name, key in ratios.items()]
     rows += [
-        ("job / step in memory, one thread each, measured once", f"{result['one_thread']['ratio']:.2f}"),
+        ("step beside an idle Ray / step in memory, once", f"{result['beside_ray'] / result['in_memory']:.2f}"),
+        ("job / step in memory, one thread each, once", f"{result['one_thread']['ratio']:.2f}"),
         ("share of the time in which the job waits for images", f"{result['data_wait_share']:.1%}"),
         ("the same in an epoch after the first", f"{result['later_wait_share']:.1%}"),
         ("pause between two epochs, validation aside", f"{result['pause']:.1f} s"),

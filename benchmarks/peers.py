@@ -45,6 +45,7 @@ from lungseg_ray.storage import locate
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES, EPOCHS, BUCKET = 2048, 5, "peers"
+"""The training images, the epochs of a run, and the bucket."""
 KINDS = ("lungseg-ray", "torch DataLoader", "LitData", "MosaicML Streaming")
 
 Pair = dict[str, Any]
@@ -110,7 +111,7 @@ def write_streaming(root: str, out: Path) -> None:
 
 
 @contextmanager
-def _ours(place: str, cache: str) -> Iterator[Callable[[], int]]:
+def _ours(place: str, cache: str, epochs: int) -> Iterator[Callable[[], int]]:
     """Provides a function that reads the next epoch with this project's feed, and returns the number of pairs."""
     from lungseg_ray.cluster.session import cluster
     from lungseg_ray.feed.cache import ShardCache
@@ -120,7 +121,7 @@ def _ours(place: str, cache: str) -> Iterator[Callable[[], int]]:
     cached = ShardCache(cache, 1 << 40) if "://" in place else None
     source = Source(root, read_index(root), "medium", SIZE, BATCH, 64, seed=0, cache=cached)
     with cluster(processes=TASKS):
-        stream = Feed(source, 0, 1, TASKS, ahead=4 * CHUNK_IMAGES).train(step=0, epochs=EPOCHS)
+        stream = Feed(source, 0, 1, TASKS, ahead=4 * CHUNK_IMAGES).train(step=0, epochs=epochs)
         yield lambda: sum(len(batch.image_ids) for batch in islice(stream, source.steps_per_epoch))
         stream.close()
 
@@ -169,30 +170,32 @@ def _loader(kind: str, place: str, cache: str) -> Iterable[Pair]:
     )
 
 
-def case(kind: str, place: str, cache: str, started: float) -> dict[str, float]:
+def case(kind: str, place: str, cache: str, epochs: int, started: float) -> dict[str, float]:
     """Reads some epochs.
 
     Args:
         kind: One of `KINDS`.
         place: The folder of the pairs, or its place in the bucket.
         cache: A folder for copies; it does not exist.
+        epochs: The epochs, at least 2.
         started: When the process was started, seconds since 1970.
 
     Returns:
         `start_pairs_per_s`, the speed in the first epoch, and `pairs_per_s`, that in the others together.
     """
-    reading = _ours(place, cache) if kind == KINDS[0] else _theirs(kind, place, cache)
+    reading = _ours(place, cache, epochs) if kind == KINDS[0] else _theirs(kind, place, cache)
     with reading as next_epoch:
         first = next_epoch() / (time.time() - started)
         start = time.perf_counter()
-        then = sum(next_epoch() for _ in range(EPOCHS - 1)) / (time.perf_counter() - start)
+        then = sum(next_epoch() for _ in range(epochs - 1)) / (time.perf_counter() - start)
     return {"start_pairs_per_s": first, "pairs_per_s": then}
 
 
-def run_case(kind: str, place: str, cache: Path) -> dict[str, float]:
+def run_case(kind: str, place: str, cache: Path, epochs: int) -> dict[str, float]:
     """Runs a case in a process of its own, with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.peers", "--case", kind, place, str(cache), str(time.time())]
+    case = (kind, place, str(cache), str(epochs), str(time.time()))
+    command = [sys.executable, "-m", "benchmarks.peers", "--case", *case]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -226,11 +229,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the median counts")
     parser.add_argument("--images", type=int, default=IMAGES, help="training images, about")
-    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of a run, at least 2")
+    parser.add_argument("--case", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
-        kind, place, cache, started = given.case
-        print(json.dumps(case(kind, place, cache, float(started))), flush=True)
+        kind, place, cache, epochs, started = given.case
+        print(json.dumps(case(kind, place, cache, int(epochs), float(started))), flush=True)
         return
     console = Console()
     result: dict[str, Any] = {"size": SIZE, "processes": TASKS, "latency_seconds": LATENCY, "cases": {}}
@@ -249,7 +253,7 @@ def main() -> None:
             found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
             for _ in track(range(given.repeats), where):
                 for kind in KINDS:
-                    found[kind].append(run_case(kind, at(places[kind]), folder / "cache"))
+                    found[kind].append(run_case(kind, at(places[kind]), folder / "cache", given.epochs))
             for kind, runs in found.items():
                 medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
                 result["cases"][f"{kind}, {where}"] = {**medians, "each": [run["pairs_per_s"] for run in runs]}
