@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
 AUDIT := .venv-audit
 BENCH := .venv-bench
 
-.PHONY: help setup train test coverage test-lowest faults fuzz audit-deps check format bench bench-smoke clean
+.PHONY: help setup train test coverage test-lowest test-newest faults cluster-test fuzz audit-deps check format bench bench-smoke clean
 
 help: ## list these words
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,7 +32,7 @@ coverage: $(READY) ## run all tests, which takes a quarter longer, and print the
 
 # The page of docs/input.md contains byte counts of files that the imaging libraries write, so it fits one set of them.
 test-lowest: $(LOWEST)/.ready ## run the tests without Ray, on the lowest versions of the dependencies that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -m 'not faults and not cluster and not own_cluster' \
+	$(LOWEST)/bin/python -m pytest -m 'not faults and not machines and not cluster and not own_cluster' \
 		--ignore tests/models/test_menu.py \
 		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
 
@@ -43,8 +44,20 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt tests/lowest.py
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[dev]'
 	@touch $(LOWEST)/.ready
 
+test-newest: ## run all tests on the newest versions of Ray and of the other dependencies, PyTorch aside
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		"$$(grep '^torch==' constraints.txt)" "$$(grep '^torchvision==' constraints.txt)" -e '.[dev]'
+	$(NEWEST)/bin/python -c "import ray; print('Ray', ray.__version__)"
+	$(NEWEST)/bin/python -m pytest \
+		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
+
 faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
+
+cluster-test: $(READY) ## run jobs on clusters whose nodes come and go; about ten minutes
+	$(BIN)/python -m pytest -m machines
 
 fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
@@ -84,4 +97,4 @@ bench-smoke: $(READY) ## measure speed against plain PyTorch, in two minutes
 	$(BIN)/python -m benchmarks.smoke
 
 clean: ## delete what these words made, but no run
-	rm -rf $(VENV) $(LOWEST) $(AUDIT) $(BENCH) data/phantom .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) $(AUDIT) $(BENCH) data/phantom .mypy_cache .ruff_cache .pytest_cache
