@@ -1,4 +1,7 @@
-"""A progress bar for long loops, in a module of its own because the full display has more imports."""
+"""What a job says while it works: a progress bar for long loops, and what it waits for.
+
+The full display of a training has more imports, and a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.progress import track
+
+from lungseg_ray.text import printable
 
 AnyItem = TypeVar("AnyItem")
 
@@ -25,3 +30,12 @@ def ticks(items: Iterable[AnyItem], *, total: int, description: str) -> Iterator
         An iterator over the same items.
     """
     return iter(track(items, total=total, description=description, transient=True, disable=not sys.stdout.isatty()))
+
+
+def say(text: str) -> None:
+    """Tells the user something that is not part of the result, on standard error.
+
+    Args:
+        text: One or more sentences.
+    """
+    print(printable(text), file=sys.stderr, flush=True)

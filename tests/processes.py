@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,17 @@ class Job:
     """
 
     def __init__(
-        self, script: str, *arguments: str, environment: Mapping[str, str] | None = None, python: str = sys.executable
+        self,
+        script: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        within: Sequence[str] = (),
     ) -> None:
         inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
-            [python, "-u", str(ROOT / "jobs" / script), *arguments],
+            [*within, python, "-u", str(ROOT / "jobs" / script), *arguments],
             env={**inherited, **(environment or {})},
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import cv2
@@ -14,9 +15,11 @@ import ray
 import torch
 from pydantic import TypeAdapter
 
+from lungseg_ray.cluster.capacity import Bundle, Capacity, plan_on_cluster
+from lungseg_ray.cluster.devices import Call, Devices, calls_to, processes_with_device
 from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
-from lungseg_ray.cluster.session import available
+from lungseg_ray.cluster.watchdog import end_if_stalled
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.storage import PATIENCE_SECONDS, retry
 
@@ -25,23 +28,32 @@ _ERRORS: dict[str, type[Exception]] = {"user": UserError, "job": JobFailedError,
 
 
 _MOST_TASKS = 4096
-"""With more chunks than this, a task runs several."""
+"""With more chunks than this, each task runs several."""
+_CHUNKS_OF_A_TASK = 4
+"""With processes that have a device, a task runs up to this number of chunks, so that it reads one while the device
+computes another."""
+_AHEAD = 1
+"""The chunks of a task that the device may compute while the task prepares another."""
 
 
 class Work(Protocol):
     """Work on numbered chunks, in three stages.
 
-    On CPUs, one task runs all stages of a chunk. With GPUs, the stages run in different processes, so that no GPU waits
-    for a CPU that decodes or encodes. What a stage returns must be small enough to be copied.
+    One task runs the stages of a chunk. With GPUs, `compute` runs in a process that has one, while the task reads the
+    next chunk, so that no GPU waits for a CPU that decodes or encodes.
     """
 
-    def prepare(self, chunk: int) -> Any:
-        """Reads and decodes a chunk, on a CPU."""
+    def prepare(self, chunk: int) -> tuple[Any, Any]:
+        """Reads and decodes a chunk, on a CPU.
 
-    def compute(self, prepared: Any, device: str, /) -> Any:
+        Returns:
+            What `finish` needs of it, and what the networks need, which must be small enough to be copied.
+        """
+
+    def compute(self, given: Any, device: str, /) -> Any:
         """Runs the networks on it, on the device."""
 
-    def finish(self, computed: Any) -> list[Any]:
+    def finish(self, prepared: Any, computed: Any) -> list[Any]:
         """Encodes and writes the results, on a CPU, and returns rows."""
 
 
@@ -63,7 +75,8 @@ def map_chunks(
         work: The work.
         count: The number of chunks.
         kind: The type of the rows: a data class, or a union of data classes, whose fields JSON can encode.
-        workers: The largest number of processes that run the networks at the same time; 0 for as many as fit.
+        workers: The largest number of processes that run the networks at the same time; 0 for as many as fit, of
+            GPUs those that are up when the work starts.
         device: The device that the networks run on: "cpu", "cuda" with one GPU per process, or "auto", which is "cuda"
             if the cluster has a GPU and "cpu" otherwise.
         resource: The resource of Ray that stands for a device other than a CPU.
@@ -72,55 +85,76 @@ def map_chunks(
         The rows, in the order of the chunks.
 
     Raises:
-        JobFailedError: If the work raises it, such as for a shard that is damaged.
-        UserError: If the work raises it, if `device` is "cuda" and the cluster has no GPU, or if the cluster has no
-            CPU.
+        JobFailedError: If the work raises it, such as for a shard that is damaged, if nothing moves for
+            `STALL_SECONDS`, or if a machine that is needed does not come.
+        UserError: If the work raises it, if `device` is "cuda" and the cluster has no GPU and cannot have one, or if
+            the same is true of CPUs.
         OSError: If a file cannot be read or written; for a bucket, after `PATIENCE_SECONDS` of repetition.
     """
-    cpus, _ = available()
-    devices = int(ray.cluster_resources().get(resource, 0))
-    if device == "cuda" and not devices:
-        raise UserError("device = cuda needs a GPU; the cluster has none. Use device = cpu.")
-    if cpus < 1:
-        raise UserError(
-            "The cluster has no CPU for this work at the moment. Add a node, or ask an autoscaled cluster for one with "
-            "ray.autoscaler.sdk.request_resources."
-        )
+    planned = plan_on_cluster(partial(_planned, workers, device, resource), _Plan.needs)
+    plan = planned.when_up()
+    # Where there is no limit, tasks that wait for a CPU make the autoscaler add one.
+    size = None if planned.grows else min(_cpus_that_compute(), plan.cpus, count)
+    if workers and not plan.processes:
+        size = workers if planned.grows else min(workers, plan.cpus, count)
     # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus, would be
-    # unpickled for each chunk.
+    # unpickled for each task.
     reference = ray.put(work)
-    if device == "cpu" or not devices:
-        chunks = ray.data.range(count, override_num_blocks=min(count, _MOST_TASKS))
-        size = min(workers or _cpus_that_compute(), cpus, count)
-        stage = _Stage(reference, ("prepare", "compute", "finish"), "cpu", kind)
-        done = _map(chunks, stage, compute=ray.data.TaskPoolStrategy(size=size))
-    else:
-        actors = min(workers or devices, devices, count)
-        options: dict[str, Any] = {"num_gpus": 1} if resource == "GPU" else {"resources": {resource: 1}}
-        chunks = ray.data.range(count, override_num_blocks=count)
-        prepared = _map(chunks, _Stage(reference, ("prepare",), "cpu", None))
-        computed = prepared.map_batches(
-            _Device,
-            fn_constructor_args=(_Stage(reference, ("compute",), "cuda" if resource == "GPU" else "cpu", None),),
+    with ExitStack() as stack:
+        processes: Devices = ()
+        chunks = 1
+        if plan.processes:
+            number = min(plan.processes, count)
+            if planned.grows and not workers:
+                # Those that wait for a device would make the autoscaler add one.
+                number = min(number, max(int(ray.available_resources().get(resource, 0)), 1))
+            processes = stack.enter_context(processes_with_device(number, resource))
+            chunks = min(max(count // (4 * (size or plan.cpus)), 1), _CHUNKS_OF_A_TASK)
+        networks = _Networks(reference, "cuda" if processes and resource == "GPU" else "cpu")
+        done = ray.data.range(count, override_num_blocks=min(-(-count // chunks), _MOST_TASKS)).map_batches(
+            _Task(networks, processes, kind),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=0,
-            **options,
+            max_calls=0,
+            compute=ray.data.TaskPoolStrategy(size=size),
         )
-        done = _map(computed, _Stage(reference, ("finish",), "cpu", kind))
-    done.context.execution_options.preserve_order = True
-    adapter = TypeAdapter(kind)
-    for row in done.iter_rows():
-        if row["trouble"]:
-            # Tasks return their errors as rows, since an exception would lose its type on the way through Ray.
-            raise _ERRORS[row["row"].decode()](row["trouble"])
-        found: Row = adapter.validate_json(row["row"])
-        yield found
+        done.context.execution_options.preserve_order = True
+        end_if_stalled(done)
+        adapter = TypeAdapter(kind)
+        for row in done.iter_rows():
+            if row["trouble"]:
+                # Tasks return their errors as rows, since an exception would lose its type on the way through Ray.
+                raise _ERRORS[row["row"].decode()](row["trouble"])
+            found: Row = adapter.validate_json(row["row"])
+            yield found
 
 
-def _map(data: ray.data.Dataset, stage: _Stage, **options: Any) -> ray.data.Dataset:
-    return data.map_batches(stage, batch_size=None, batch_format="pyarrow", max_calls=0, **options)
+@dataclass(frozen=True)
+class _Plan:
+    """How a cluster is used.
+
+    Attributes:
+        cpus: The logical CPUs for data tasks.
+        processes: The number of processes with a device; 0 if the tasks run the networks.
+        resource: The resource of Ray that stands for a device.
+    """
+
+    cpus: int
+    processes: int
+    resource: str
+
+    def needs(self) -> list[Bundle]:
+        """Returns what a data task needs, and what a process with a device needs if there are such."""
+        return [{"CPU": 1}, *([{self.resource: 1.0}] if self.processes else [])]
+
+
+def _planned(workers: int, device: Literal["auto", "cpu", "cuda"], resource: str, has: Capacity) -> _Plan:
+    devices = has.gpus if resource == "GPU" else int(ray.cluster_resources().get(resource, 0))
+    if device == "cuda" and not devices:
+        raise UserError("device = cuda needs a GPU; the cluster has none. Use device = cpu.")
+    if has.cpus < 1:
+        raise UserError("The cluster has no CPU for this work. Add a node that has one.")
+    return _Plan(has.cpus, 0 if device == "cpu" else min(workers or devices, devices), resource)
 
 
 def _cpus_that_compute() -> int:
@@ -134,66 +168,77 @@ def _cpus_that_compute() -> int:
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """Runs stages of the work, one after the other; the rows of the last one are JSON, other results are pickled.
+class _Networks:
+    """Runs the networks of the work, in the process that has the device.
 
     Attributes:
-        work: A reference to the work.
-        names: The stages.
+        reference: A reference to the work.
         device: The device to compute on.
-        kind: The type of the rows; None if these stages return none.
     """
 
-    work: ray.ObjectRef
-    names: tuple[str, ...]
+    reference: ray.ObjectRef
     device: str
+
+    def __call__(self, given: Any) -> Any:
+        if self.device == "cpu":
+            _use_one_thread()
+        return _patiently(_unpacked(self.reference).compute, given, self.device)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Runs the work on some chunks, and returns its rows as JSON.
+
+    Attributes:
+        networks: What runs the networks.
+        processes: The processes that run it; if there are none, the task does.
+        kind: The type of the rows.
+    """
+
+    networks: _Networks
+    processes: Devices
     kind: Any
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        cv2.setNumThreads(0)
-        if self.device == "cpu":
-            # Each process uses one thread, so that the order of a summation does not depend on the number of processes.
-            torch.set_num_threads(1)
-            reuse_memory()
-        if "trouble" in batch.column_names and any(batch.column("trouble").to_pylist()):
-            return batch
+        _use_one_thread()
+        chunks = batch.column("id").to_pylist()
         try:
-            results = [self._run(given) for given in self._given(batch)]
+            rows = [row for found in self._run(chunks) for row in found]
         except tuple(_ERRORS.values()) as error:
             kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
             return _table([kind.encode()], [str(error) or kind])
-        if self.kind is None:
-            encoded = [pickle.dumps(result, protocol=5) for result in results]
-        else:
-            encoded = [_adapter(self.kind).dump_json(row) for rows in results for row in rows]
-        return _table(encoded, [""] * len(encoded))
+        encode = _adapter(self.kind).dump_json
+        return _table([encode(row) for row in rows], [""] * len(rows))
 
-    @staticmethod
-    def _given(batch: pa.Table) -> list[Any]:
-        if "id" in batch.column_names:
-            return batch.column("id").to_pylist()
-        # These are results of the stage before, which come from this job alone.
-        return [pickle.loads(row.as_buffer()) for row in batch.column("row")]
+    def _run(self, chunks: list[int]) -> Iterator[list[Any]]:
+        """Yields the rows of each chunk."""
+        work = _unpacked(self.networks.reference)
+        if not self.processes:
+            for chunk in chunks:
+                prepared, given = _patiently(work.prepare, chunk)
+                yield _patiently(work.finish, prepared, self.networks(given))
+            return
+        calls = calls_to(self.processes)
+        running: deque[tuple[Any, Call]] = deque()
+        for chunk in chunks:
+            prepared, given = _patiently(work.prepare, chunk)
+            running.append((prepared, calls.start(self.networks, given)))
+            if len(running) > _AHEAD:
+                prepared, call = running.popleft()
+                yield _patiently(work.finish, prepared, calls.result(call))
+        for prepared, call in running:
+            yield _patiently(work.finish, prepared, calls.result(call))
 
-    def _run(self, result: Any) -> Any:
-        work = _unpacked(self.work)
-        for name in self.names:
-            result = self._patiently(work, name, result)
-        return result
 
-    def _patiently(self, work: Any, name: str, given: Any) -> Any:
-        arguments = (given, self.device) if name == "compute" else (given,)
-        return retry(lambda: getattr(work, name)(*arguments), seconds=PATIENCE_SECONDS)
+def _use_one_thread() -> None:
+    """Lets this process compute in one thread, so that the order of a summation does not depend on how many run."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    reuse_memory()
 
 
-class _Device:
-    """Runs a stage in an actor, which keeps the networks on its device."""
-
-    def __init__(self, stage: _Stage) -> None:
-        self._stage = stage
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return self._stage(batch)
+def _patiently(stage: Callable[..., Any], *given: Any) -> Any:
+    return retry(lambda: stage(*given), seconds=PATIENCE_SECONDS)
 
 
 def _table(rows: list[bytes], trouble: list[str]) -> pa.Table:

@@ -31,6 +31,16 @@ class TrainingPlan:
     data_cpus: int
     data_tasks: int
 
+    def needs(self, workers: int, tasks: int = 0) -> list[dict[str, float]]:
+        """Returns the resources of Ray that some workers and their data tasks need, each by itself.
+
+        Args:
+            workers: The number of workers.
+            tasks: The number of data tasks for each worker; 0 for one data task in all.
+        """
+        worker: dict[str, float] = {"GPU": 1} if self.device == "cuda" else {"CPU": self.cpus_per_worker}
+        return [worker] * workers + [{"CPU": 1}] * max(workers * tasks, 1)
+
 
 def cores() -> int:
     """Returns the number of CPU cores that the affinity and the container quota of this process allow, at least 1."""
@@ -141,6 +151,12 @@ class TrialsPlan:
     gpus: float
     together: int
     training: TrainingPlan
+
+    def needs(self) -> list[dict[str, float]]:
+        """Returns the resources of Ray that the processes of one trial need, each by itself."""
+        own: dict[str, float] = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        workers = self.training.workers
+        return [own, *(self.training.needs(workers)[:workers] if workers > 1 else [])]
 
 
 def plan_trials(

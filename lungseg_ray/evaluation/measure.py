@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.evaluation.images import Images
-from lungseg_ray.inference.predictor import Model
+from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.numerics import metrics
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.shards.format import ShardRow
@@ -76,7 +75,7 @@ class MeasureChunk:
     images: Images
     settings: EvaluateSettings
 
-    def prepare(self, chunk: int) -> _Prepared:
+    def prepare(self, chunk: int) -> tuple[_Prepared, list[npt.NDArray[np.uint8]]]:
         """Reads and resizes the images of a chunk."""
         first = chunk * self.settings.batch
         good: dict[int, ShardRow] = {}
@@ -94,18 +93,18 @@ class MeasureChunk:
             number: replace(row, sample=replace(row.sample, image=row.sample.image[:, :, :0]))
             for number, row in good.items()
         }
-        return _Prepared(rows, bad, inputs)
+        return _Prepared(rows, bad), inputs
 
-    def compute(self, prepared: _Prepared, device: str) -> _Prepared:
+    def compute(self, given: list[npt.NDArray[np.uint8]], device: str) -> list[Probability]:
         """Predicts the maps of a chunk."""
-        return replace(prepared, arrays=self.model.load(device=device).maps(prepared.arrays))
+        return self.model.load(device=device).maps(given)
 
-    def finish(self, computed: _Prepared) -> list[MeasuredImage]:
+    def finish(self, prepared: _Prepared, computed: list[Probability]) -> list[MeasuredImage]:
         """Measures the images of a chunk."""
-        found, processing = list(computed.bad), self.model.processing()
-        sizes = [row.sample.mask.shape for row in computed.good.values()]
-        maps = processing.combine(computed.arrays, sizes)
-        for (number, row), probability in zip(computed.good.items(), maps, strict=True):
+        found, processing = list(prepared.bad), self.model.processing()
+        sizes = [row.sample.mask.shape for row in prepared.good.values()]
+        maps = processing.combine(computed, sizes)
+        for (number, row), probability in zip(prepared.good.items(), maps, strict=True):
             labels = processing.labels(probability, threshold=self.settings.threshold)
             figures = measure_image(row, labels, processing.sidecar.class_names, clean_up=self.settings.clean_up)
             found.append(MeasuredImage(number, figures, row.sample.image_sha256))
@@ -114,17 +113,15 @@ class MeasureChunk:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A chunk between two stages.
+    """What is known of a chunk beside the maps of its images.
 
     Attributes:
         good: The images by number, without their pixels.
         bad: The images that cannot be used.
-        arrays: The resized images for each model, or the maps of each model.
     """
 
     good: dict[int, ShardRow]
     bad: list[MeasuredImage]
-    arrays: list[npt.NDArray[Any]]
 
 
 def measure_image(

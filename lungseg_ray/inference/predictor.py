@@ -76,13 +76,13 @@ class Processing:
             For each image (height, width, K) float32, 0 to 1: K = 1 for one class, otherwise one channel for each
             label.
         """
-        means = [np.zeros((height, width, self.sidecar.classes), np.float32) for height, width in sizes]
-        for of_model in maps:
-            for mean, one in zip(means, of_model, strict=True):
-                height, width, _ = mean.shape
-                sized = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR).reshape(mean.shape)
-                mean += sized / len(maps)
-        return means
+        first, *others = ([_sized(one, size) for one, size in zip(model, sizes, strict=True)] for model in maps)
+        for sized in others:
+            for sum_, one in zip(first, sized, strict=True):
+                sum_ += one
+        for sum_ in first if others else []:
+            sum_ /= len(maps)
+        return first
 
     def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
         """Converts a probability map to a label map.
@@ -173,7 +173,8 @@ class Predictor(Processing):
         return np.concatenate([self._maps(model, side, part) for part in (images[:half], images[half:])])
 
     def _pass(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
-        stack = torch.from_numpy(images).permute(0, 3, 1, 2)
+        # A copy, since what comes from another process is read-only.
+        stack = torch.tensor(images).permute(0, 3, 1, 2)
         if self.device.type == "cuda":
             stack = stack.pin_memory()
         inputs = stack.to(self.device, non_blocking=True).to(torch.float32).div_(side.scale)
@@ -211,6 +212,13 @@ class Predictor(Processing):
         small = resize_area(pixels, *limited(height, width, longer_side=self.sidecar.longer_side))
         (probability,) = self([small.reshape(*small.shape[:2], channels)], [(height, width)])
         return self.labels(probability)
+
+
+def _sized(probability: Probability, size: tuple[int, int]) -> Probability:
+    """Resizes a map (h, w, K) to (height, width, K)."""
+    height, width = size
+    sized = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
+    return sized.reshape(height, width, probability.shape[2])
 
 
 def _exchanged(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -41,7 +41,7 @@ class _ReadFacts:
     corpus: CorpusSettings
     longer_side: int
 
-    def prepare(self, chunk: int) -> list[ImageFacts | SetAside]:
+    def prepare(self, chunk: int) -> tuple[list[ImageFacts | SetAside], None]:
         """Reads and measures the images of a chunk, which needs no network."""
         found: list[ImageFacts | SetAside] = []
         for record in self.records[chunk * _CHUNK : (chunk + 1) * _CHUNK]:
@@ -50,15 +50,14 @@ class _ReadFacts:
                 found.append(image_facts(record, sample, self.corpus.class_names))
             except BadFileError as error:
                 found.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
-        return found
+        return found, None
 
-    def compute(self, prepared: list[ImageFacts | SetAside], _: str) -> list[ImageFacts | SetAside]:
+    def compute(self, given: None, _: str) -> None:
+        """Does nothing."""
+
+    def finish(self, prepared: list[ImageFacts | SetAside], _: None) -> list[ImageFacts | SetAside]:
         """Returns what it gets."""
         return prepared
-
-    def finish(self, computed: list[ImageFacts | SetAside]) -> list[ImageFacts | SetAside]:
-        """Returns what it gets."""
-        return computed
 
 
 def main(job: Settings, console: Console) -> None:

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyarrow.fs import FileType
 from rich.console import Console
 
+from lungseg_ray.cluster.capacity import wait_for_cpu
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
@@ -29,7 +30,7 @@ from lungseg_ray.corpus.read import decode_alone, fetch
 from lungseg_ray.corpus.record import REASONS
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import Pixels, overlay, png, png_with_source, source_of_png
-from lungseg_ray.inference.predictor import Model
+from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.numerics import metrics
 from lungseg_ray.progress import ticks
@@ -110,21 +111,19 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Images between two stages.
+    """What is known of a chunk beside the maps of its images.
 
     Attributes:
-        found: What is known already of those that need no network.
+        found: The outcomes of those that need no network.
         images: The others.
         sizes: The height and the width of the file of each of these, pixels.
         pictures: Their pixels, where overlays are wanted.
-        arrays: The resized images for each model, or the maps of each model.
     """
 
     found: list[Prediction]
     images: list[_Image]
     sizes: list[tuple[int, int]]
     pictures: list[Pixels]
-    arrays: list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class _Predict:
     model: Model
     names: pa.LargeBinaryArray
 
-    def prepare(self, chunk: int) -> _Batch:
+    def prepare(self, chunk: int) -> tuple[_Batch, list[NDArray[np.uint8]]]:
         """Reads and resizes those of the images that are not done."""
         side = self.model.processing().sidecar
         found: list[Prediction] = []
@@ -164,29 +163,29 @@ class _Predict:
                 continue
             waiting.append((image, decoded))
         pictures = [decoded.pixels for _, decoded in waiting]
-        return _Batch(
+        batch = _Batch(
             found,
             images=[image for image, _ in waiting],
             sizes=[(decoded.height, decoded.width) for _, decoded in waiting],
             pictures=pictures if self.job.overlay else [],
-            arrays=[*self.model.processing().inputs(pictures)],
         )
+        return batch, self.model.processing().inputs(pictures)
 
-    def compute(self, prepared: _Batch, device: str) -> _Batch:
+    def compute(self, given: list[NDArray[np.uint8]], device: str) -> list[Probability]:
         """Predicts the maps of the images."""
-        return replace(prepared, arrays=self.model.load(device=device).maps(prepared.arrays))
+        return self.model.load(device=device).maps(given)
 
-    def finish(self, computed: _Batch) -> list[Prediction]:
+    def finish(self, prepared: _Batch, computed: list[Probability]) -> list[Prediction]:
         """Writes the masks."""
-        processing, found = self.model.processing(), list(computed.found)
+        processing, found = self.model.processing(), list(prepared.found)
         side = processing.sidecar
-        maps = processing.combine(computed.arrays, computed.sizes)
-        for number, (image, probability) in enumerate(zip(computed.images, maps, strict=True)):
+        maps = processing.combine(computed, prepared.sizes)
+        for number, (image, probability) in enumerate(zip(prepared.images, maps, strict=True)):
             labels = processing.labels(probability)
             if self.job.clean_up:
                 labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
             try:
-                self._write(image, computed.pictures[number] if self.job.overlay else None, labels, side)
+                self._write(image, prepared.pictures[number] if self.job.overlay else None, labels, side)
             except OSError as error:
                 if error.errno not in _NO_FILE:
                     raise
@@ -271,6 +270,9 @@ def predict(
     model = model_of(job)
     _claim(job, model)
     work = _Predict(job, model, names)
+    if wait_for_cpu():
+        # There may be machines now that were not there before.
+        check_shared(job.out)
     done = map_chunks(work, -(-len(names) // job.batch), Prediction, workers=job.workers, device=job.device)
     outcomes = Outcomes()
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 from rich.console import Console
 from yaml import YAMLError
 
-from lungseg_ray.cluster.planning import plan_training
-from lungseg_ray.cluster.session import available
+from lungseg_ray.cluster.capacity import Planned, plan_on_cluster
+from lungseg_ray.cluster.places import check_shared
+from lungseg_ray.cluster.planning import TrainingPlan, plan_training
 from lungseg_ray.config import Settings, TrainJob, merge, validated
 from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
@@ -77,20 +78,16 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         if finished := _finished(run, settings):
             _tell(run, finished, console)
             return finished
-        cpus, gpus = available()
-        plan = plan_training(
-            cpus=cpus,
-            gpus=gpus,
-            workers=settings.train.workers,
-            min_workers=settings.train.min_workers,
-            device=settings.train.device,
-            tasks=settings.feed.tasks,
-        )
+        planned = _planned(settings)
         settings, index = usable_shards(settings, index, run.place, console)
         source = _begin(run, settings, index, start, console)
         times.append(time.time())
         display = TrainingDisplay(console, run.place, settings.train.epochs)
         if not run.is_trained(settings):
+            plan = planned.when_up()
+            if planned.grows:
+                # There may be machines now that were not there before.
+                check_shared(run.place)
             with display:
                 fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
         summary = _measured(run, settings, index, console)
@@ -104,6 +101,26 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
         _tell(run, summary, console)
         return summary
+
+
+def _planned(settings: Settings) -> Planned[TrainingPlan]:
+    """Plans the workers of a run for what the cluster has or can have.
+
+    Raises:
+        UserError: If they do not fit.
+    """
+    train = settings.train
+    return plan_on_cluster(
+        lambda has: plan_training(
+            cpus=has.cpus,
+            gpus=has.gpus,
+            workers=train.workers,
+            min_workers=train.min_workers,
+            device=train.device,
+            tasks=settings.feed.tasks,
+        ),
+        lambda plan: plan.needs(train.min_workers or train.workers, settings.feed.tasks),
+    )
 
 
 def _begin(run: Run, settings: Settings, index: ShardIndex, start: str, console: Console) -> Source:

@@ -8,8 +8,9 @@ import ray
 import torch
 from rich.console import Console
 
-from lungseg_ray.cluster.planning import cores, plan_trials
-from lungseg_ray.cluster.session import available
+from lungseg_ray.cluster.capacity import Planned, plan_on_cluster
+from lungseg_ray.cluster.places import check_shared
+from lungseg_ray.cluster.planning import TrialsPlan, cores, plan_trials
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.evaluation.finished_run import evaluate_test_split
@@ -81,17 +82,16 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         _tell(job, found, page if page.exists() else write_sweep_page(sweep.place, shards=job.shards.root), console)
         return found
     with held(sweep.place, console, processes=_processes(job) - 1) as lease:
-        cpus, gpus = available()
-        plan = plan_trials(
-            cpus=cpus,
-            gpus=gpus,
-            workers=job.train.workers,
-            device=job.train.device,
-            gpus_per_trial=job.sweep.gpus_per_trial,
-            concurrent=job.sweep.concurrent,
-            nodes=sum(node["Alive"] for node in ray.nodes()),
-        )
+        planned = _planned(job)
         job, index = usable_shards(job, index, sweep.place, console)
+        plan = planned.when_up()
+        if planned.grows:
+            # There may be machines now that were not there before.
+            check_shared(sweep.place)
+        if planned.types and job.train.workers == 1:
+            # Trials that wait for a machine make the autoscaler start it. Trials of several workers do not wait as a
+            # whole, and could keep each other waiting for ever.
+            plan = planned.plan
         if job.train.precision == "auto":
             # All trials use one precision. If each trial measured its own, they might choose different ones.
             probe = _probe.options(num_cpus=plan.cpus, num_gpus=plan.gpus or int(plan.training.device == "cuda"))
@@ -117,6 +117,26 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         page = write_sweep_page(sweep.place, shards=job.shards.root)
         _tell(job, found, page, console)
         return found
+
+
+def _planned(job: SweepJob) -> Planned[TrialsPlan]:
+    """Plans the trials of a sweep for what the cluster has or can have.
+
+    Raises:
+        UserError: If not a single trial fits.
+    """
+    return plan_on_cluster(
+        lambda has: plan_trials(
+            cpus=has.cpus,
+            gpus=has.gpus,
+            workers=job.train.workers,
+            device=job.train.device,
+            gpus_per_trial=job.sweep.gpus_per_trial,
+            concurrent=job.sweep.concurrent,
+            nodes=has.nodes,
+        ),
+        TrialsPlan.needs,
+    )
 
 
 def _check(job: SweepJob, sweep: Sweep) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from lungseg_ray.cluster.capacity import wait_for_cpu
 from lungseg_ray.cluster.places import check_lasting, check_shared
+from lungseg_ray.cluster.watchdog import end_if_stalled
 from lungseg_ray.config import CorpusSettings, Mark, Settings, marked, select
 from lungseg_ray.corpus.layouts import Listing, list_corpus
 from lungseg_ray.corpus.pairs_picture import PAIRS_PICTURE, draw_pairs
@@ -287,11 +289,15 @@ def _write_all(root: Location, records: Sequence[Record], settings: Settings, in
         ray.put([(file, [record.to_json() for record in some]) for file, some in plan[start : start + _PLANNED]])
         for start in range(0, len(plan), _PLANNED)
     ]
+    if wait_for_cpu():
+        # There may be machines now that were not there before.
+        check_shared(root)
     writer = _Writer(root, settings.corpus, settings.shards.longer_side, parts)
     done = ray.data.range(len(plan), override_num_blocks=len(plan)).map_batches(
         writer, batch_size=None, batch_format="pyarrow"
     )
     done.context.execution_options.preserve_order = True
+    end_if_stalled(done)
     for row in ticks(done.iter_rows(), total=len(plan), description="Writing shards"):
         if row["damage"]:
             raise DamagedShardError(row["damage"])

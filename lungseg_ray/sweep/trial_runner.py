@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from lungseg_ray.cluster.planning import TrialsPlan
+from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError
 from lungseg_ray.run.lease import Lease
@@ -27,7 +28,6 @@ from lungseg_ray.sweep.trial import MORE_MEMORY, REPORT, Assignment, Task, Trial
 from lungseg_ray.workers.mailbox import Messages, Pulse, mailbox
 from lungseg_ray.workers.signals import stop_signals
 from lungseg_ray.workers.supervise import Supervisor
-from lungseg_ray.workers.watchdog import Watchdog
 
 STILL_SECONDS = 60.0
 """Seconds for which a sweep that is asked to stop waits for trials that make no progress."""
@@ -80,6 +80,7 @@ class TrialRunner:
         self._failure: str | None = None
         self._display = SweepDisplay(console, sweep, job, stage)
         self._received: list[int] = []
+        self._left = threading.Event()
         self._ticks: dict[int, int] = {}
         self._moved = time.monotonic()
 
@@ -105,11 +106,12 @@ class TrialRunner:
                 name="tune",
                 mailbox=box,
                 lease=self._lease,
-                watchdog=Watchdog(self._job.train.stall_seconds, self._display.note),
+                watchdog=Watchdog(self._job.train.stall_seconds, self._display.note, setting="train.stall_seconds"),
                 should_stop=self._should_stop,
                 on_stop=self._on_stop,
                 on_messages=self._on_messages,
                 waiting_for=_waiting_for,
+                leave=self._left.set,
                 pulses=self._pulses_of_running,
             )
             try:
@@ -143,6 +145,7 @@ class TrialRunner:
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=self._job.train.max_failures),
                 verbose=0,
+                callbacks=[_Leave(self._left)],
             ),
         )
 
@@ -221,6 +224,9 @@ class TrialRunner:
             tune_id: Tune's name for the trial.
             lost: Whether its process died, as often as is allowed.
         """
+        if self._left.is_set():
+            # Ray Tune ends its trials when it is left behind, which says nothing about them.
+            return
         number = self._numbers.pop(tune_id)
         allowed = self._job.train.max_failures
         update = TrialUpdate()
@@ -285,6 +291,31 @@ class _Assignments(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         pass
+
+
+class _Leave(tune.Callback):
+    """Ends Ray Tune between two of its steps, where it is left behind."""
+
+    def __init__(self, left: threading.Event) -> None:
+        self._left = left
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its callbacks, for a sweep that is never restored from them.
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raises an error once Ray Tune is to end.
+
+        Args:
+            iteration: The number of the step.
+            trials: The trials.
+            **info: Nothing.
+
+        Raises:
+            JobFailedError: If it is to end.
+        """
+        if self._left.is_set():
+            raise JobFailedError("The sweep is left behind.")
 
 
 def _waiting_for(pulses: Mapping[int, Pulse]) -> str:

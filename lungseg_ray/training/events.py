@@ -67,6 +67,8 @@ class StepDone:
         step_in_epoch: The step within the epoch, from 1.
         steps_per_epoch: Optimiser steps of an epoch.
         loss: Mean training loss of the epoch so far.
+        images_per_second: Training images per second of all workers in the epoch so far.
+        data_wait_share: Share of the time of the epoch so far in which this worker waited for images, 0 to 1.
         time: Seconds since the epoch of the clock.
     """
 
@@ -74,6 +76,8 @@ class StepDone:
     step_in_epoch: int
     steps_per_epoch: int
     loss: float
+    images_per_second: float
+    data_wait_share: float
     time: float
 
 

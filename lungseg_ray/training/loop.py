@@ -220,7 +220,21 @@ class _Epoch:
         if time.perf_counter() - self._reported > 0.5 or number in (1, self._steps):
             self._reported = time.perf_counter()
             loss = self._sums["loss"] / self._sums["images"] if self._sums["images"] else math.nan
-            self._runtime.emit(StepDone(self._before.epoch + 1, number, self._steps, loss=loss, time=time.time()))
+            seconds = self._seconds()
+            event = StepDone(
+                self._before.epoch + 1,
+                number,
+                self._steps,
+                loss=loss,
+                images_per_second=self._sums["images"] / seconds,
+                data_wait_share=self._waited / seconds,
+                time=time.time(),
+            )
+            self._runtime.emit(event)
+
+    def _seconds(self) -> float:
+        """Returns the seconds that the epoch has taken so far."""
+        return self._partial["seconds"] + time.perf_counter() - self._start
 
     def progress(self, step: int) -> Progress:
         """Returns the progress of the run within the epoch.
@@ -235,7 +249,7 @@ class _Epoch:
             "skipped": self._partial["skipped"] + self._skipped,
             "waited": self._waited,
             "saving": self._saving,
-            "seconds": self._partial["seconds"] + time.perf_counter() - self._start,
+            "seconds": self._seconds(),
         }
         return replace(
             self._before,

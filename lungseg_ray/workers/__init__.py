@@ -1,1 +1,1 @@
-"""The Ray Train workers, their mailbox and their watchdog."""
+"""The Ray Train workers and their mailbox."""

@@ -20,6 +20,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from lungseg_ray.cluster.planning import TrainingPlan, data_tasks
 from lungseg_ray.cluster.session import available
+from lungseg_ray.cluster.watchdog import Watchdog, free_resources
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.feed.stream import Source
@@ -33,7 +34,6 @@ from lungseg_ray.workers.process_group import ProcessGroup
 from lungseg_ray.workers.record import record
 from lungseg_ray.workers.signals import stop_signals
 from lungseg_ray.workers.supervise import Supervisor
-from lungseg_ray.workers.watchdog import Watchdog
 from lungseg_ray.workers.worker import make_worker
 
 LAST_WORD_SECONDS = 20.0
@@ -245,7 +245,11 @@ class _Follower:
 
     def follow(self, trainer: TorchTrainer, box: Mailbox, lease: Lease) -> None:
         """Runs the trainer until it ends; raises what ended it, as `fit`."""
-        watchdog = Watchdog(self.settings.train.stall_seconds, lambda text: self._hand_on(Note(text, "stalled")))
+        watchdog = Watchdog(
+            self.settings.train.stall_seconds,
+            lambda text: self._hand_on(Note(text, "stalled")),
+            setting="train.stall_seconds",
+        )
         supervisor = Supervisor(
             name="fit",
             mailbox=box,
@@ -255,6 +259,7 @@ class _Follower:
             on_stop=lambda: self._hand_on(Note("Stopping after this step; a second Ctrl-C stops at once.", "stopping")),
             on_messages=self._on_messages,
             waiting_for=_waiting_for,
+            leave=_end_controller,
         )
         error = supervisor.run(trainer.fit)
         if isinstance(self._end, Failed):
@@ -291,11 +296,16 @@ class _Follower:
         self.watch(event)
 
 
+def _end_controller() -> None:
+    """Ends Ray Train's controller, for which `TorchTrainer.fit` waits."""
+    job = ray.get_runtime_context().get_job_id()
+    actors = ray._private.state.state.actor_table(None, ray.JobID.from_hex(job), "ALIVE")
+    for actor_id, actor in actors.items():
+        if actor["ActorClassName"].endswith("TrainController"):
+            ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+
+
 def _waiting_for(pulses: Mapping[int, Pulse]) -> str:
     if not pulses:
-        free = ray.available_resources()
-        return (
-            "workers to start; free in the cluster: "
-            f"{free.get('CPU', 0):g} CPU(s), {free.get('GPU', 0):g} GPU(s) (`ray status` says who has the others)"
-        )
+        return f"workers to start; {free_resources()}"
     return "; ".join(f"rank {rank}: {pulse.activity}" for rank, pulse in sorted(pulses.items()))

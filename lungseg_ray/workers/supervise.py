@@ -10,13 +10,15 @@ from functools import partial
 
 import ray
 
+from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.run.lease import Lease
 from lungseg_ray.workers.mailbox import Mailbox, Messages, Pulse
-from lungseg_ray.workers.watchdog import Watchdog
 
 LOOK_SECONDS = 0.25
 """Seconds between two looks at the mailbox."""
+LEAVE_SECONDS = 5.0
+"""Seconds for which work that is left behind may go on."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Supervisor:
             leave before the work ends.
         pulses: Selects the heartbeats that count as progress.
         waiting_for: Describes what is waited for, given the heartbeats.
+        leave: Lets the work end soon, where it is left behind.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Supervisor:
     on_stop: Callable[[], None]
     on_messages: Callable[[Messages, bool], bool]
     waiting_for: Callable[[Mapping[int, Pulse]], str]
+    leave: Callable[[], None]
     pulses: Callable[[Mapping[int, Pulse]], Mapping[int, Pulse]] = lambda pulses: pulses
 
     def run(self, work: Callable[[], object]) -> BaseException | None:
@@ -63,6 +67,16 @@ class Supervisor:
         errors: list[BaseException] = []
         thread = threading.Thread(target=_caught, args=(work, errors), name=self.name, daemon=True)
         thread.start()
+        try:
+            self._look_after(thread)
+        finally:
+            if thread.is_alive():
+                # A thread that waits for Ray when Ray is stopped would crash the process.
+                threading.Thread(target=_caught, args=(self.leave, []), daemon=True).start()
+                thread.join(LEAVE_SECONDS)
+        return errors[0] if errors else None
+
+    def _look_after(self, thread: threading.Thread) -> None:
         stopped, alive = False, True
         messages = Messages()
         while alive:
@@ -88,7 +102,6 @@ class Supervisor:
             pulses = self.pulses(messages.pulses)
             ticks = {rank: pulse.ticks for rank, pulse in pulses.items()}
             self.watchdog.look(ticks, now=time.monotonic(), waiting_for=partial(self.waiting_for, pulses))
-        return errors[0] if errors else None
 
 
 def first_line(error: BaseException) -> str:

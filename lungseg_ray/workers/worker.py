@@ -29,6 +29,7 @@ from lungseg_ray.training.device import allow_fast_products, copies_to
 from lungseg_ray.training.events import Event, Note, NoteKind
 from lungseg_ray.training.runtime import Request
 from lungseg_ray.workers.mailbox import Heartbeat
+from lungseg_ray.workers.metrics import Metrics
 from lungseg_ray.workers.process_group import ProcessGroup
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Worker:
         driver: The way to the driver.
         heartbeat: Sends what this worker does, and learns whether it is to stop.
         token: Shows that the driver holds the run.
+        metrics: The figures that Ray's nodes serve to Prometheus.
         writer: Writes the checkpoints; None except on rank 0 after `restore`.
     """
 
@@ -84,6 +86,7 @@ class Worker:
     driver: Driver
     heartbeat: Heartbeat
     token: LeaseToken
+    metrics: Metrics
     writer: CheckpointWriter | None = None
 
     @property
@@ -236,7 +239,8 @@ class Worker:
         self.heartbeat.report(activity)
 
     def emit(self, event: Event) -> None:
-        """Sends an event to the driver."""
+        """Sends an event to the driver, and its figures to Prometheus."""
+        self.metrics.record(event)
         self.driver.emit(event)
 
     def note(self, text: str, kind: NoteKind = "info") -> None:
@@ -284,4 +288,5 @@ def make_worker(
     feed = Feed(
         source, group.rank, group.world_size, data_tasks, settings.feed.ahead, settings.storage.patience_seconds
     )
-    return Worker(settings, run, feed, group, driver, heartbeat, token)
+    metrics = Metrics(run.place.name, group.rank)
+    return Worker(settings, run, feed, group, driver, heartbeat, token, metrics)

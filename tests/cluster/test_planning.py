@@ -163,3 +163,17 @@ def test_the_quota_of_a_container_limits_the_cores(
     monkeypatch.setattr("lungseg_ray.cluster.planning._CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert cores() == expected
+
+
+def test_what_is_asked_for() -> None:
+    plan = plan_training(cpus=16, gpus=0, workers=2)
+    assert plan.needs(2) == [{"CPU": 1}] * 3
+    assert plan.needs(1, tasks=6) == [{"CPU": 1}] * 7
+    plan = plan_training(cpus=16, gpus=2, workers=2, tasks=3)
+    assert plan.needs(2, tasks=3) == [{"GPU": 1}] * 2 + [{"CPU": 1}] * 6
+    trials = plan_trials(cpus=16, gpus=4, workers=1, gpus_per_trial=0.5)
+    assert trials.needs() == [{"CPU": 1, "GPU": 0.5}]
+    trials = plan_trials(cpus=16, gpus=4, workers=2)
+    assert trials.needs() == [{"CPU": 1}, {"GPU": 1}, {"GPU": 1}]
+    trials = plan_trials(cpus=16, gpus=0, workers=2)
+    assert trials.needs() == [{"CPU": 1}] * 3

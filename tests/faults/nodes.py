@@ -33,15 +33,14 @@ class Place:
 class Where:
     """Work that takes a moment, and says on which node it was done."""
 
-    def prepare(self, chunk: int) -> int:
-        return chunk
+    def prepare(self, chunk: int) -> tuple[int, None]:
+        return chunk, None
 
-    def compute(self, prepared: int, device: str) -> int:
+    def compute(self, given: None, device: str) -> None:
         time.sleep(0.3)
-        return prepared
 
-    def finish(self, computed: int) -> list[Place]:
-        return [Place(computed, ray.get_runtime_context().get_node_id())]
+    def finish(self, prepared: int, computed: None) -> list[Place]:
+        return [Place(prepared, ray.get_runtime_context().get_node_id())]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,10 @@ class Cluster:
         cpus: logical CPUs of the head.
         environment: of its processes.
         python: that runs it, and stands first on the PATH of its jobs.
+        metrics_port: where Prometheus finds the head's figures; 0 for any port.
+        host: the address of the head.
+        within: what comes before a command that is to run on the machine of the head.
+        types: of further nodes, which Ray's autoscaler starts and ends; without them it has none.
 
     Attributes:
         address: for `RAY_ADDRESS`.
@@ -124,8 +128,14 @@ class Cluster:
         cpus: int,
         environment: Mapping[str, str] | None = None,
         python: Path = Path(sys.executable),
+        metrics_port: int = 0,
+        types: Mapping[str, Mapping[str, Any]] | None = None,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
     ) -> None:
         self._python = python
+        self._within = within
+        self._types = types
         self._nodes: list[subprocess.Popen[str]] = []
         self._folder = folder
         token = folder / "token"
@@ -135,17 +145,25 @@ class Cluster:
         own = {**(environment or {}), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self._started = {**os.environ, **own, "PATH": path}
         self._started.pop("RAY_ADDRESS", None)
-        self.address = "127.0.0.1:6391"
-        self.dashboard = "http://127.0.0.1:8276"
+        self.address = f"{host}:6391"
+        self.dashboard = f"http://{host}:8276"
         self.environment = {**own, "RAY_ADDRESS": self.address}
-        head = ("--head", "--port", "6391", "--dashboard-port", "8276", "--node-ip-address", "127.0.0.1")
-        self._start("head", *head, "--num-cpus", str(cpus))
+        head: tuple[str, ...] = ("--head", "--port", "6391", "--dashboard-port", "8276", "--node-ip-address", host)
+        if metrics_port:
+            head = (*head, "--metrics-export-port", str(metrics_port))
+        if types:
+            config = folder / "autoscaler.json"
+            config.write_text(json.dumps(autoscaled(types, self.address)))
+            head = (*head, "--autoscaling-config", str(config))
+            self._started["RAY_FAKE_CLUSTER"] = "1"
+        self._start("head", *head, "--num-cpus", str(cpus), within=within)
 
-    def _start(self, name: str, *arguments: str) -> int:
+    def _start(self, name: str, *arguments: str, within: Sequence[str] = ()) -> int:
         before = set(raylets())
         log = (self._folder / f"{name}.log").open("w")
+        command = (str(self._python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
         node = subprocess.Popen(
-            [str(self._python), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments],
+            [*within, *command, *arguments],
             env=self._started,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -160,9 +178,11 @@ class Cluster:
         (raylet,) = set(raylets()) - before
         return raylet
 
-    def add_node(self, *, cpus: int) -> int:
-        """Adds a node; the process id of its raylet."""
-        return self._start(f"node{len(self._nodes)}", "--address", self.address, "--num-cpus", str(cpus))
+    def add_node(self, *, cpus: int, host: str = "", within: Sequence[str] = ()) -> int:
+        """Adds a node, on a machine of its own if one is given; the process id of its raylet."""
+        own = ("--node-ip-address", host) if host else ()
+        name = f"node{len(self._nodes)}"
+        return self._start(name, "--address", self.address, "--num-cpus", str(cpus), *own, within=within)
 
     def nodes(self) -> dict[str, int]:
         """The CPUs of each living node, by its id."""
@@ -178,7 +198,7 @@ class Cluster:
 
     def _run(self, *arguments: str) -> str:
         environment = {**self._started, "RAY_ADDRESS": self.address}
-        command = [str(self._python), *arguments]
+        command = [*self._within, str(self._python), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -187,6 +207,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        own = {pid for node in self._nodes for pid in Job.below(node.pid)} if self._types else set()
         for node in reversed(self._nodes):
             if node.poll() is None:
                 # It ends the processes of the node itself; if they got the signal, too, it would wait for them in vain.
@@ -196,6 +217,39 @@ class Cluster:
                 node.wait(30)
             except subprocess.TimeoutExpired:
                 os.killpg(node.pid, signal.SIGKILL)
+        # Nodes that an autoscaler has started would look for their head for a minute.
+        for pid in own & processes().keys():
+            os.kill(pid, signal.SIGKILL)
+
+
+def autoscaled(types: Mapping[str, Mapping[str, Any]], address: str) -> dict[str, Any]:
+    """The configuration of an autoscaler that starts nodes as processes of this machine.
+
+    Args:
+        types: of nodes, each with `resources` and `max_workers`.
+        address: of the head.
+    """
+    nodes = {name: {"node_config": {}, "min_workers": 0, **content} for name, content in types.items()}
+    lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
+    starts = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    return {
+        "cluster_name": "machines",
+        "max_workers": sum(content["max_workers"] for content in types.values()),
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
+        },
+        "auth": {},
+        "docker": {},
+        "head_node_type": "head",
+        "available_node_types": {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **nodes},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in (*lists, *starts)},
+    }
 
 
 @contextmanager

@@ -1,7 +1,10 @@
-"""Prediction and evaluation in three stages, with a resource of Ray in place of a GPU, and in one."""
+"""Prediction and evaluation with networks in processes of their own, with a resource of Ray in place of a GPU."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import cv2
 import pyarrow as pa
 import pytest
 
+from lungseg_ray.cluster import watchdog
 from lungseg_ray.cluster.chunks import Work, map_chunks
 from lungseg_ray.config import EvaluateSettings, PredictJob
 from lungseg_ray.corpus.phantom import draw
@@ -35,18 +39,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def both(work: Work, count: int, kind: type[Any]) -> tuple[list[object], list[object]]:
-    """The rows of one task for each chunk, and of three stages."""
-    one = list(map_chunks(work, count, kind, device="cpu"))
-    three = list(map_chunks(work, count, kind, resource=STAND_IN))
-    return sorted(one, key=repr), sorted(three, key=repr)
+    """The rows where tasks run the networks, and where a process with a device does."""
+    return list(map_chunks(work, count, kind, device="cpu")), list(map_chunks(work, count, kind, resource=STAND_IN))
 
 
 @pytest.mark.usefixtures("cluster")
 def test_evaluation(model: Model, sharded: Outcome) -> None:
     images = ShardImages.of(sharded.root, sharded.index.shards)
     work = MeasureChunk(model, images, EvaluateSettings(batch=4))
-    one, three = both(work, -(-len(images) // 4), MeasuredImage)
-    assert one == three
+    one, other = both(work, -(-len(images) // 4), MeasuredImage)
+    assert one == other
     assert len(one) == len(images)
 
 
@@ -61,18 +63,18 @@ def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
     names = pa.array(sorted(path.name.encode() for path in images.iterdir()), pa.large_binary())
 
     made: dict[str, list[object]] = {}
-    for out, options in (("one", {"device": "cpu"}), ("three", {"resource": STAND_IN})):
+    for out, options in (("one", {"device": "cpu"}), ("other", {"resource": STAND_IN})):
         given = {"run": str(tmp_path), "images": str(images), "out": str(tmp_path / out), "batch": 3}
         job = PredictJob.model_validate({**given, "overlay": overlay})
         work = _Predict(job, model, names)
         made[out] = sorted(map_chunks(work, 3, Prediction, **options), key=repr)  # type: ignore[arg-type]
-    assert made["one"] == made["three"]
+    assert made["one"] == made["other"]
     assert len(made["one"]) == 8
     files = {
         out: {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out).rglob("*.png")}
         for out in made
     }
-    assert files["one"] == files["three"]
+    assert files["one"] == files["other"]
     assert len(files["one"]) == (14 if overlay else 7)
 
 
@@ -88,13 +90,13 @@ class Failing:
             raise self.error("what went wrong")
         return chunk
 
-    def prepare(self, chunk: int) -> int:
-        return self._maybe("prepare", chunk)
+    def prepare(self, chunk: int) -> tuple[int, int]:
+        return self._maybe("prepare", chunk), chunk
 
-    def compute(self, prepared: int, device: str) -> int:
-        return self._maybe("compute", prepared)
+    def compute(self, given: int, device: str) -> int:
+        return self._maybe("compute", given)
 
-    def finish(self, computed: int) -> list[Location]:
+    def finish(self, prepared: int, computed: int) -> list[Location]:
         self._maybe("finish", computed)
         return []
 
@@ -105,3 +107,71 @@ def test_errors_of_every_stage(stage: str, error: type[Exception]) -> None:
     for options in ({"device": "cpu"}, {"resource": STAND_IN}):
         with pytest.raises(error, match="what went wrong"):
             list(map_chunks(Failing(stage, error), 4, Prediction, **options))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Work that ends the process of its networks some times."""
+
+    folder: Path
+    times: int
+
+    def prepare(self, chunk: int) -> tuple[int, int]:
+        return chunk, chunk
+
+    def compute(self, given: int, device: str) -> int:
+        times = len([*self.folder.iterdir()])
+        if times < self.times:
+            (self.folder / str(times)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return given
+
+    def finish(self, prepared: int, computed: int) -> list[Prediction]:
+        return [Prediction(f"{prepared} {computed}", "done")]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_process_with_a_device_that_ends_is_replaced(tmp_path: Path) -> None:
+    found = list(map_chunks(Ending(tmp_path, times=2), 20, Prediction, resource=STAND_IN))
+    assert [one.image for one in found] == [f"{chunk} {chunk}" for chunk in range(20)]
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_process_with_a_device_that_always_ends(tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match=r"networks ended 5 times in succession.*smaller batch"):
+        list(map_chunks(Ending(tmp_path, times=100), 4, Prediction, resource=STAND_IN))
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Work that waits for a file before it goes on."""
+
+    file: Path
+
+    def prepare(self, chunk: int) -> tuple[int, None]:
+        while not self.file.exists():
+            time.sleep(0.1)
+        return chunk, None
+
+    def compute(self, given: None, device: str) -> None:
+        pass
+
+    def finish(self, prepared: int, computed: None) -> list[Prediction]:
+        return [Prediction(str(prepared), "done")]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_work_that_does_not_move_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "FIRST_REPORT_SECONDS", 1.0)
+    monkeypatch.setattr(watchdog, "STALL_SECONDS", 3.0)
+    with pytest.raises(JobFailedError, match=r"^Nothing has moved for 3 s\. Waited for: [12] task\(s\) that"):
+        list(map_chunks(Waiting(tmp_path / "go"), 2, Prediction, device="cpu"))
+    (tmp_path / "go").touch()
+    said = capsys.readouterr()
+    assert said.err.startswith("Nothing has moved for 1 s. Waiting for: ")
+    assert "issue" not in said.out + said.err
+    # What was left runs to its end, and does not disturb the next.
+    assert len(list(map_chunks(Waiting(tmp_path / "go"), 2, Prediction, device="cpu"))) == 2

@@ -89,8 +89,8 @@ def test_note_and_start_from_the_beginning(console: Console, tmp_path: Path) -> 
 def test_first_step_is_the_first(console: Console, tmp_path: Path) -> None:
     with TrainingDisplay(console, locate(str(tmp_path)), 2) as display:
         assert display.first_step is None
-        display(StepDone(1, 1, 5, loss=0.5, time=100.0))
-        display(StepDone(1, 2, 5, loss=0.5, time=200.0))
+        display(StepDone(1, 1, 5, loss=0.5, images_per_second=8.0, data_wait_share=0.1, time=100.0))
+        display(StepDone(1, 2, 5, loss=0.5, images_per_second=8.0, data_wait_share=0.1, time=200.0))
     assert display.first_step == 100
 
 

@@ -42,15 +42,17 @@ class ObjectStore:
 
     Args:
         folder: for its data and its log; may hold those of an earlier one.
+        host: the address that it listens on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1") -> None:
         self._folder = folder
+        self._host = host
         self._process: subprocess.Popen[bytes] | None = None
         # Unless told, a service takes a second port that is 10000 above its first, taken or not.
         names = [f"{name}.port{suffix}" for name in ("s3", "master", "volume", "filer") for suffix in ("", ".grpc")]
         self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
-        self.url = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self.url = f"http://{host}:{self._ports['s3.port']}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -87,7 +89,7 @@ class ObjectStore:
         )
         command = [
             *(str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "server"),
-            *(f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={identities}"),
+            *(f"-dir={data}", f"-ip={self._host}", f"-ip.bind={self._host}", "-s3", f"-s3.config={identities}"),
             *(f"-{name}={port}" for name, port in self._ports.items()),
             # Volumes grow as they are filled. After a restart, the master waits one election long.
             *(

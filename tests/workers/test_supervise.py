@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import ray
 
+from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.training.events import Event, Note
 from lungseg_ray.workers import supervise
 from lungseg_ray.workers.mailbox import Messages, Pulse
 from lungseg_ray.workers.supervise import Supervisor
-from lungseg_ray.workers.watchdog import Watchdog
 
 
 class Box:
@@ -45,6 +45,7 @@ class FreeLease:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(supervise, "LEAVE_SECONDS", 0.1)
 
 
 def supervisor(box: Box, **changes: Any) -> Supervisor:
@@ -57,6 +58,7 @@ def supervisor(box: Box, **changes: Any) -> Supervisor:
         "on_stop": lambda: None,
         "on_messages": lambda messages, alive: False,
         "waiting_for": lambda pulses: "nothing",
+        "leave": lambda: None,
         **changes,
     }
     return Supervisor(**given)
@@ -114,6 +116,20 @@ def test_work_that_does_not_end_is_left() -> None:
     end = threading.Event()
     assert supervisor(Box(), on_messages=lambda messages, alive: alive).run(until(end)) is None
     end.set()
+
+
+def test_work_that_is_left_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "LEAVE_SECONDS", 10.0)
+    end, ended = threading.Event(), []
+
+    def work() -> None:
+        assert end.wait(10)
+        ended.append(True)
+
+    with pytest.raises(JobFailedError, match="taken over"):
+        supervisor(Box(), lease=FreeLease(JobFailedError("taken over")), leave=end.set).run(work)
+    # It has ended before the error is raised.
+    assert ended == [True]
 
 
 def test_a_lost_lease_ends_it() -> None:

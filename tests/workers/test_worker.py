@@ -10,6 +10,7 @@ from lungseg_ray.run.folder import HISTORY, Run
 from lungseg_ray.storage import locate
 from lungseg_ray.training.events import Event
 from lungseg_ray.workers.mailbox import Heartbeat
+from lungseg_ray.workers.metrics import Metrics
 from lungseg_ray.workers.process_group import ProcessGroup
 from lungseg_ray.workers.worker import Worker
 from tests.run.test_checkpoint_writer import content, writer_of
@@ -46,6 +47,7 @@ def test_history_of_a_process_that_was_killed_before_it_wrote_it(tmp_path: Path)
         driver=Driver(),
         heartbeat=Heartbeat(cast(Any, None), 0, "its start"),
         token=writer._token,
+        metrics=Metrics("run", 0),
     )
     found = worker.restore()
     assert found is not None

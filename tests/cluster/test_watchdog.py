@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.errors import JobFailedError
-from lungseg_ray.workers.watchdog import Watchdog
 
 
 def looks(watchdog: Watchdog, start: float, end: float, moves: dict[int, int], *, every: float = 1.0) -> None:
@@ -15,7 +15,7 @@ def looks(watchdog: Watchdog, start: float, end: float, moves: dict[int, int], *
 
 def test_words_after_a_minute_and_in_doubled_times_then_the_end() -> None:
     told: list[str] = []
-    watchdog = Watchdog(300, told.append)
+    watchdog = Watchdog(300, told.append, setting="train.stall_seconds")
     with pytest.raises(JobFailedError, match=r"for 300 s \(train\.stall_seconds = 300\).*rank 1: the images of step 5"):
         looks(watchdog, 0, 1000, {0: 5, 1: 5})
     assert [text.split(" s.")[0] for text in told] == [f"Nothing has moved for {seconds}" for seconds in (60, 120, 240)]

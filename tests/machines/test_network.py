@@ -1,0 +1,83 @@
+"""Training over machines that share nothing but a bucket, when one of them cannot be reached, or only slowly."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lungseg_ray.run.folder import Run
+from lungseg_ray.storage import locate
+from tests.faults.small import Cluster, assert_whole, reached, shard_job, train_job
+from tests.machines.network import INTERFACE, SWITCH, SWITCH_HOST, Machine, Network, can_be_made
+from tests.processes import ray_processes, wait_until
+from tests.storage.object_store import ObjectStore
+
+BUCKET = "s3://lungs/machines"
+ORDINARY = (0.0, 0.0)
+
+pytestmark = pytest.mark.skipif(not can_be_made(), reason="network namespaces need the rights of root")
+
+
+@contextmanager
+def three_machines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, slow: tuple[float, float] = ORDINARY
+) -> Iterator[tuple[Cluster, list[Machine]]]:
+    """A head without CPUs and two nodes with two CPUs each, the second of them behind a wire of its own kind."""
+    before = ray_processes()
+    with Network([ORDINARY, ORDINARY, slow]) as network, ObjectStore(folder / "store", host=SWITCH_HOST) as store:
+        store.create_bucket("lungs")
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        head, *others = network.machines
+        environment = {**store.environment, "GLOO_SOCKET_IFNAME": INTERFACE}
+        with Cluster(folder, cpus=0, environment=environment, host=head.host, within=head.within) as cluster:
+            for machine in others:
+                cluster.add_node(cpus=2, host=machine.host, within=machine.within)
+            yield cluster, network.machines
+        assert wait_until(lambda: ray_processes() <= before, seconds=60), "Ray was left behind"
+    assert not Path(f"/sys/class/net/{SWITCH}").exists()
+
+
+def options(cluster: Cluster, head: Machine) -> dict[str, object]:
+    return {"environment": cluster.environment, "within": head.within}
+
+
+def make_shards(cluster: Cluster, head: Machine) -> None:
+    with shard_job(f"{BUCKET}/shards", **options(cluster, head)) as job:
+        assert job.wait() == 0, job.output
+
+
+def test_a_machine_is_cut_off_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with three_machines(tmp_path, monkeypatch) as (cluster, (head, _, lost)):
+        make_shards(cluster, head)
+        run = locate(BUCKET) / "run"
+        more = ("--train.min_workers", "1", "--train.device", "cpu")
+        with train_job(BUCKET, "run", f"{BUCKET}/shards", *more, epochs=12, **options(cluster, head)) as job:  # type: ignore[arg-type]
+            reached(run, 15, job)
+            lost.cut()
+            since = time.monotonic()
+            went_on = job.saw(r"^Training from epoch .* on 1 worker", seconds=240) - since
+            lost.mend()
+            assert job.wait(seconds=400) == 0, job.output
+            print(f"cut off: training went on after {went_on:.0f} s")
+        assert_whole(run, epochs=12)
+        kinds = [json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()]
+        assert "workers_lost" in kinds
+        assert kinds[-1] == "finished"
+
+
+def test_a_slow_wire_that_loses_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with three_machines(tmp_path, monkeypatch, (0.2, 0.01)) as (cluster, (head, _, _)):
+        make_shards(cluster, head)
+        start = time.monotonic()
+        more = ("--train.device", "cpu")
+        with train_job(BUCKET, "run", f"{BUCKET}/shards", *more, epochs=2, **options(cluster, head)) as job:  # type: ignore[arg-type]
+            assert job.wait(seconds=500) == 0, job.output
+        print(f"200 ms and 1 % loss: {time.monotonic() - start:.0f} s")
+        assert_whole(locate(BUCKET) / "run", epochs=2)
+        assert Run(locate(BUCKET) / "run").summary() is not None
