@@ -19,7 +19,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from lungseg_ray.errors import JobFailedError
 
-_ATTEMPTS = 5
+_ATTEMPTS = 3
 """How often in succession a call may lose its process."""
 
 _Function = Callable[[Any], Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -132,14 +133,14 @@ class Ending:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_process_with_a_device_that_ends_is_replaced(tmp_path: Path) -> None:
-    found = list(map_chunks(Ending(tmp_path, times=2), 20, Prediction, resource=STAND_IN))
+    found = list(map_chunks(Ending(tmp_path, times=1), 20, Prediction, resource=STAND_IN))
     assert [one.image for one in found] == [f"{chunk} {chunk}" for chunk in range(20)]
-    assert len([*tmp_path.iterdir()]) == 2
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_process_with_a_device_that_always_ends(tmp_path: Path) -> None:
-    with pytest.raises(JobFailedError, match=r"networks ended 5 times in succession.*smaller batch"):
+    with pytest.raises(JobFailedError, match=r"networks ended 3 times in succession.*smaller batch"):
         list(map_chunks(Ending(tmp_path, times=100), 4, Prediction, resource=STAND_IN))
 
 
@@ -171,7 +172,8 @@ def test_work_that_does_not_move_ends(
         list(map_chunks(Waiting(tmp_path / "go"), 2, Prediction, device="cpu"))
     (tmp_path / "go").touch()
     said = capsys.readouterr()
-    assert said.err.startswith("Nothing has moved for 1 s. Waiting for: ")
+    assert re.match(r"Nothing has moved for [123] s\. Waiting for: ", said.err)
     assert "issue" not in said.out + said.err
-    # What was left runs to its end, and does not disturb the next.
+    # What was left does not disturb the next, whose processes may have to start.
+    monkeypatch.setattr(watchdog, "STALL_SECONDS", 60.0)
     assert len(list(map_chunks(Waiting(tmp_path / "go"), 2, Prediction, device="cpu"))) == 2

@@ -39,7 +39,7 @@ def three_machines(
             for machine in others:
                 cluster.add_node(cpus=2, host=machine.host, within=machine.within)
             yield cluster, network.machines
-        assert wait_until(lambda: ray_processes() <= before, seconds=60), "Ray was left behind"
+        assert wait_until(lambda: ray_processes() <= before, seconds=150), "Ray was left behind"
     assert not Path(f"/sys/class/net/{SWITCH}").exists()
 
 
