@@ -61,7 +61,8 @@ def test_a_machine_is_cut_off_and_comes_back(tmp_path: Path, monkeypatch: pytest
             reached(run, 15, job)
             lost.cut()
             since = time.monotonic()
-            went_on = job.saw(r"^Training from epoch .* on 1 worker", seconds=240) - since
+            # Both workers may find room on the machine that is left.
+            went_on = job.saw(r"^Training from", seconds=240, times=2) - since
             lost.mend()
             assert job.wait(seconds=400) == 0, job.output
             print(f"cut off: training went on after {went_on:.0f} s")
