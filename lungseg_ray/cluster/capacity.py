@@ -20,6 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lungseg_ray.cluster.session import available
 from lungseg_ray.cluster.watchdog import Watchdog, free_resources
 from lungseg_ray.errors import UserError
 from lungseg_ray.progress import say
@@ -105,9 +106,9 @@ _UNLIMITED = Capacity(cpus=1 << 20, gpus=1 << 20, nodes=1 << 10)
 
 def present_capacity() -> Capacity:
     """Returns what the connected cluster has at the moment."""
-    found = ray.cluster_resources()
+    cpus, gpus = available()
     nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-    return Capacity(int(found.get("CPU", 0)), int(found.get("GPU", 0)), max(nodes, 1))
+    return Capacity(cpus, gpus, max(nodes, 1))
 
 
 @dataclass(frozen=True)
@@ -258,12 +259,20 @@ def wait_for_cpu() -> bool:
         UserError: If the cluster has no CPU and cannot have one.
         JobFailedError: If no machine comes for `MACHINES_SECONDS`.
     """
-    planned = plan_on_cluster(_with_cpu, lambda _: [{"CPU": 1}])
+    planned = plan_on_cluster(require_cpu, lambda _: [{"CPU": 1}])
     planned.when_up()
     return planned.grows
 
 
-def _with_cpu(capacity: Capacity) -> Capacity:
+def require_cpu(capacity: Capacity) -> Capacity:
+    """Returns what it is given.
+
+    Args:
+        capacity: What a cluster has, or can have.
+
+    Raises:
+        UserError: If there is no CPU for data tasks.
+    """
     if capacity.cpus < 1:
         raise UserError("The cluster has no CPU for this work. Add a node that has one.")
     return capacity

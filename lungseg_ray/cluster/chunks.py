@@ -15,7 +15,7 @@ import ray
 import torch
 from pydantic import TypeAdapter
 
-from lungseg_ray.cluster.capacity import Bundle, Capacity, plan_on_cluster
+from lungseg_ray.cluster.capacity import Bundle, Capacity, plan_on_cluster, require_cpu
 from lungseg_ray.cluster.devices import Call, Devices, calls_to, processes_with_device
 from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
@@ -152,8 +152,7 @@ def _planned(workers: int, device: Literal["auto", "cpu", "cuda"], resource: str
     devices = has.gpus if resource == "GPU" else int(ray.cluster_resources().get(resource, 0))
     if device == "cuda" and not devices:
         raise UserError("device = cuda needs a GPU; the cluster has none. Use device = cpu.")
-    if has.cpus < 1:
-        raise UserError("The cluster has no CPU for this work. Add a node that has one.")
+    require_cpu(has)
     return _Plan(has.cpus, 0 if device == "cpu" else min(workers or devices, devices), resource)
 
 
