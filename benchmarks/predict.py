@@ -50,8 +50,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STAND_IN, SIZE, SMALL, PROCESSES = "stand_in", 256, 64, 2
 DRAWN = 48
 """The images that are drawn; folders have hard links to them."""
-IMAGES = {"real": (32, 128), "free": (96, 480)}
+IMAGES = {"real": (32, 128), "free": (96, 736)}
 """The images of the smaller and of the larger folder, by the work."""
+BATCH = {"real": 4, "free": 16, "named": None}
+"""Those that a device or a CPU has by default in folders of a thousand images or more."""
 NAMED = (10_000, 100_000, 1_000_000)
 
 
@@ -66,7 +68,7 @@ class _Named(job._Predict):
     """Prediction that does nothing but name the images."""
 
     def prepare(self, chunk: int) -> Any:
-        names = self.names.slice(chunk * self.job.batch, self.job.batch).to_pylist()
+        names = self.names.slice(chunk * self.size, self.size).to_pylist()
         return [job.Prediction(os.fsdecode(name), "done", "", 8, 8, {"lung": 0.5}) for name in names], None
 
     def compute(self, given: Any, device: str) -> Any:
@@ -101,7 +103,9 @@ def case(kind: str, cpus: int, run: str, out: str, folders: list[str]) -> dict[s
     for folder in folders:
         shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
-        found = job.predict(PredictJob(run=run, images=folder, out=out, device="cpu" if kind == "real" else "auto"))
+        found = job.predict(
+            PredictJob(run=run, images=folder, out=out, device="cpu" if kind == "real" else "auto", batch=BATCH[kind])
+        )
         seconds.append(time.perf_counter() - start)
         assert found.counts.keys() == {"done"}, found
     ray.shutdown()

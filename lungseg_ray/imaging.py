@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import putchunk
 
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SOURCE = "Source SHA-256"
+_PNG_HEADER = 33
+"""The bytes of the signature and of the header chunk, which every PNG file begins with."""
 Pixels = NDArray[np.uint8]
 """Images and label maps are uint8 arrays."""
 ResizeMode = Literal["area", "bilinear"]
@@ -218,10 +220,10 @@ def png_with_source(pixels: Pixels, source_sha256: str) -> bytes:
     Returns:
         The content of the file, whose text `Source SHA-256` is the hash.
     """
-    file, texts = io.BytesIO(), PngInfo()
-    texts.add_text(_SOURCE, source_sha256)
-    Image.fromarray(pixels).save(file, "PNG", pnginfo=texts, compress_level=1)
-    return file.getvalue()
+    # OpenCV encodes in half the time of Pillow, but cannot write a text.
+    image, text = png(pixels), io.BytesIO()
+    putchunk(text, b"tEXt", f"{_SOURCE}\0{source_sha256}".encode("latin-1"))
+    return image[:_PNG_HEADER] + text.getvalue() + image[_PNG_HEADER:]
 
 
 def source_of_png(data: bytes) -> str:

@@ -36,6 +36,20 @@ _AHEAD = 1
 """The chunks of a task that the device may compute while the task prepares another."""
 
 
+_CHUNKS, _LEAST, _MOST = 64, 4, 16
+"""Chunks have from four to sixteen images, as many as leave 64 chunks or more."""
+
+
+def chunk_size(images: int, batch: int | None) -> int:
+    """Returns how many images a chunk has, such that a cluster can share the chunks evenly.
+
+    Args:
+        images: The number of images.
+        batch: The images of a forward pass, which the size is then; None where no number is asked for.
+    """
+    return batch or min(max(images // _CHUNKS // _LEAST * _LEAST, _LEAST), _MOST)
+
+
 class Work(Protocol):
     """Work on numbered chunks, in three stages.
 

@@ -14,6 +14,7 @@ from lungseg_ray.config.sections import (
     Settings,
     ShardSettings,
     StorageSettings,
+    TrackSettings,
     TrainSettings,
 )
 from lungseg_ray.config.sweep import BudgetSettings, Dimension, SearchSettings, SweepJob
@@ -81,6 +82,7 @@ __all__ = [
     "SplitSettings",
     "StorageSettings",
     "SweepJob",
+    "TrackSettings",
     "TrainJob",
     "TrainSettings",
     "differences",

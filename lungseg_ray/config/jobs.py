@@ -71,7 +71,11 @@ class PredictJob(ModelJob):
     clean_up: bool = Field(
         False, description="Keep only the two largest components of each label, and fill their holes."
     )
-    batch: PositiveInt = Field(4, description="Images per forward pass; fewer where a GPU has not enough memory.")
+    batch: PositiveInt | None = Field(
+        None,
+        description="Images per forward pass; fewer where a GPU has not enough memory. By default 4 on a CPU, and up "
+        "to 16 on a GPU.",
+    )
     workers: NonNegativeInt = Field(0, description="Largest number of prediction processes. 0: as many as fit.")
     device: Device = Field("auto", description="Device to compute on. auto: cuda if the cluster has a GPU, else cpu.")
 

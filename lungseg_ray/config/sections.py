@@ -203,6 +203,9 @@ class TrainSettings(Section):
     max_skipped: Annotated[NonNegativeInt, Mark.MAY_CHANGE] = Field(
         0, description="Number of steps of a run that may be skipped because loss or gradient is not finite. 0: none."
     )
+    quiet: Annotated[bool, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
+        False, description="Print no progress of the training: neither epochs nor trials, only messages and the result."
+    )
     stall_seconds: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         600, description="Seconds without progress after which the job ends."
     )
@@ -228,6 +231,21 @@ class StorageSettings(Section):
     )
 
 
+class TrackSettings(Section):
+    """Services that show runs beside one another. Their libraries are an extra: pip install 'lungseg-ray[track]'."""
+
+    mlflow: str | None = Field(
+        None,
+        description="Address of an MLflow server, such as http://host:5000. The experiment is MLFLOW_EXPERIMENT_NAME, "
+        "by default lungseg-ray.",
+    )
+    wandb: str | None = Field(
+        None,
+        description="Project of Weights & Biases, such as team/lungs. WANDB_API_KEY, WANDB_MODE and its other "
+        "variables take effect.",
+    )
+
+
 class RunSettings(Section):
     """The folder of the run."""
 
@@ -245,7 +263,11 @@ class EvaluateSettings(Section):
         description="Probability above which a pixel is positive, with one class. "
         "By default the threshold stored with the model, or 0.5 for a new model.",
     )
-    batch: PositiveInt = Field(4, description="Images per forward pass; fewer where a GPU has not enough memory.")
+    batch: PositiveInt | None = Field(
+        None,
+        description="Images per forward pass; fewer where a GPU has not enough memory. By default 4 on a CPU, and up "
+        "to 16 on a GPU.",
+    )
     workers: NonNegativeInt = Field(0, description="Largest number of evaluation processes. 0: as many as fit.")
     clean_up: bool = Field(
         True,
@@ -279,6 +301,7 @@ class Settings(Section):
     storage: Annotated[StorageSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = StorageSettings()
     runs: Annotated[RunSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = RunSettings()
     evaluate: Annotated[EvaluateSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = EvaluateSettings()
+    track: Annotated[TrackSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = TrackSettings()
 
     @property
     def images_per_pass(self) -> int:

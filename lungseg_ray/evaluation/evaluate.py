@@ -6,7 +6,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 
-from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.chunks import chunk_size, map_chunks
 from lungseg_ray.config import Device, EvaluateSettings
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.record import SetAside
@@ -62,9 +62,9 @@ def evaluate(
     class_names = model.load().sidecar.class_names
     if not len(images):
         raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
-    work = MeasureChunk(model, images, settings)
-    count = -(-len(images) // settings.batch)
-    done = map_chunks(work, count, MeasuredImage, workers=settings.workers, device=device)
+    size = chunk_size(len(images), settings.batch)
+    work = MeasureChunk(model, images, settings, size)
+    done = map_chunks(work, -(-len(images) // size), MeasuredImage, workers=settings.workers, device=device)
     bad = list(listing.set_aside) if listing else []
     numbers = array("q")
 

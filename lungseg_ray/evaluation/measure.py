@@ -68,19 +68,21 @@ class MeasureChunk:
     Attributes:
         model: The model to measure.
         images: The images.
-        settings: The settings of the evaluation; a chunk is a batch.
+        settings: The settings of the evaluation.
+        size: The images of a chunk.
     """
 
     model: Model
     images: Images
     settings: EvaluateSettings
+    size: int
 
     def prepare(self, chunk: int) -> tuple[_Prepared, list[npt.NDArray[np.uint8]]]:
         """Reads and resizes the images of a chunk."""
-        first = chunk * self.settings.batch
+        first = chunk * self.size
         good: dict[int, ShardRow] = {}
         bad: list[MeasuredImage] = []
-        for number in range(first, min(first + self.settings.batch, len(self.images))):
+        for number in range(first, min(first + self.size, len(self.images))):
             try:
                 good[number] = self.images.read(number)
             except BadFileError as error:
@@ -97,7 +99,7 @@ class MeasureChunk:
 
     def compute(self, given: list[npt.NDArray[np.uint8]], device: str) -> list[Probability]:
         """Predicts the maps of a chunk."""
-        return self.model.load(device=device).maps(given)
+        return self.model.load(device=device).maps(given, batch=self.settings.batch)
 
     def finish(self, prepared: _Prepared, computed: list[Probability]) -> list[MeasuredImage]:
         """Measures the images of a chunk."""

@@ -18,20 +18,22 @@ class TrainingDisplay:
         console: The console that the user reads.
         place: The folder of the run.
         epochs: The setting `train.epochs`.
+        quiet: Whether to show messages alone, and no progress.
 
     Attributes:
         first_step: The time of the first step, seconds since 1970; None before it.
         started: How the workers trained that started first; None before.
     """
 
-    def __init__(self, console: Console, place: Location, epochs: int) -> None:
+    def __init__(self, console: Console, place: Location, epochs: int, *, quiet: bool = False) -> None:
         self.first_step: float | None = None
         self.started: Started | None = None
         self._console = console
         self._epochs = epochs
+        self._quiet = quiet
         self._best = float("inf")
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
         self._task = self._bar.add_task("waiting for workers", total=None)
         self._tensorboard = TensorBoardWriter(place / TENSORBOARD, self._print)
 
@@ -66,6 +68,10 @@ class TrainingDisplay:
 
     def _started(self, event: Started) -> None:
         self.started = self.started or event
+        self._best = badness(event.best) if event.best else float("inf")
+        self._tensorboard.open(epoch=event.epoch)
+        if self._quiet:
+            return
         where = f"from epoch {event.epoch + 1}" if event.step else "from the start"
         if event.step_in_epoch:
             where += f", step {event.step_in_epoch + 1} of {event.steps_per_epoch},"
@@ -78,8 +84,6 @@ class TrainingDisplay:
                 f"  {len(event.frozen)} parameters get no gradient in this pair of architecture and encoder and are "
                 f"frozen, {event.frozen[0]} the first"
             )
-        self._best = badness(event.best) if event.best else float("inf")
-        self._tensorboard.open(epoch=event.epoch)
 
     def _step_done(self, event: StepDone) -> None:
         self.first_step = self.first_step or event.time
@@ -91,6 +95,11 @@ class TrainingDisplay:
         )
 
     def _epoch_done(self, row: dict[str, float]) -> None:
+        if not self._quiet:
+            self._print_epoch(row)
+        self._tensorboard.write(row)
+
+    def _print_epoch(self, row: dict[str, float]) -> None:
         mark = " *" if badness(row) < self._best else ""
         self._best = min(self._best, badness(row))
         self._console.print(
@@ -103,4 +112,3 @@ class TrainingDisplay:
             highlight=False,
             soft_wrap=True,
         )
-        self._tensorboard.write(row)

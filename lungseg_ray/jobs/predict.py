@@ -19,7 +19,7 @@ from pyarrow.fs import FileType
 from rich.console import Console
 
 from lungseg_ray.cluster.capacity import wait_for_cpu
-from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.chunks import chunk_size, map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import PredictJob, differences
@@ -133,13 +133,14 @@ class _Predict:
     job: PredictJob
     model: Model
     names: pa.LargeBinaryArray
+    size: int
 
     def prepare(self, chunk: int) -> tuple[_Batch, list[NDArray[np.uint8]]]:
         """Reads and resizes those of the images that are not done."""
         side = self.model.processing().sidecar
         found: list[Prediction] = []
         waiting: list[tuple[_Image, Decoded]] = []
-        for name in map(os.fsdecode, self.names.slice(chunk * self.job.batch, self.job.batch).to_pylist()):
+        for name in map(os.fsdecode, self.names.slice(chunk * self.size, self.size).to_pylist()):
             if not is_utf8(name):
                 reason = f"bad_name: {REASONS['bad_name']}; rename it"
                 found.append(Prediction(escaped(name), "set aside", reason))
@@ -173,7 +174,7 @@ class _Predict:
 
     def compute(self, given: list[NDArray[np.uint8]], device: str) -> list[Probability]:
         """Predicts the maps of the images."""
-        return self.model.load(device=device).maps(given)
+        return self.model.load(device=device).maps(given, batch=self.job.batch)
 
     def finish(self, prepared: _Batch, computed: list[Probability]) -> list[Prediction]:
         """Writes the masks."""
@@ -269,11 +270,12 @@ def predict(
     check_shared(job.out)
     model = model_of(job)
     _claim(job, model)
-    work = _Predict(job, model, names)
+    size = chunk_size(len(names), job.batch)
+    work = _Predict(job, model, names, size)
     if wait_for_cpu():
         # There may be machines now that were not there before.
         check_shared(job.out)
-    done = map_chunks(work, -(-len(names) // job.batch), Prediction, workers=job.workers, device=job.device)
+    done = map_chunks(work, -(-len(names) // size), Prediction, workers=job.workers, device=job.device)
     outcomes = Outcomes()
 
     def rows() -> Iterator[dict[str, object]]:
@@ -387,7 +389,9 @@ def describe_predictions(found: Outcomes, job: PredictJob) -> str:
 
 
 def _prediction(name: str, status: Status, labels: Pixels, class_names: Sequence[str]) -> Prediction:
-    shares = {one: float((labels == label).mean()) for label, one in enumerate(class_names, start=1)}
+    shares = {
+        one: int(np.count_nonzero(labels == label)) / labels.size for label, one in enumerate(class_names, start=1)
+    }
     return Prediction(escaped(name), status, height=labels.shape[0], width=labels.shape[1], shares=shares)
 
 

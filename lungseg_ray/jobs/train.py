@@ -20,8 +20,10 @@ from lungseg_ray.jobs.display import TrainingDisplay
 from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.run.folder import BEST, CURVES, EVALUATION, SHEET, Run
 from lungseg_ray.run.summary import RunSummary, Seconds, describe_detection
+from lungseg_ray.run.tracking import Tracking, check_services, tracked
 from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.sweep.ledger import WINNER, Sweep
+from lungseg_ray.training.events import EpochDone, Event
 from lungseg_ray.training.model import check_model, model_cost, with_start
 from lungseg_ray.workers.fit import fit
 
@@ -65,6 +67,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
     settings, index = known_shards(settings, run.place, console)
     settings, start = with_start(settings, run.config)
     check_model(settings)
+    check_services(settings.track)
     run.can_resume(settings, fingerprint=index.fingerprint if index else None)
     if finished := _finished(run, settings):
         early = finished["epochs"] < settings.train.epochs
@@ -82,24 +85,32 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         settings, index = usable_shards(settings, index, run.place, console)
         source = _begin(run, settings, index, start, console)
         times.append(time.time())
-        display = TrainingDisplay(console, run.place, settings.train.epochs)
-        if not run.is_trained(settings):
-            plan = planned.when_up()
-            if planned.grows:
-                # There may be machines now that were not there before.
-                check_shared(run.place)
-            with display:
-                fit(settings, run=run, source=source, plan=plan, watch=display, lease=lease)
-        summary = _measured(run, settings, index, console)
-        summary["seconds"] = _seconds(times, display)
-        if display.started:
-            # The backward pass takes twice the operations of the forward pass.
-            needed = 3e9 * model_cost(settings).gflops * summary["images_per_second"]
-            summary["matrix_rate_share"] = needed / (display.started.workers * display.started.matrix_rate)
-        lease.check()
-        run.write_summary(summary)
-        run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
-        _tell(run, summary, console)
+        display = TrainingDisplay(console, run.place, settings.train.epochs, quiet=settings.train.quiet)
+        with tracked(run.place, settings) as services:
+
+            def watch(event: Event) -> None:
+                display(event)
+                if isinstance(event, EpochDone):
+                    services.epoch(run.place, event.row)
+
+            if not run.is_trained(settings):
+                plan = planned.when_up()
+                if planned.grows:
+                    # There may be machines now that were not there before.
+                    check_shared(run.place)
+                with display:
+                    fit(settings, run=run, source=source, plan=plan, watch=watch, lease=lease)
+            summary = _measured(run, settings, index, console)
+            summary["seconds"] = _seconds(times, display)
+            if display.started:
+                # The backward pass takes twice the operations of the forward pass.
+                needed = 3e9 * model_cost(settings).gflops * summary["images_per_second"]
+                summary["matrix_rate_share"] = needed / (display.started.workers * display.started.matrix_rate)
+            lease.check()
+            run.write_summary(summary)
+            run.events.append("finished", f"Finished after {summary['epochs']} epochs.")
+            _track(run, summary, services)
+            _tell(run, summary, console)
         return summary
 
 
@@ -197,6 +208,15 @@ def _finished(run: Run, settings: Settings) -> RunSummary | None:
     if finished and (finished["epochs"] >= settings.train.epochs or run.is_trained(settings)):
         return finished
     return None
+
+
+def _track(run: Run, summary: RunSummary, services: Tracking) -> None:
+    """Hands the result of a run to the services that show runs."""
+    best = {f"best/{key}": float(summary["val"][key]) for key in ("iou", "dice")}
+    test = summary["test"]
+    means = {f"test/{key}": test[key]["mean"] for key in ("iou", "dice", "hd95", "assd")} if test else {}
+    pictures = [run.place / CURVES, *([run.place / EVALUATION / "test" / SHEET] if test else [])]
+    services.result(run.place, {**best, **means}, pictures, run.place / BEST)
 
 
 def _tell(run: Run, summary: RunSummary, console: Console) -> None:

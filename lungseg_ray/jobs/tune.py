@@ -18,6 +18,7 @@ from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
 from lungseg_ray.page.render import write_sweep_page
 from lungseg_ray.run.folder import CONFIG as RUN_CONFIG
 from lungseg_ray.run.progress import SCORES
+from lungseg_ray.run.tracking import check_services, tracking
 from lungseg_ray.shards.format import read_table
 from lungseg_ray.shards.index import Shard, ShardIndex
 from lungseg_ray.storage import Location, retry
@@ -70,6 +71,7 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
     """
     sweep = Sweep(job.runs.root / job.runs.name)
     _check(job, sweep)
+    check_services(job.track)
     if job.train.precision == "auto" and Sweep.is_one(sweep.place):
         job = _in_precision(job, sweep.started_with().settings.train.precision)
     job, index = known_shards(job, sweep.place, console)
@@ -107,10 +109,19 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
             console.print(start, highlight=False)
         sweep.reopen()
         shared = _share(job.shards.root, index, console)
-        for stage in _STAGES:
-            TrialRunner(
-                job, sweep=sweep, index=index, shared=shared, plan=plan, lease=lease, console=console, stage=stage
-            ).run()
+        with tracking(job.track) as services:
+            for stage in _STAGES:
+                TrialRunner(
+                    job,
+                    sweep=sweep,
+                    index=index,
+                    shared=shared,
+                    plan=plan,
+                    lease=lease,
+                    console=console,
+                    stage=stage,
+                    services=services,
+                ).run()
         _measure_finalists(job, sweep, index, console)
         lease.check()
         found = _conclude(job, sweep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -12,6 +12,20 @@ from lungseg_ray.storage import Location
 
 TENSORBOARD = "tensorboard"
 _TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
+
+
+def by_tag(row: Mapping[str, float]) -> dict[str, float]:
+    """Returns the figures of an epoch under names that group them, such as `val/iou`.
+
+    Args:
+        row: The epoch's row of the history.
+    """
+    found = {}
+    for key, value in row.items():
+        if key not in ("epoch", "step"):
+            part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
+            found[f"{part}/{key.removeprefix('val_')}"] = value
+    return found
 
 
 class TensorBoardWriter:
@@ -49,10 +63,8 @@ class TensorBoardWriter:
         if not self._writer:
             return
         try:
-            for key, value in row.items():
-                if key not in ("epoch", "step"):
-                    part = "time" if key in _TIMINGS else "val" if key.startswith("val_") else "train"
-                    self._writer.add_scalar(f"{part}/{key.removeprefix('val_')}", value, row["epoch"])
+            for name, value in by_tag(row).items():
+                self._writer.add_scalar(name, value, row["epoch"])
             self._writer.flush()
         except OSError as error:
             self._give_up(error)

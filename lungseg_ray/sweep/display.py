@@ -15,6 +15,7 @@ from rich.text import Text
 from lungseg_ray.config import SweepJob
 from lungseg_ray.run.progress import SCORES
 from lungseg_ray.run.tensorboard import TENSORBOARD, TensorBoardWriter
+from lungseg_ray.run.tracking import Status, Tracking
 from lungseg_ray.sweep.ledger import Sweep, Trial, rank_trials
 from lungseg_ray.sweep.search import epochs_to_come
 
@@ -23,26 +24,31 @@ SHOWN = 12
 
 
 class SweepDisplay:
-    """Shows the progress of one stage of a sweep, and writes its TensorBoard files. Used as a context.
+    """Shows the progress of one stage of a sweep, here and at the services that show runs. Used as a context.
+
+    It also writes the TensorBoard files.
 
     Args:
         console: The console that the user reads. The table is shown only if it is a terminal.
         sweep: The folder of the sweep.
         job: The settings of the sweep.
         stage: 1, the search, or 2, the finalists.
+        services: The services that show runs.
     """
 
-    def __init__(self, console: Console, sweep: Sweep, job: SweepJob, stage: Literal[1, 2]) -> None:
+    def __init__(self, console: Console, sweep: Sweep, job: SweepJob, stage: Literal[1, 2], services: Tracking) -> None:
         self._console = console
         self._sweep = sweep
         self._job = job
         self._stage = stage
+        self._services = services
         self._score = SCORES[job.train.best_by]
         self._trials: Sequence[Trial] = []
         self._boards: dict[int, TensorBoardWriter] = {}
         self._start = time.monotonic()
         self._trained = 0
-        self._screen = Screen(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        shown = console.is_terminal and not job.train.quiet
+        self._screen = Screen(console=console, auto_refresh=False, transient=True) if shown else None
 
     def __enter__(self) -> SweepDisplay:
         if self._screen:
@@ -52,8 +58,9 @@ class SweepDisplay:
     def __exit__(self, *_: object) -> None:
         if self._screen:
             self._screen.stop()
-        for board in self._boards.values():
-            board.close()
+        for trial in self._trials:
+            if trial.number in self._boards:
+                self._close(trial, "stopped")
 
     def show(self, trials: Sequence[Trial]) -> None:
         """Updates the trials that the table shows; `refresh` draws them.
@@ -77,7 +84,7 @@ class SweepDisplay:
         self._console.print(text, highlight=False, markup=False)
 
     def epoch(self, trial: Trial, row: dict[str, float]) -> None:
-        """Counts a finished epoch, and writes its figures to the TensorBoard file of the trial.
+        """Counts a finished epoch, and hands on its figures.
 
         Args:
             trial: The trial.
@@ -89,26 +96,32 @@ class SweepDisplay:
                 self._sweep.place / TENSORBOARD / trial.name, self.note
             )
             board.open(epoch=int(row["epoch"]) - 1)
+            settings = self._job.trial(trial.params, seed=trial.seed)
+            self._services.start(self._sweep.run(trial).place, settings, group=self._sweep.place.name)
         self._boards[trial.number].write(row)
+        self._services.epoch(self._sweep.run(trial).place, row)
 
     def ended(self, trial: Trial) -> None:
-        """Prints the result of a trial that is no longer trained, and closes its TensorBoard file.
+        """Prints the result of a trial that is no longer trained, and closes what shows it.
 
         Args:
             trial: The trial, in its present state.
         """
-        board = self._boards.pop(trial.number, None)
-        if board:
-            board.close()
+        if trial.number in self._boards:
+            self._close(trial, "failed" if trial.state == "failed" else "finished")
         if trial.state in ("failed", "refused"):
             self.note(f"  {trial.name}: {trial.state}. {trial.reason}")
-        elif trial.score is not None:
+        elif trial.score is not None and not self._job.train.quiet:
             best = rank_trials(self._trials)[0]
             self.note(
                 f"  {trial.name}: {trial.state} after {trial.epochs} of {self._job.epochs} epochs, "
                 f"{self._score} {trial.score:.4f} in epoch {trial.best_epoch}, {trial.seconds:.0f} s; best so far "
                 f"{best.name} {best.score:.4f}; {self._left()}"
             )
+
+    def _close(self, trial: Trial, status: Status) -> None:
+        self._boards.pop(trial.number).close()
+        self._services.end(self._sweep.run(trial).place, status)
 
     def _left(self) -> str:
         to_come = epochs_to_come(self._job, self._trials, self._stage)

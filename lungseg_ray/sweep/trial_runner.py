@@ -19,6 +19,7 @@ from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError
 from lungseg_ray.run.lease import Lease
+from lungseg_ray.run.tracking import Tracking
 from lungseg_ray.shards.index import ShardIndex
 from lungseg_ray.storage import retry
 from lungseg_ray.sweep.display import SweepDisplay
@@ -47,6 +48,7 @@ class TrialRunner:
         lease: The lease of the sweep.
         console: The console that the user reads.
         stage: 1, the search, or 2, the finalists.
+        services: The services that show runs.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TrialRunner:
         lease: Lease,
         console: Console,
         stage: Stage,
+        services: Tracking,
     ) -> None:
         self._job = job
         self._sweep = sweep
@@ -78,7 +81,7 @@ class TrialRunner:
         self._start = time.monotonic()
         self._over = self._out_of_time()
         self._failure: str | None = None
-        self._display = SweepDisplay(console, sweep, job, stage)
+        self._display = SweepDisplay(console, sweep, job, stage, services)
         self._received: list[int] = []
         self._left = threading.Event()
         self._ticks: dict[int, int] = {}

@@ -94,7 +94,7 @@ class Narrow(Columns):
 def test_batches_become_smaller_where_memory_is_short() -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 1), np.uint8)
     model = Narrow()
-    (found,) = Predictor([(model, make_sidecar())]).maps([images])
+    (found,) = Predictor([(model, make_sidecar())]).maps([images], batch=7)
     np.testing.assert_array_equal(found, Predictor([(Columns(), make_sidecar())]).maps([images])[0])
     assert [len(seen) for seen in model.seen] == [7, 3, 1, 2, 4, 2, 2]
 

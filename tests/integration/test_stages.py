@@ -47,7 +47,7 @@ def both(work: Work, count: int, kind: type[Any]) -> tuple[list[object], list[ob
 @pytest.mark.usefixtures("cluster")
 def test_evaluation(model: Model, sharded: Outcome) -> None:
     images = ShardImages.of(sharded.root, sharded.index.shards)
-    work = MeasureChunk(model, images, EvaluateSettings(batch=4))
+    work = MeasureChunk(model, images, EvaluateSettings(), size=4)
     one, other = both(work, -(-len(images) // 4), MeasuredImage)
     assert one == other
     assert len(one) == len(images)
@@ -67,7 +67,7 @@ def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
     for out, options in (("one", {"device": "cpu"}), ("other", {"resource": STAND_IN})):
         given = {"run": str(tmp_path), "images": str(images), "out": str(tmp_path / out), "batch": 3}
         job = PredictJob.model_validate({**given, "overlay": overlay})
-        work = _Predict(job, model, names)
+        work = _Predict(job, model, names, size=3)
         made[out] = sorted(map_chunks(work, 3, Prediction, **options), key=repr)  # type: ignore[arg-type]
     assert made["one"] == made["other"]
     assert len(made["one"]) == 8

@@ -86,6 +86,14 @@ def test_note_and_start_from_the_beginning(console: Console, tmp_path: Path) -> 
     assert "no gradient" not in " ".join(lines)
 
 
+def test_quiet(console: Console, tmp_path: Path) -> None:
+    with TrainingDisplay(console, locate(str(tmp_path)), 2, quiet=True) as display:
+        for event in (START, EpochDone(ROW), Note("a worker is lost")):
+            display(event)
+    assert console.export_text().splitlines() == ["a worker is lost"]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
 def test_first_step_is_the_first(console: Console, tmp_path: Path) -> None:
     with TrainingDisplay(console, locate(str(tmp_path)), 2) as display:
         assert display.first_step is None

@@ -1,0 +1,241 @@
+"""Hands settings, figures, pictures and models of runs to MLflow and to Weights & Biases.
+
+The services are spoken to by a process of its own, `lungseg_ray.run.trackers`: whatever they do, training neither waits
+for them nor shares an interpreter with their libraries.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lungseg_ray.config import Settings, TrackSettings, leaves, value_at
+from lungseg_ray.errors import StoppedError, UserError
+from lungseg_ray.progress import say
+from lungseg_ray.storage import Location
+
+LAST_SECONDS = 30.0
+"""Seconds for which the end of a job waits for the services to take what is left."""
+
+Status = Literal["finished", "failed", "stopped"]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run: str
+
+
+class RunStarts(_Message):
+    """A run starts or is resumed.
+
+    Attributes:
+        run: The address of the folder of the run.
+        name: Its name.
+        group: The sweep that it belongs to; empty if none.
+        parameters: Its settings by key.
+    """
+
+    kind: Literal["starts"] = "starts"
+    name: str
+    group: str = ""
+    parameters: dict[str, str]
+
+
+class RunHasEpoch(_Message):
+    """A run has finished an epoch.
+
+    Attributes:
+        run: The address of the folder of the run.
+        row: The epoch's row of the history.
+    """
+
+    kind: Literal["epoch"] = "epoch"
+    row: dict[str, float]
+
+
+class RunHasResult(_Message):
+    """A run is trained and measured.
+
+    Attributes:
+        run: The address of the folder of the run.
+        figures: Its final figures by name.
+        pictures: The addresses of pictures.
+        model: The address of the folder of its best model.
+    """
+
+    kind: Literal["result"] = "result"
+    figures: dict[str, float]
+    pictures: list[str]
+    model: str
+
+
+class RunEnds(_Message):
+    """A run is left.
+
+    Attributes:
+        run: The address of the folder of the run.
+        status: How it ended.
+    """
+
+    kind: Literal["ends"] = "ends"
+    status: Status
+
+
+Message = Annotated[RunStarts | RunHasEpoch | RunHasResult | RunEnds, Field(discriminator="kind")]
+
+
+class Tracking:
+    """The way to the services that the settings name; without any, its methods do nothing.
+
+    Args:
+        process: The process that speaks to the services; None without any.
+    """
+
+    def __init__(self, process: subprocess.Popen[str] | None) -> None:
+        self._process = process
+
+    def start(self, run: Location, settings: Settings, *, group: str = "") -> None:
+        """Tells that a run starts or is resumed.
+
+        Args:
+            run: The folder of the run.
+            settings: Its settings.
+            group: The sweep that it belongs to; empty if none.
+        """
+        tree = settings.model_dump(mode="json")
+        parameters = {key: str(value_at(tree, key)) for key in leaves(type(settings))}
+        self._send(RunStarts(run=run.uri, name=run.name, group=group, parameters=parameters))
+
+    def epoch(self, run: Location, row: dict[str, float]) -> None:
+        """Tells the figures of an epoch.
+
+        Args:
+            run: The folder of the run.
+            row: The epoch's row of the history.
+        """
+        self._send(RunHasEpoch(run=run.uri, row=row))
+
+    def result(self, run: Location, figures: Mapping[str, float], pictures: list[Location], model: Location) -> None:
+        """Tells the result of a run.
+
+        Args:
+            run: The folder of the run.
+            figures: Its final figures by name.
+            pictures: Pictures.
+            model: The folder of its best model.
+        """
+        uris = [picture.uri for picture in pictures]
+        self._send(RunHasResult(run=run.uri, figures=dict(figures), pictures=uris, model=model.uri))
+
+    def end(self, run: Location, status: Status) -> None:
+        """Tells that a run is left.
+
+        Args:
+            run: The folder of the run.
+            status: How it ended.
+        """
+        self._send(RunEnds(run=run.uri, status=status))
+
+    def _send(self, message: _Message) -> None:
+        if not self._process or not self._process.stdin:
+            return
+        try:
+            # The process reads in a thread of its own, so that a service that hangs does not fill the pipe.
+            self._process.stdin.write(message.model_dump_json() + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            self._process = None
+            say("The process that hands figures to track.mlflow and track.wandb has ended; the run goes on without it.")
+
+
+def check_services(settings: TrackSettings) -> None:
+    """Checks that the libraries of the services that the settings name are installed.
+
+    Args:
+        settings: The services.
+
+    Raises:
+        UserError: If one is not.
+    """
+    for name, value in settings.model_dump().items():
+        if value and importlib.util.find_spec(name) is None:
+            raise UserError(f"track.{name}: the package {name} is not installed. pip install 'lungseg-ray[track]'.")
+
+
+@contextmanager
+def tracking(settings: TrackSettings) -> Iterator[Tracking]:
+    """Starts the process that speaks to the services, and ends it after the block.
+
+    Args:
+        settings: The services.
+
+    Yields:
+        The way to them.
+    """
+    if not any(settings.model_dump().values()):
+        yield Tracking(None)
+        return
+    # In a session of its own, a Ctrl-C reaches only the job, whose last figures it still takes.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lungseg_ray.run.trackers", settings.model_dump_json(), str(LAST_SECONDS)],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield Tracking(process)
+    finally:
+        _end(process)
+
+
+@contextmanager
+def tracked(run: Location, settings: Settings) -> Iterator[Tracking]:
+    """Tracks one run for the duration of the block, and tells how it ended.
+
+    Args:
+        run: The folder of the run.
+        settings: Its settings, which name the services.
+
+    Yields:
+        The way to the services.
+
+    Raises:
+        StoppedError: If the block raises it.
+        KeyboardInterrupt: If the block raises it.
+    """
+    with tracking(settings.track) as found:
+        found.start(run, settings)
+        status: Status = "failed"
+        try:
+            yield found
+            status = "finished"
+        except (StoppedError, KeyboardInterrupt):
+            status = "stopped"
+            raise
+        finally:
+            found.end(run, status)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with suppress(OSError):
+        # What the pipe did not take is gone with a process that has ended.
+        process.stdin.close()  # type: ignore[union-attr]
+    try:
+        # The process ends itself after this time; it is only ended here if it cannot.
+        late = process.wait(LAST_SECONDS + 5) != 0
+    except subprocess.TimeoutExpired:
+        late = True
+    finally:
+        process.kill()
+        process.wait()
+    if late:
+        say(
+            f"track.mlflow or track.wandb has not taken everything in {LAST_SECONDS:.0f} s after the end. It is in the "
+            "folder of the run."
+        )
