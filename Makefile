@@ -53,7 +53,7 @@ test-newest: ## run all tests on the newest versions of Ray and of the other dep
 	$(NEWEST)/bin/python -m pytest \
 		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
 
-faults: $(READY) ## kill, stop and starve real processes; three quarters of an hour, prints the table of docs/reliability.md
+faults: $(READY) ## kill, stop and starve real processes; an hour, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
 
 cluster-test: $(READY) ## run jobs on clusters whose nodes come and go; about ten minutes
@@ -85,6 +85,7 @@ format: $(READY) ## format the code and mend what the linter can
 bench: $(READY) $(BENCH)/.ready ## measure everything in docs/performance.md, in half an hour; goes on where it was interrupted
 	$(BIN)/python -m benchmarks.everything --peers $(BENCH)/bin/python
 	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m benchmarks.scaling
 
 # The peers need other versions of some packages than those of the pinned set.
 $(BENCH)/.ready: pyproject.toml constraints.txt

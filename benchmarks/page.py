@@ -29,7 +29,8 @@ alone.
 """
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a table in Markdown."""
     names = list(head)
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -95,7 +96,7 @@ def _train(result: Result) -> list[str]:
         "or one worker for each core, the others go on.",
         _machine(result),
         _plot("performance-training", "Training", "images per second", bars),
-        _table(("figure", "measured"), rows),
+        table(("figure", "measured"), rows),
     ]
 
 
@@ -111,7 +112,7 @@ def _feed(result: Result) -> list[str]:
         "The first batch is counted from the start of the process, most of which is the start of Ray. The first epoch "
         "of a large index is its first 512 images.",
         _machine(result),
-        _table(("images, place", "first batch, s", "pairs/s, first epoch", "then", "memory of a task, MiB"), rows),
+        table(("images, place", "first batch, s", "pairs/s, first epoch", "then", "memory of a task, MiB"), rows),
     ]
 
 
@@ -127,7 +128,7 @@ def _peers(result: Result) -> list[str]:
         "empty cache, and is counted from the start of the process; most of it is the start of Ray and the imports.",
         _machine(result),
         _plot("performance-feed", "Pairs per second after the first epoch", "pairs per second", bars),
-        _table(("feed, place", "pairs/s, first epoch", "then"), rows),
+        table(("feed, place", "pairs/s, first epoch", "then"), rows),
     ]
 
 
@@ -145,9 +146,9 @@ def _predict(result: Result) -> list[str]:
         "decodes, computes and encodes in as many processes. The network that takes no time runs on a resource of Ray "
         "that stands for a GPU: decoding and encoding are then all there is.",
         _machine(result),
-        _table(("prediction", "images/s", "bare loop", "ratio"), rows),
+        table(("prediction", "images/s", "bare loop", "ratio"), rows),
         "What the driver does by itself for many images, of which no pixel is read, once:",
-        _table(("images", "seconds", "largest memory of the driver, MiB"), named),
+        table(("images", "seconds", "largest memory of the driver, MiB"), named),
     ]
 
 
@@ -177,7 +178,7 @@ def _records(result: Result) -> list[str]:
         "how they grow with the number of images. With up to 100,000 images, the index includes a search for images "
         "that look alike in different splits.",
         _machine(result),
-        _table(("phase", *(f"{count:,} images" for count in cases), "exponent"), rows),
+        table(("phase", *(f"{count:,} images" for count in cases), "exponent"), rows),
     ]
 
 
@@ -191,7 +192,7 @@ def _listing(result: Result) -> list[str]:
         f"{result['files']:,} files are listed and their layout is recognised, beside the listing alone. The bucket "
         "answers every request after 30 ms.",
         _machine(result),
-        _table(("place, tree", "seconds", "listing alone, s", "ratio"), rows),
+        table(("place, tree", "seconds", "listing alone, s", "ratio"), rows),
     ]
 
 
@@ -215,7 +216,7 @@ def _gpu(result: Result) -> list[str]:
         "difference of 20 losses in fp32 between this device and a CPU: "
         f"{result['parity']['largest_difference_fp32']:.1e}.",
         _machine(result),
-        _table(
+        table(
             ("network", "px", "batch", "images/s", "bare loop", "ratio", "share", "compiled", "waits per step"), rows
         ),
     ]

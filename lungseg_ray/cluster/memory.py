@@ -1,8 +1,10 @@
-"""The memory of processes that compute on CPUs."""
+"""The memory of processes: how they use it again, and how much they need."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
 from contextlib import suppress
 
 _ALLOCATOR = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
@@ -22,3 +24,9 @@ def reuse_memory() -> None:
         library = ctypes.CDLL(None)
         for parameter, value in _ALLOCATOR.items():
             library.mallopt(parameter, value)
+
+
+def largest_memory() -> int:
+    """Returns the largest memory that this process has had so far, bytes."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024

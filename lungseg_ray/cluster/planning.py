@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -212,3 +213,13 @@ def plan_trials(
     )
     gpu_share = gpus_per_trial if on_gpu and workers == 1 else 0.0
     return TrialsPlan(concurrent=together, cpus=1, gpus=gpu_share, together=-(-together // nodes), training=training)
+
+
+def trials_in_memory(nodes: Sequence[float], need: float) -> int:
+    """Computes how many trials the memory of a cluster is enough for, at least 1.
+
+    Args:
+        nodes: The memory that tasks may use on each node, bytes.
+        need: The memory of the largest trial so far, bytes; 0 while none is measured, when each node gets one.
+    """
+    return max(sum(int(memory // need) for memory in nodes) if need else len(nodes), 1)

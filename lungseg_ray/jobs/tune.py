@@ -121,6 +121,8 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
                     console=console,
                     stage=stage,
                     services=services,
+                    # On a cluster that grows, trials that wait make it grow.
+                    by_memory=not (job.sweep.concurrent or planned.types or job.train.workers > 1),
                 ).run()
         _measure_finalists(job, sweep, index, console)
         lease.check()

@@ -224,6 +224,7 @@ def _trials(view: SweepView) -> Chapter:
         Column("time, s"): lambda trial: decimals(trial.seconds, 0),
         Column("s per epoch"): lambda trial: decimals(trial.seconds / trial.epochs if trial.epochs else None, 1),
         Column("start-up, s"): lambda trial: decimals(trial.startup, 1),
+        Column("memory, GiB"): lambda trial: decimals(trial.memory and trial.memory / 2**30, 2),
         Column("run"): lambda trial: Cell(trial.name, trial.name, f"{view.base}{FOLDER}/{quote(trial.name)}/"),
         Column("reason"): lambda trial: trial.reason or None,
     }

@@ -45,6 +45,7 @@ class _Result(Section):
         gflops: 10^9 operations of a forward pass of one image at its `feed.size`.
         seconds: Seconds spent in training and validation.
         startup: Seconds from its latest assignment to its first step.
+        memory: The largest memory of its process so far, bytes; None with several workers, which have their own.
     """
 
     reason: str = ""
@@ -56,6 +57,7 @@ class _Result(Section):
     gflops: float | None = None
     seconds: float = 0.0
     startup: float | None = None
+    memory: int | None = None
 
 
 class TrialUpdate(_Result):

@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import tune
 
+from lungseg_ray.cluster.memory import largest_memory
 from lungseg_ray.cluster.planning import TrialsPlan
 from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
@@ -105,7 +106,7 @@ class _TrialDriver:
     Attributes:
         assigned: When the driver assigned the trial, seconds since the epoch of the clock.
         history: A row for each finished epoch.
-        log: The event log of the trial's run, if this process writes it.
+        log: The event log of the trial's run, if this process trains it and writes the log.
         notes: Messages that travel with the next report.
         started: Whether the first step is made.
     """
@@ -126,16 +127,20 @@ class _TrialDriver:
             case StepDone():
                 update = TrialUpdate()
                 if not self.started:
-                    update = TrialUpdate(startup=round(time.time() - self.assigned, 2))
+                    update = self._measured(TrialUpdate(startup=round(time.time() - self.assigned, 2)))
                     self.started = True
                 if update.changes or self.notes:
                     self.report(update=update)
             case EpochDone():
                 # A group of workers that was lost may come to the same epoch again.
                 self.history = [*(row for row in self.history if row["epoch"] < event.row["epoch"]), event.row]
-                self.report(update=reached(self.history), row=event.row)
+                self.report(update=self._measured(reached(self.history)), row=event.row)
             case _:
                 pass
+
+    def _measured(self, update: TrialUpdate) -> TrialUpdate:
+        """Adds the memory of this process, if it is the one that trains."""
+        return update.model_copy(update={"memory": largest_memory()}) if self.log else update
 
     def report(self, *, update: TrialUpdate, row: dict[str, float] | None = None) -> None:
         notes, self.notes = self.notes, []
@@ -310,4 +315,5 @@ def _train_workers(
         lease=Lease(task.token, task.sweep.place),
         stop_after_epoch=stop_after_epoch,
         stop=stop,
+        together=task.plan.together,
     )

@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from lungseg_ray.cluster.planning import TrialsPlan
+from lungseg_ray.cluster.planning import TrialsPlan, trials_in_memory
 from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.config import SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError
@@ -49,6 +49,7 @@ class TrialRunner:
         console: The console that the user reads.
         stage: 1, the search, or 2, the finalists.
         services: The services that show runs.
+        by_memory: Whether only as many trials run at the same time as the memory of the cluster is enough for.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class TrialRunner:
         console: Console,
         stage: Stage,
         services: Tracking,
+        by_memory: bool,
     ) -> None:
         self._job = job
         self._sweep = sweep
@@ -71,6 +73,7 @@ class TrialRunner:
         self._plan = plan
         self._lease = lease
         self._stage = stage
+        self._by_memory = by_memory
         self._key = f"stage {stage}"
         self._before = sweep.seconds()
         self._search = Search(job, sweep.trials(), stage)
@@ -192,6 +195,8 @@ class TrialRunner:
         """
         with self._lock:
             ended = self._over or self._failure
+            if not ended and self._by_memory and self._search.running >= self._fit_in_memory():
+                return None
             move = None if ended else self._search.next()
             if move is None:
                 return None if self._search.running and not ended else Searcher.FINISHED
@@ -199,6 +204,12 @@ class TrialRunner:
         self._unreported.add(tune_id)
         self._save()
         return {"assignment": Assignment(move.trial, move.stop_after_epoch, time.time())}
+
+    def _fit_in_memory(self) -> int:
+        """Returns how many trials the memory is enough for, by the largest need of those that have made a step."""
+        need = max((trial.memory or 0 for trial in self._search.trials), default=0)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return trials_in_memory([node.get("memory", 0.0) for node in nodes if node.get("CPU")], need)
 
     def on_report(self, tune_id: str, report: TrialReport) -> None:
         """Records what a trial reports.

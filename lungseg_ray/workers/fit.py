@@ -110,6 +110,7 @@ class _Task:
         mailbox: The mailbox of the driver.
         token: Shows that the driver holds the run.
         stop_after_epoch: The epoch after which the workers leave off; None for the last.
+        together: The number of trainings that share the cores of a node.
     """
 
     settings: Settings
@@ -119,6 +120,7 @@ class _Task:
     mailbox: Mailbox
     token: LeaseToken
     stop_after_epoch: int | None
+    together: int
 
     def __call__(self) -> None:
         """Trains as one worker."""
@@ -139,7 +141,7 @@ class _Task:
                 heartbeat=heartbeat,
                 token=self.token,
                 data_tasks=tasks,
-                workers_on_node=context.get_local_world_size(),
+                workers_on_node=context.get_local_world_size() * self.together,
             )
             try:
                 train_loop(
@@ -182,6 +184,7 @@ def fit(
     lease: Lease,
     stop_after_epoch: int | None = None,
     stop: Callable[[], bool] = lambda: False,
+    together: int = 1,
 ) -> None:
     """Trains on a running Ray cluster, from the newest checkpoint of the run to its end.
 
@@ -197,6 +200,7 @@ def fit(
         lease: The lease of the run.
         stop_after_epoch: The epoch after which to leave off; by default the last.
         stop: Asked again and again; once it is true, the workers save and stop as after a SIGTERM.
+        together: The number of trainings that share the cores of a node.
 
     Raises:
         UserError: For a mistake of the user's, such as a run whose checkpoints cannot be used.
@@ -219,7 +223,7 @@ def fit(
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[Losses(box)],
         )
-        task = ray.put(_Task(settings, run, source, plan, box, lease.token, stop_after_epoch))
+        task = ray.put(_Task(settings, run, source, plan, box, lease.token, stop_after_epoch, together))
         trainer = _Trainer(start, train_loop_config={TASK: task}, scaling_config=scaling, run_config=running)
         try:
             _Follower(settings, run, watch, received, stop).follow(trainer, box, lease)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from lungseg_ray.cluster.planning import TrainingPlan, cores, data_tasks, plan_training, plan_trials
+from lungseg_ray.cluster.planning import TrainingPlan, cores, data_tasks, plan_training, plan_trials, trials_in_memory
 from lungseg_ray.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -177,3 +177,17 @@ def test_what_is_asked_for() -> None:
     assert trials.needs() == [{"CPU": 1}, {"GPU": 1}, {"GPU": 1}]
     trials = plan_trials(cpus=16, gpus=0, workers=2)
     assert trials.needs() == [{"CPU": 1}] * 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "need", "fit"),
+    [
+        ([8e9], 3e9, 2),
+        ([8e9, 8e9], 5e9, 2),
+        ([2e9], 3e9, 1),  # one trial is tried in any case
+        ([8e9, 8e9, 8e9], 0, 3),
+        ([], 0, 1),
+    ],
+)
+def test_trials_in_memory(nodes: list[float], need: float, fit: int) -> None:
+    assert trials_in_memory(nodes, need) == fit
