@@ -53,7 +53,7 @@ test-newest: ## run all tests on the newest versions of Ray and of the other dep
 	$(NEWEST)/bin/python -m pytest \
 		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
 
-faults: $(READY) ## kill, stop and starve real processes; an hour, prints the table of docs/reliability.md
+faults: $(READY) ## kill, stop and starve real processes; an hour and a quarter, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
 
 cluster-test: $(READY) ## run jobs on clusters whose nodes come and go; about ten minutes
