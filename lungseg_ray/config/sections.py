@@ -13,6 +13,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -32,6 +33,7 @@ from lungseg_ray.config.values import (
     as_written,
 )
 from lungseg_ray.storage import PATIENCE_SECONDS, Location
+from lungseg_ray.text import without_secrets
 
 
 class ShardSettings(Section):
@@ -244,6 +246,16 @@ class TrackSettings(Section):
         description="Project of Weights & Biases, such as team/lungs. WANDB_API_KEY, WANDB_MODE and its other "
         "variables take effect.",
     )
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_secret(cls, address: str | None) -> str | None:
+        if address and without_secrets(address) != address:
+            raise ValueError(
+                "an address with a name, a password or a key would be stored with the settings of the run; give them "
+                "as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
+            )
+        return address
 
 
 class RunSettings(Section):

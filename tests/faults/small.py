@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import Location, locate
 from tests.helpers import find_damage
@@ -114,6 +116,7 @@ class Cluster:
         host: the address of the head.
         within: what comes before a command that is to run on the machine of the head.
         types: of further nodes, which Ray's autoscaler starts and ends; without them it has none.
+        version: of the autoscaler; Ray has two.
 
     Attributes:
         address: for `RAY_ADDRESS`.
@@ -130,6 +133,7 @@ class Cluster:
         python: Path = Path(sys.executable),
         metrics_port: int = 0,
         types: Mapping[str, Mapping[str, Any]] | None = None,
+        version: int = 1,
         host: str = "127.0.0.1",
         within: Sequence[str] = (),
     ) -> None:
@@ -153,9 +157,16 @@ class Cluster:
             head = (*head, "--metrics-export-port", str(metrics_port))
         if types:
             config = folder / "autoscaler.json"
-            config.write_text(json.dumps(autoscaled(types, self.address)))
+            config.write_text(json.dumps(autoscaled(types, self.address, version)))
             head = (*head, "--autoscaling-config", str(config))
             self._started["RAY_FAKE_CLUSTER"] = "1"
+        second = {
+            "RAY_enable_autoscaler_v2": "1",
+            **dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID),
+        }
+        if version == 2:
+            # The autoscaler must know which of its nodes is the head.
+            self._started |= second
         self._start("head", *head, "--num-cpus", str(cpus), within=within)
 
     def _start(self, name: str, *arguments: str, within: Sequence[str] = ()) -> int:
@@ -222,12 +233,13 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
 
 
-def autoscaled(types: Mapping[str, Mapping[str, Any]], address: str) -> dict[str, Any]:
+def autoscaled(types: Mapping[str, Mapping[str, Any]], address: str, version: int) -> dict[str, Any]:
     """The configuration of an autoscaler that starts nodes as processes of this machine.
 
     Args:
         types: of nodes, each with `resources` and `max_workers`.
         address: of the head.
+        version: of the autoscaler.
     """
     nodes = {name: {"node_config": {}, "min_workers": 0, **content} for name, content in types.items()}
     lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
@@ -240,12 +252,16 @@ def autoscaled(types: Mapping[str, Mapping[str, Any]], address: str) -> dict[str
         "provider": {
             "type": "fake_multinode",
             "gcs_address": address,
+            **({"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID} if version == 2 else {}),
             **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),
         },
         "auth": {},
         "docker": {},
-        "head_node_type": "head",
-        "available_node_types": {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **nodes},
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "available_node_types": {
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            **nodes,
+        },
         "file_mounts": {},
         "file_mounts_sync_continuously": False,
         **{name: [] for name in (*lists, *starts)},

@@ -22,11 +22,11 @@ TYPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["version 1", "version 2"])
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A head without CPUs, and up to 3 nodes with 2 CPUs and one with what Ray takes for a GPU."""
     before = ray_processes()
-    with Cluster(tmp_path_factory.mktemp("cluster"), cpus=0, types=TYPES) as one:
+    with Cluster(tmp_path_factory.mktemp("cluster"), cpus=0, types=TYPES, version=request.param) as one:
         yield one
     # Ray starts agents again while it ends, which notice that they are alone after a minute and a half.
     assert wait_until(lambda: ray_processes() <= before, seconds=150), "nodes were left behind"

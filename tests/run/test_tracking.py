@@ -18,6 +18,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from pydantic import ValidationError
 
 from lungseg_ray.config import Settings, TrackSettings
 from lungseg_ray.errors import UserError
@@ -166,7 +167,7 @@ def test_wandb_offline(run: Location, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def _records(log: Path) -> Iterator[Any]:
     """The records of a file in the log format of LevelDB, after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     data, at, content = log.read_bytes(), 7, b""
     while at + 7 <= len(data):
@@ -211,3 +212,10 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"track.wandb: the package wandb is not installed. pip install"):
         tracking.check_services(TrackSettings(wandb="lungs"))
     tracking.check_services(TrackSettings())
+
+
+def test_an_address_with_a_password_is_refused() -> None:
+    with pytest.raises(ValidationError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        TrackSettings(mlflow="https://me:secret@mlflow.example:5000")
+    assert "MLFLOW_TRACKING_TOKEN" in str(caught.value)
+    assert TrackSettings(mlflow="sqlite:////data/runs.db").mlflow == "sqlite:////data/runs.db"
