@@ -82,7 +82,7 @@ format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) $(BENCH)/.ready ## measure everything in docs/performance.md, in half an hour; goes on where it was interrupted
+bench: $(READY) $(BENCH)/.ready ## measure everything in docs/performance.md, in an hour; goes on where it was interrupted
 	$(BIN)/python -m benchmarks.everything --peers $(BENCH)/bin/python
 	$(BIN)/python -m benchmarks.page
 	$(BIN)/python -m benchmarks.scaling

@@ -1,4 +1,4 @@
-"""Runs all benchmarks, each of which writes its figures to benchmarks/results/; takes half an hour on two cores.
+"""Runs all benchmarks, each of which writes its figures to benchmarks/results/; takes an hour on two cores.
 
 A part whose figures are there already, of this code and from this machine, is not measured again, so that a command
 that was interrupted goes on. Run it from the folder of the repository: python -m benchmarks.everything

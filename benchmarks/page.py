@@ -23,7 +23,7 @@ _WIDTH = 120
 _START = """# Performance
 
 This page is written by `python -m benchmarks.page` from the files in `benchmarks/results/`, which `make bench` makes
-(half an hour on two cores; it goes on where it was interrupted). Figures are medians of three runs, unless a section
+(an hour on two cores; it goes on where it was interrupted). Figures are medians of three runs, unless a section
 says otherwise. A ratio compares figures of the same run. The heading of a section names the command that measures it
 alone.
 """
