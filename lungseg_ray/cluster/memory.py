@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 _ALLOCATOR = {-4: 0, -1: 2**31 - 1, -2: 64 << 20}
 """M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of `mallopt`: large arrays get no memory of their own, none is given
@@ -26,7 +28,14 @@ def reuse_memory() -> None:
             library.mallopt(parameter, value)
 
 
-def largest_memory() -> int:
-    """Returns the largest memory that this process has had so far, bytes."""
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else found * 1024
+def own_memory() -> int:
+    """Returns the memory of this process that it does not share, bytes; elsewhere than on Linux its largest memory.
+
+    A process that uses memory again keeps that of its largest step. Shards in Ray's object store are shared.
+    """
+    with suppress(OSError):
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

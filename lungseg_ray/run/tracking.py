@@ -7,6 +7,7 @@ for them nor shares an interpreter with their libraries.
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ from lungseg_ray.storage import Location
 
 LAST_SECONDS = 30.0
 """Seconds for which the end of a job waits for the services to take what is left."""
+
+STOPPED_SECONDS = 2.0
+"""Seconds for which a job that is stopped waits for them."""
 
 Status = Literal["finished", "failed", "stopped"]
 
@@ -147,7 +151,8 @@ class Tracking:
             return
         try:
             # The process reads in a thread of its own, so that a service that hangs does not fill the pipe.
-            self._process.stdin.write(message.model_dump_json() + "\n")
+            # Plain JSON, since pydantic would write None for a figure that is not a number.
+            self._process.stdin.write(json.dumps(message.model_dump()) + "\n")
             self._process.stdin.flush()
         except OSError:
             self._process = None
@@ -177,6 +182,10 @@ def tracking(settings: TrackSettings) -> Iterator[Tracking]:
 
     Yields:
         The way to them.
+
+    Raises:
+        StoppedError: If the block raises it.
+        KeyboardInterrupt: If the block raises it.
     """
     if not any(settings.model_dump().values()):
         yield Tracking(None)
@@ -190,8 +199,14 @@ def tracking(settings: TrackSettings) -> Iterator[Tracking]:
     )
     try:
         yield Tracking(process)
-    finally:
-        _end(process)
+    except (StoppedError, KeyboardInterrupt):
+        # Who stops a job does not wait for a service. The process takes what is left, and ends by itself.
+        _end(process, STOPPED_SECONDS, finished=False)
+        raise
+    except BaseException:
+        _end(process, LAST_SECONDS)
+        raise
+    _end(process, LAST_SECONDS)
 
 
 @contextmanager
@@ -222,20 +237,20 @@ def tracked(run: Location, settings: Settings) -> Iterator[Tracking]:
             found.end(run, status)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], seconds: float, *, finished: bool = True) -> None:
+    """Tells the process that nothing follows, and waits for it; it ends by itself after `LAST_SECONDS`."""
     with suppress(OSError):
         # What the pipe did not take is gone with a process that has ended.
         process.stdin.close()  # type: ignore[union-attr]
     try:
-        # The process ends itself after this time; it is only ended here if it cannot.
-        late = process.wait(LAST_SECONDS + 5) != 0
+        late = process.wait(seconds + 5 if finished else seconds) != 0
     except subprocess.TimeoutExpired:
         late = True
-    finally:
-        process.kill()
-        process.wait()
-    if late:
+        if finished:
+            process.kill()
+            process.wait()
+    if late and finished:
         say(
-            f"track.mlflow or track.wandb has not taken everything in {LAST_SECONDS:.0f} s after the end. It is in the "
+            f"track.mlflow or track.wandb has not taken everything in {seconds:.0f} s after the end. It is in the "
             "folder of the run."
         )

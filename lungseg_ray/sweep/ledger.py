@@ -45,7 +45,7 @@ class _Result(Section):
         gflops: 10^9 operations of a forward pass of one image at its `feed.size`.
         seconds: Seconds spent in training and validation.
         startup: Seconds from its latest assignment to its first step.
-        memory: The largest memory of its process so far, bytes; None with several workers, which have their own.
+        memory: The memory of its process alone, bytes; None with several workers, which have their own.
     """
 
     reason: str = ""

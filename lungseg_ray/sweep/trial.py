@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import tune
 
-from lungseg_ray.cluster.memory import largest_memory
+from lungseg_ray.cluster.memory import own_memory
 from lungseg_ray.cluster.planning import TrialsPlan
 from lungseg_ray.config import Settings, SweepJob
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
@@ -140,7 +140,7 @@ class _TrialDriver:
 
     def _measured(self, update: TrialUpdate) -> TrialUpdate:
         """Adds the memory of this process, if it is the one that trains."""
-        return update.model_copy(update={"memory": largest_memory()}) if self.log else update
+        return update.model_copy(update={"memory": own_memory()}) if self.log else update
 
     def report(self, *, update: TrialUpdate, row: dict[str, float] | None = None) -> None:
         notes, self.notes = self.notes, []

@@ -3,6 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
+
+from lungseg_ray.cluster.memory import own_memory
 from tests.helpers import ROOT
 
 MAPPED = """
@@ -27,3 +30,9 @@ def test_large_tensors_are_in_the_heap() -> None:
         for how in ("as it is", "reuse")
     ]
     assert [int(count) for count in found] == [1, 0]
+
+
+def test_own_memory_grows_with_what_the_process_holds_alone() -> None:
+    before = own_memory()
+    held = np.ones(64 << 20, np.uint8)
+    assert held.nbytes * 0.9 < own_memory() - before < held.nbytes * 1.5

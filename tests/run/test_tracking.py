@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import pytest
 from pydantic import ValidationError
 
 from lungseg_ray.config import Settings, TrackSettings
-from lungseg_ray.errors import UserError
+from lungseg_ray.errors import StoppedError, UserError
 from lungseg_ray.run import tracking
 from lungseg_ray.run.tracking import tracked
 from lungseg_ray.storage import Location, locate
@@ -107,13 +108,14 @@ def test_mlflow(run: Location, mlflow_server: str, capfd: pytest.CaptureFixture[
 
     # The run is resumed, and becomes longer.
     with tracked(run, settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 3})})) as again:
-        again.epoch(run, {**ROW, "epoch": 2.0, "val_iou": 0.9})
+        again.epoch(run, {**ROW, "epoch": 2.0, "val_iou": 0.9, "val_dice_positives": math.nan})
         again.result(run, {"test/dice": 0.95}, [run / "curves.png"], run / "best")
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
     history = client.get_metric_history(found.info.run_id, "val/iou")
     assert [(point.step, point.value) for point in history] == [(1, 0.8), (2, 0.9)]
     assert found.data.metrics["test/dice"] == 0.95
+    assert math.isnan(found.data.metrics["val/dice_positives"])
     files = {file.path for part in ("pictures", "model") for file in client.list_artifacts(found.info.run_id, part)}
     assert files == {"pictures/curves.png", *(f"model/{name}" for name in MODEL)}
 
@@ -219,3 +221,11 @@ def test_an_address_with_a_password_is_refused() -> None:
         TrackSettings(mlflow="https://me:secret@mlflow.example:5000")
     assert "MLFLOW_TRACKING_TOKEN" in str(caught.value)
     assert TrackSettings(mlflow="sqlite:////data/runs.db").mlflow == "sqlite:////data/runs.db"
+
+
+def test_who_stops_a_job_does_not_wait_for_a_service(run: Location) -> None:
+    pytest.importorskip("mlflow")
+    start = time.monotonic()
+    with pytest.raises(StoppedError), tracked(run, settings_for(mlflow="http://127.0.0.1:9")):
+        raise StoppedError("stopped", signal.SIGTERM)
+    assert time.monotonic() - start < 10
