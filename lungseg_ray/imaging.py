@@ -235,7 +235,7 @@ def source_of_png(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return str(image.info.get(_SOURCE, ""))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
 
 

@@ -33,7 +33,6 @@ from lungseg_ray.config.values import (
     as_written,
 )
 from lungseg_ray.storage import PATIENCE_SECONDS, Location
-from lungseg_ray.text import without_secrets
 
 
 class ShardSettings(Section):
@@ -247,13 +246,14 @@ class TrackSettings(Section):
         "variables take effect.",
     )
 
-    @field_validator("mlflow")
+    @field_validator("mlflow", "wandb")
     @classmethod
     def _no_secret(cls, address: str | None) -> str | None:
-        if address and without_secrets(address) != address:
+        if address and ("@" in address or "?" in address):
             raise ValueError(
                 "an address with a name, a password or a key would be stored with the settings of the run; give them "
-                "as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or as MLFLOW_TRACKING_TOKEN"
+                "as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as MLFLOW_TRACKING_TOKEN or as "
+                "WANDB_API_KEY"
             )
         return address
 

@@ -157,7 +157,7 @@ class Predictor(Processing):
         Returns:
             For each model, (N, size, size, K) float32, 0 to 1.
         """
-        step = batch or BATCH[self.device.type]
+        step = batch or BATCH.get(self.device.type, BATCH["cpu"])
         return [
             np.concatenate(
                 [self._maps(model, side, images[first : first + step]) for first in range(0, len(images), step)]

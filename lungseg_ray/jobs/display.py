@@ -70,8 +70,15 @@ class TrainingDisplay:
         self.started = self.started or event
         self._best = badness(event.best) if event.best else float("inf")
         self._tensorboard.open(epoch=event.epoch)
-        if self._quiet:
-            return
+        if not self._quiet:
+            self._print_start(event)
+        if event.frozen:
+            self._print(
+                f"  {len(event.frozen)} parameters get no gradient in this pair of architecture and encoder and are "
+                f"frozen, {event.frozen[0]} the first"
+            )
+
+    def _print_start(self, event: Started) -> None:
         where = f"from epoch {event.epoch + 1}" if event.step else "from the start"
         if event.step_in_epoch:
             where += f", step {event.step_in_epoch + 1} of {event.steps_per_epoch},"
@@ -79,11 +86,6 @@ class TrainingDisplay:
             f"Training {where} on {event.workers} worker(s): {event.device}, {event.precision}, "
             f"{event.threads} thread(s) each, {event.parameters / 1e6:.1f} M parameters"
         )
-        if event.frozen:
-            self._print(
-                f"  {len(event.frozen)} parameters get no gradient in this pair of architecture and encoder and are "
-                f"frozen, {event.frozen[0]} the first"
-            )
 
     def _step_done(self, event: StepDone) -> None:
         self.first_step = self.first_step or event.time

@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -151,9 +152,11 @@ class _Predict:
                 image = _Image(name, hashlib.sha256(data).hexdigest())
                 mask = self._done(image)
                 if mask and source_of_png(mask) == image.sha256:
-                    labels = _from_file(mask, side.classes)
-                    found.append(_prediction(name, "done before", labels, side.class_names))
-                    continue
+                    # A mask that is damaged is made again.
+                    with suppress(BadFileError):
+                        labels = _from_file(mask, side.classes)
+                        found.append(_prediction(name, "done before", labels, side.class_names))
+                        continue
                 if mask:
                     image = replace(image, status="done anew")
                 decoded = decode_alone(

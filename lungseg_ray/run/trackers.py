@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,13 +82,16 @@ class Mlflow:
         else:
             tags = {"lungseg_run": key, "folder": message.run, **({"sweep": message.group} if message.group else {})}
             run = self._client.create_run(experiment, run_name=message.name, tags=tags).info.run_id
+        # A start that was interrupted may have left a run without them.
+        if not found or not found[0].data.params:
             pairs = [
                 self._entities.Param(name, value[:_LONGEST_PARAMETER]) for name, value in message.parameters.items()
             ]
             for first in range(0, len(pairs), _PARAMETERS_PER_CALL):
                 self._client.log_batch(run, params=pairs[first : first + _PARAMETERS_PER_CALL])
         self._runs[message.run] = run
-        return f"{self._address}/#/experiments/{experiment}/runs/{run}"
+        web = self._address.startswith("http")
+        return f"{self._address}/#/experiments/{experiment}/runs/{run}" if web else f"run {run} in {self._address}"
 
     def epoch(self, message: RunHasEpoch) -> None:
         """Takes the figures of an epoch."""
@@ -235,7 +239,7 @@ class Sender:
                 if failures >= ATTEMPTS and self._answers():
                     self._tell(f"{self._setting}: left out what it does not take ({message.kind} of {message.run}).")
                     break
-                time.sleep(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE))
+                time.sleep(min(_FIRST_PAUSE * 2 ** min(failures, 9), _LONGEST_PAUSE))
 
     def _answers(self) -> bool:
         try:
@@ -274,14 +278,16 @@ def main() -> None:
     The arguments are the settings of the services, and the seconds that they have after the last line.
     """
     os.nice(10)
-    terminal = os.fdopen(os.dup(2), "w")
+    terminal = os.fdopen(os.dup(2), "w", errors="backslashreplace")
     # What libraries print is not for the user of a training job.
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     settings = TrackSettings.model_validate_json(sys.argv[1])
 
     def tell(text: str) -> None:
-        print(printable(text), file=terminal, flush=True)
+        # A terminal that is closed must not end the thread that hands figures on.
+        with suppress(OSError):
+            print(printable(text), file=terminal, flush=True)
 
     senders = []
     if settings.mlflow:

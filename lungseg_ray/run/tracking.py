@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +28,8 @@ from lungseg_ray.storage import Location
 LAST_SECONDS = 30.0
 """Seconds for which the end of a job waits for the services to take what is left."""
 
+PACKAGE = str(Path(__file__).parents[2])
+"""The folder that holds this package, which need not be installed."""
 STOPPED_SECONDS = 2.0
 """Seconds for which a job that is stopped waits for them."""
 
@@ -103,6 +109,10 @@ class Tracking:
 
     def __init__(self, process: subprocess.Popen[str] | None) -> None:
         self._process = process
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="tracking", daemon=True)
+        if process:
+            self._writer.start()
 
     def start(self, run: Location, settings: Settings, *, group: str = "") -> None:
         """Tells that a run starts or is resumed.
@@ -147,16 +157,26 @@ class Tracking:
         self._send(RunEnds(run=run.uri, status=status))
 
     def _send(self, message: _Message) -> None:
-        if not self._process or not self._process.stdin:
+        if self._process:
+            # Plain JSON, since pydantic would write None for a figure that is not a number.
+            self._lines.put(json.dumps(message.model_dump()) + "\n")
+
+    def _write(self) -> None:
+        """Writes to the process, which may be suspended or may have ended."""
+        process = self._process
+        if not process or not process.stdin:
             return
         try:
-            # The process reads in a thread of its own, so that a service that hangs does not fill the pipe.
-            # Plain JSON, since pydantic would write None for a figure that is not a number.
-            self._process.stdin.write(json.dumps(message.model_dump()) + "\n")
-            self._process.stdin.flush()
+            while (line := self._lines.get()) is not None:
+                process.stdin.write(line)
+                process.stdin.flush()
+            process.stdin.close()
         except OSError:
-            self._process = None
             say("The process that hands figures to track.mlflow and track.wandb has ended; the run goes on without it.")
+
+    def close(self) -> None:
+        """Tells the process that nothing follows."""
+        self._lines.put(None)
 
 
 def check_services(settings: TrackSettings) -> None:
@@ -192,21 +212,27 @@ def tracking(settings: TrackSettings) -> Iterator[Tracking]:
         return
     # In a session of its own, a Ctrl-C reaches only the job, whose last figures it still takes.
     process = subprocess.Popen(
-        [sys.executable, "-m", "lungseg_ray.run.trackers", settings.model_dump_json(), str(LAST_SECONDS)],
+        # Without -P, modules in the working directory of the user would be imported in place of libraries.
+        [sys.executable, "-P", "-m", "lungseg_ray.run.trackers", settings.model_dump_json(), str(LAST_SECONDS)],
         stdin=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")]))},
         text=True,
         start_new_session=True,
     )
+    found = Tracking(process)
     try:
-        yield Tracking(process)
+        yield found
     except (StoppedError, KeyboardInterrupt):
         # Who stops a job does not wait for a service. The process takes what is left, and ends by itself.
-        _end(process, STOPPED_SECONDS, finished=False)
+        found.close()
+        _wait(process, STOPPED_SECONDS, finished=False)
         raise
     except BaseException:
-        _end(process, LAST_SECONDS)
+        found.close()
+        _wait(process, LAST_SECONDS)
         raise
-    _end(process, LAST_SECONDS)
+    found.close()
+    _wait(process, LAST_SECONDS)
 
 
 @contextmanager
@@ -237,11 +263,8 @@ def tracked(run: Location, settings: Settings) -> Iterator[Tracking]:
             found.end(run, status)
 
 
-def _end(process: subprocess.Popen[str], seconds: float, *, finished: bool = True) -> None:
-    """Tells the process that nothing follows, and waits for it; it ends by itself after `LAST_SECONDS`."""
-    with suppress(OSError):
-        # What the pipe did not take is gone with a process that has ended.
-        process.stdin.close()  # type: ignore[union-attr]
+def _wait(process: subprocess.Popen[str], seconds: float, *, finished: bool = True) -> None:
+    """Waits for the end of the process, which comes by itself after `LAST_SECONDS`."""
     try:
         late = process.wait(seconds + 5 if finished else seconds) != 0
     except subprocess.TimeoutExpired:

@@ -108,7 +108,8 @@ class SweepDisplay:
             trial: The trial, in its present state.
         """
         if trial.number in self._boards:
-            self._close(trial, "failed" if trial.state == "failed" else "finished")
+            ends: dict[str, Status] = {"done": "finished", "paused": "finished", "failed": "failed"}
+            self._close(trial, ends.get(trial.state, "stopped"))
         if trial.state in ("failed", "refused"):
             self.note(f"  {trial.name}: {trial.state}. {trial.reason}")
         elif trial.score is not None and not self._job.train.quiet:

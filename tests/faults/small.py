@@ -16,7 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 
 from lungseg_ray.run import checkpoint
 from lungseg_ray.storage import Location, locate
@@ -162,10 +166,11 @@ class Cluster:
             self._started["RAY_FAKE_CLUSTER"] = "1"
         second = {
             "RAY_enable_autoscaler_v2": "1",
+            "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
             **dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID),
         }
         if version == 2:
-            # The autoscaler must know which of its nodes is the head.
+            # The autoscaler must know which of its nodes is the head, which Ray's cluster launcher tells it.
             self._started |= second
         self._start("head", *head, "--num-cpus", str(cpus), within=within)
 
@@ -250,7 +255,9 @@ def autoscaled(types: Mapping[str, Mapping[str, Any]], address: str, version: in
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 0.1,
         "provider": {
-            "type": "fake_multinode",
+            # By its name in Ray, the provider would want a file that Ray's wheel does not have.
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
             "gcs_address": address,
             **({"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID} if version == 2 else {}),
             **dict.fromkeys(("use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True),

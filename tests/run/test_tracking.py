@@ -127,6 +127,7 @@ def test_a_killed_job_leaves_no_run_that_seems_to_run(run: Location, mlflow_serv
         "place = locate(sys.argv[1])\n"
         "with tracked(place, settings_for(mlflow=sys.argv[2])) as services:\n"
         "    services.epoch(place, ROW)\n"
+        "    time.sleep(1)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     job = subprocess.run([sys.executable, "-c", code, run.uri, mlflow_server], check=False)
@@ -216,10 +217,14 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     tracking.check_services(TrackSettings())
 
 
-def test_an_address_with_a_password_is_refused() -> None:
-    with pytest.raises(ValidationError, match="MLFLOW_TRACKING_PASSWORD") as caught:
-        TrackSettings(mlflow="https://me:secret@mlflow.example:5000")
-    assert "MLFLOW_TRACKING_TOKEN" in str(caught.value)
+@pytest.mark.parametrize(
+    "address", ["https://me:secret@mlflow.example:5000", "me:secret@h:5000", "http://h/?key=secret"]
+)
+def test_an_address_with_a_password_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="MLFLOW_TRACKING_PASSWORD"):
+        TrackSettings(mlflow=address)
+    with pytest.raises(ValidationError, match="WANDB_API_KEY"):
+        TrackSettings(wandb=address)
     assert TrackSettings(mlflow="sqlite:////data/runs.db").mlflow == "sqlite:////data/runs.db"
 
 
@@ -229,3 +234,28 @@ def test_who_stops_a_job_does_not_wait_for_a_service(run: Location) -> None:
     with pytest.raises(StoppedError), tracked(run, settings_for(mlflow="http://127.0.0.1:9")):
         raise StoppedError("stopped", signal.SIGTERM)
     assert time.monotonic() - start < 10
+
+
+def test_a_process_that_is_suspended_holds_nothing_up(run: Location) -> None:
+    pytest.importorskip("mlflow")
+    with tracking.tracking(TrackSettings(mlflow="http://127.0.0.1:9")) as services:
+        process = services._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        for epoch in range(2000):
+            services.epoch(run, {**ROW, "epoch": float(epoch)})
+        assert time.monotonic() - start < 5
+        process.kill()
+
+
+def test_modules_of_the_working_directory_are_not_imported(
+    run: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr(tracking, "LAST_SECONDS", 2.0)
+    (tmp_path / "queue.py").write_text(f"open({str(tmp_path / 'was here')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with tracked(run, settings_for(mlflow="http://127.0.0.1:9")):
+        pass
+    assert not (tmp_path / "was here").exists()
