@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
@@ -38,15 +39,24 @@ class Sidecar(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    size: int
-    scale: float = 255.0
-    channels: int
-    longer_side: int
-    classes: int
+    size: Annotated[int, Field(ge=1, le=1 << 14)]
+    scale: Annotated[float, Field(gt=0, le=1e9)] = 255.0
+    channels: Literal[1, 3]
+    longer_side: Annotated[int, Field(ge=1, le=1 << 16)]
+    classes: Annotated[int, Field(ge=1, le=255)]
     class_names: list[str]
-    threshold: float
+    threshold: Annotated[float, Field(ge=0, le=1)]
     white: float | list[float] | None = None
     mirrored: list[tuple[int, int]] = []
+
+    @model_validator(mode="after")
+    def _labels_exist(self) -> Sidecar:
+        labels = max(self.classes - 1, 1)
+        if len(self.class_names) != labels:
+            raise ValueError(f"expected names of {labels} labels, found {len(self.class_names)}")
+        if any(not 1 <= label <= labels for pair in self.mirrored for label in pair):
+            raise ValueError(f"mirrored: expected labels from 1 to {labels}, found {self.mirrored}")
+        return self
 
 
 def save_model(place: Location, model: nn.Module, sidecar: Sidecar, card: str) -> None:
@@ -107,7 +117,7 @@ def read_sidecar(place: Location) -> Sidecar:
         return Sidecar.model_validate_json((place / SIDECAR).read_text())
     except FileNotFoundError:
         raise UserError(f"{place}: no trained model here ({SIDECAR} is missing). Is the run finished?") from None
-    except ValidationError as error:
+    except (ValidationError, UnicodeDecodeError) as error:
         raise UserError(f"{place / SIDECAR}: cannot be read: {error}") from None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from lungseg_ray.config import FileName, Section, Settings, SweepJob
 from lungseg_ray.errors import UserError
@@ -57,7 +57,7 @@ class _Result(Section):
     gflops: float | None = None
     seconds: float = 0.0
     startup: float | None = None
-    memory: int | None = None
+    memory: Annotated[int, Field(ge=0, le=1 << 60)] | None = None
 
 
 class TrialUpdate(_Result):

@@ -113,7 +113,7 @@ class TestLoad:
         [
             ({"longer_side": 512}, "longer_side: 1024 -> 512"),
             ({"class_names": ["heart"]}, r"class_names: \['lung'\] -> \['heart'\]"),
-            ({"channels": 3, "classes": 4}, "channels: 1 -> 3\n  classes: 1 -> 4"),
+            ({"channels": 3, "classes": 4, "class_names": ["a", "b", "c"]}, "channels: 1 -> 3\n  classes: 1 -> 4"),
         ],
     )
     def test_models_that_do_not_agree_are_refused(

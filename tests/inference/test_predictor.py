@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,6 +251,32 @@ class TestLoadErrors:
     def test_sidecar_unreadable(self, text: str, saved: tuple[Location, nn.Module]) -> None:
         place, _ = saved
         (place / SIDECAR).write_text(text)
+        with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
+            predictor.load_predictor(place)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"size": 0},
+            {"size": 10**12},
+            {"scale": 0},
+            {"threshold": 9},
+            {"channels": 7},
+            {"longer_side": -1},
+            {"class_names": ["a", "b"]},
+            {"mirrored": [[5, 9]]},
+        ],
+    )
+    def test_sidecar_out_of_bounds(self, change: dict[str, Any], saved: tuple[Location, nn.Module]) -> None:
+        place, _ = saved
+        content = json.loads((place / SIDECAR).read_text())
+        (place / SIDECAR).write_text(json.dumps({**content, **change}))
+        with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
+            predictor.load_predictor(place)
+
+    def test_sidecar_that_is_no_text(self, saved: tuple[Location, nn.Module]) -> None:
+        place, _ = saved
+        (place / SIDECAR).write_bytes(b"\xff\xfe{}")
         with pytest.raises(UserError, match=r"preprocessing\.json: cannot be read"):
             predictor.load_predictor(place)
 
