@@ -219,20 +219,16 @@ def tracking(settings: TrackSettings) -> Iterator[Tracking]:
         text=True,
         start_new_session=True,
     )
-    found = Tracking(process)
+    found, stopped = Tracking(process), False
     try:
         yield found
     except (StoppedError, KeyboardInterrupt):
+        stopped = True
+        raise
+    finally:
+        found.close()
         # Who stops a job does not wait for a service. The process takes what is left, and ends by itself.
-        found.close()
-        _wait(process, STOPPED_SECONDS, finished=False)
-        raise
-    except BaseException:
-        found.close()
-        _wait(process, LAST_SECONDS)
-        raise
-    found.close()
-    _wait(process, LAST_SECONDS)
+        _wait(process, STOPPED_SECONDS if stopped else LAST_SECONDS, finished=not stopped)
 
 
 @contextmanager

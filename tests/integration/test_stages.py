@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import MeasureChunk, MeasuredImage
+from lungseg_ray.imaging import png, png_with_source, source_of_png
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.jobs.predict import Prediction, _Predict
 from lungseg_ray.run.folder import BEST, Run
@@ -177,3 +179,21 @@ def test_work_that_does_not_move_ends(
     # What was left does not disturb the next, whose processes may have to start.
     monkeypatch.setattr(watchdog, "STALL_SECONDS", 60.0)
     assert len(list(map_chunks(Waiting(tmp_path / "go"), 2, Prediction, device="cpu"))) == 2
+
+
+def test_a_damaged_mask_is_made_again(model: Model, tmp_path: Path) -> None:
+    image = png(draw(0, seed=0, size=100)[0])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(image)
+    mask = png_with_source(draw(0, seed=0, size=100)[1] * 255, hashlib.sha256(image).hexdigest())
+    place = tmp_path / "out/masks/a.png.png"
+    place.parent.mkdir(parents=True)
+    given = {"run": str(tmp_path), "images": str(tmp_path / "images"), "out": str(tmp_path / "out")}
+    work = _Predict(PredictJob.model_validate(given), model, pa.array([b"a.png"], pa.large_binary()), size=4)
+
+    for content, before in ((mask, 1), (mask[: len(mask) // 2], 0)):
+        place.write_bytes(content)
+        assert source_of_png(content)
+        batch, _ = work.prepare(0)
+        assert [one.status for one in batch.found] == ["done before"] * before
+        assert [one.status for one in batch.images] == ["done anew"] * (1 - before)
