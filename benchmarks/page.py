@@ -74,7 +74,7 @@ def _train(result: Result) -> list[str]:
         "job / published script": "job_over_published",
         "job / careful script": "job_over_careful",
         "job / step in memory": "job_over_in_memory",
-        "2 workers / 1 worker": "two_workers_over_one",
+        "2 workers / 1 worker, once": "two_workers_over_one",
     }
     rows = [(name, f"{result[key]:.2f}") for name, key in ratios.items()]
     rows += [

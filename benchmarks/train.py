@@ -9,10 +9,10 @@ augmentation, on all cores of this machine:
 - in memory: `Learner.step` on batches that are ready; also beside a local Ray cluster that has nothing to do.
 - job: `jobs/train.py` on shards of the files; with one worker and, for the comparison, with two.
 
-Each round measures all of them, one after the other; the step beside an idle Ray is measured once. The threads of a
-step wait for each other, so that a process that takes a core for a moment holds up all of them. Therefore the job and
-the step in memory are measured once more with one thread, which leaves the other cores to Ray and to the data. Run it
-from the folder of the repository: python -m benchmarks.train
+Each round measures all of them, one after the other, but for two workers and the step beside an idle Ray, which follow
+the last round. The threads of a step wait for each other, so that a process that takes a core for a moment holds up all
+of them. Therefore the job and the step in memory are measured once more with one thread, which leaves the other cores
+to Ray and to the data. Run it from the folder of the repository: python -m benchmarks.train
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.precision import Precision, fastest_precision
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES, SIZE, BATCH, EPOCHS, LONGER_SIDE = 128, 256, 8, 3, 1024
+IMAGES, SIZE, BATCH, EPOCHS, LONGER_SIDE = 96, 256, 8, 3, 1024
 """The images of an epoch, their size, those of a step, the epochs of a run, and the size of the shards, pixels."""
 ENCODER = "timm-regnety_004"
 ACTORS = 7
@@ -267,12 +267,10 @@ def main() -> None:
             console.print(f"Round {number + 1} of {given.repeats}")
             figures = {kind: measured(kind, root, precision) for kind in ("published", "careful", "in_memory")}
             figures |= run_job(folder, f"one-{number}", "--train.precision", precision)
-            two = run_job(folder, f"two-{number}", "--train.precision", precision, "--train.workers", "2")
-            figures["two_workers"] = two["images_per_s"]
             for peer in ("published", "careful", "in_memory"):
                 figures[f"job_over_{peer}"] = figures["images_per_s"] / figures[peer]
-            figures["two_workers_over_one"] = figures["two_workers"] / figures["images_per_s"]
             rounds.append(figures)
+        two = run_job(folder, "two", "--train.precision", precision, "--train.workers", "2")["images_per_s"]
         idle = measured("beside_ray", root, precision)
         step = measured("one_thread", root, precision)
         job = run_job(folder, "thread", "--train.precision", precision, "--train.threads", "1")["images_per_s"]
@@ -282,6 +280,7 @@ def main() -> None:
         table.add_row(key, f"{value:.3g}", *(f"{one[key]:.3g}" for one in rounds))
     console.print(table)
     console.print(f"One thread: job {job:.2f}, step in memory {step:.2f} images/s, ratio {job / step:.2f}")
+    result["two_workers"], result["two_workers_over_one"] = two, two / rounds[-1]["images_per_s"]
     result["beside_ray"] = idle
     result["one_thread"] = {"images_per_s": job, "in_memory": step, "ratio": job / step}
     write_result("train", {**result, "precision": precision, "size": SIZE, "batch": BATCH, "rounds": rounds}, console)
