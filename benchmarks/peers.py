@@ -146,7 +146,10 @@ def _loader(kind: str, place: str, cache: str) -> Iterable[Pair]:
         )
     if kind == "LitData":
         from litdata import StreamingDataLoader, StreamingDataset
+        from litdata.streaming import downloader
 
+        # The bucket has no TLS, and LitData has no setting that allows it.
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
         endpoint = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if "://" in place else {}
         given: Any = {"cache_dir": cache, "storage_options": endpoint} if endpoint else {}
         data: Any = StreamingDataset(place, shuffle=True, drop_last=True, transform=_Augmented(), **given)
