@@ -17,7 +17,7 @@ from lungseg_ray.training.model import model_cost
 
 PAGE = DOCS / "scaling.md"
 SIZE, STORED = 256, 1024
-EPOCHS, PREDICTED = 30, 1.0
+EPOCHS = 30
 BYTES = 1.1e6
 """Of an image and its mask in a shard, at a longer side of 1024 px: raw grey pixels, and a compressed mask."""
 ROWS, CHUNK_REQUESTS = 64, 8
@@ -88,100 +88,130 @@ def main() -> None:
     print(f"Written: {PAGE}")
 
 
-def _page(results: dict[str, Result]) -> list[str]:
-    gflops = model_cost(
-        Settings.model_validate({"feed": {"size": SIZE}, "model": {"encoder": "timm-regnety_004"}})
-    ).gflops
-    gpu_rate = DEVICE_RATE * DEVICE_SHARE / (3e9 * gflops)
-    cpu_rate = results["train"]["images_per_s"]
-    feed = next(one for what, one in results["feed"]["cases"].items() if "local" in what)
-    # The feed is measured with smaller images; what augmentation costs depends on the size of the network's input.
-    feed_rate = feed["pairs_per_s"] / results["feed"]["tasks"]
-    shard_rate = results["sharding"]["median"]["images_per_s"] / 2
-    predict_rate = results["predict"]["free, 2 CPU"]["images_per_s"] / 2
-    million = max(results["records"]["cases"].items(), key=lambda one: int(one[0]))
-    driver = sum(value for phase, value in million[1].items() if phase != "peak_mib" and phase != "all") / int(
-        million[0]
-    )
-    rows, arithmetic = [], []
-    for step in STEPS:
-        speed = step.gpus * gpu_rate or cpu_rate
-        data = step.cpus * feed_rate
-        epoch = step.images / min(speed, data if step.gpus else speed)
-        network = min(speed, data) * BYTES / max(step.gpus + step.data_nodes, 1)
-        limits = {"the GPUs" if step.gpus else "the CPUs, which compute": speed}
-        if step.gpus:
-            limits["the CPUs that augment"] = data
-        slowest = min(limits, key=lambda name: limits[name])
-        hours = epoch * EPOCHS / 3600
-        requests = step.images / ROWS * CHUNK_REQUESTS
-        store = step.images * BYTES / 1e9
-        price = hours * step.price + requests * REQUEST_PRICE
-        sharding = step.images / (step.cpus * shard_rate)
-        rows.append((f"{step.images:,}", step.machines, step.settings, slowest, _hours(hours * 3600), _usd(price)))
-        arithmetic.append(
-            (
-                f"{step.images:,}",
-                f"{speed:,.0f}",
-                f"{data:,.0f}" if step.gpus else "-",
-                _hours(epoch),
-                f"{network / 1e6:,.0f}" if step.gpus > 1 else "-",
-                f"{store:,.0f}",
-                f"{store * STORE_PRICE:,.2f}" if step.gpus > 1 else "-",
-                _hours(sharding),
-                _hours(step.images * driver),
-                _hours(step.images * PREDICTED / (step.cpus * predict_rate)),
-            )
+@dataclass(frozen=True)
+class Rates:
+    """What the page computes with; rates are for one GPU or one CPU.
+
+    Attributes:
+        gflops: 10^9 operations of the network for an image, forward.
+        gpu: Training, images per second, estimated.
+        cpu: Training on the measured machine, images per second.
+        machine: The measured machine.
+        feed: Reading and augmentation, images per second.
+        sharding: Sharding, pairs per second.
+        prediction: Reading, prediction and writing, images per second.
+        driver: The driver's own work when shards are made, seconds per image.
+        driver_images: The number of images with which that was measured.
+        driver_mib: The memory of the driver with them.
+    """
+
+    gflops: float
+    gpu: float
+    cpu: float
+    machine: str
+    feed: float
+    sharding: float
+    prediction: float
+    driver: float
+    driver_images: int
+    driver_mib: float
+
+    @classmethod
+    def of(cls, results: dict[str, Result]) -> Rates:
+        """Reads the measured figures."""
+        settings = Settings.model_validate({"feed": {"size": SIZE}, "model": {"encoder": "timm-regnety_004"}})
+        gflops = model_cost(settings).gflops
+        # The feed is measured with smaller images; what augmentation costs depends on the size of the network's input.
+        feed = next(one for what, one in results["feed"]["cases"].items() if "local" in what)
+        images, phases = max(results["records"]["cases"].items(), key=lambda one: int(one[0]))
+        seconds = sum(value for phase, value in phases.items() if phase not in ("peak_mib", "all"))
+        return cls(
+            gflops=gflops,
+            gpu=DEVICE_RATE * DEVICE_SHARE / (3e9 * gflops),
+            cpu=results["train"]["images_per_s"],
+            machine=results["train"]["machine"],
+            feed=feed["pairs_per_s"] / results["feed"]["tasks"],
+            sharding=results["sharding"]["median"]["images_per_s"] / 2,
+            prediction=results["predict"]["free, 2 CPU"]["images_per_s"] / 2,
+            driver=seconds / int(images),
+            driver_images=int(images),
+            driver_mib=phases["peak_mib"],
         )
-    ratio = gpu_rate / feed_rate
+
+
+def _page(results: dict[str, Result]) -> list[str]:
+    rates = Rates.of(results)
+    rows, arithmetic = zip(*(_rows(step, rates) for step in STEPS), strict=True)
+    heads = ("images", "machines", "settings", "what bounds the speed", f"{EPOCHS} epochs", "price, USD")
+    counted = ("images", "images/s of the devices", "images/s of the feed", "epoch", "MB/s per machine", "shards, GB")
+    later = ("store, USD a month", "sharding", "driver of sharding", "prediction")
     return [
         "# From a laptop to 64 GPUs",
         "This page is written by `python -m benchmarks.scaling` from the figures of [performance.md](performance.md) "
         "and from public list prices. **Everything about GPUs and prices is an estimate**: nothing of it was run.",
         "The same command serves all sizes. What changes are the machines, the address of shards and runs, and these "
         "settings:",
-        table(("images", "machines", "settings", "what bounds the speed", f"{EPOCHS} epochs", "price, USD"), rows),
+        table(heads, rows),
         "## Arithmetic",
-        table(
-            (
-                "images",
-                "images/s of the devices",
-                "images/s of the feed",
-                "epoch",
-                "MB/s per machine",
-                "shards, GB",
-                "store, USD a month",
-                "sharding",
-                "driver of sharding",
-                "prediction",
-            ),
-            arithmetic,
-        ),
-        f"- **Devices.** Unet++ with RegNetY-004 at {SIZE} px takes {gflops:.1f} GFLOPs forward, three times that for "
-        f"a step. An A10G makes {DEVICE_RATE / 1e12:.0f}e12 operations per second in dense bf16 (data sheet); "
-        f"with an assumed {DEVICE_SHARE:.0%} of it, {gpu_rate:.0f} images/s. Measured: "
-        f"{cpu_rate:.1f} images/s with {results['train']['machine']}. `summary.json` of a run has the share "
-        "that your device reaches.",
-        f"- **Augmentation.** {feed_rate:.0f} images/s for each CPU were measured, so that a GPU needs "
-        f"{ratio:.1f} CPUs. Where it has fewer, add `cpu` nodes, and let each worker use them: `--feed.tasks`.",
+        table((*counted, *later), arithmetic),
+        *_notes(rates),
+    ]
+
+
+def _rows(step: Step, rates: Rates) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the rows of a step in the table of settings, and in that of the arithmetic."""
+    speed, data = step.gpus * rates.gpu or rates.cpu, step.cpus * rates.feed
+    # On a laptop, the measured speed contains the data.
+    used = min(speed, data) if step.gpus else speed
+    bound = "the CPUs, which compute" if not step.gpus else "the GPUs" if speed <= data else "the CPUs that augment"
+    epoch = step.images / used
+    hours = epoch * EPOCHS / 3600
+    price = hours * step.price + step.images / ROWS * CHUNK_REQUESTS * REQUEST_PRICE
+    store = step.images * BYTES / 1e9
+    several = step.gpus > 1
+    network = used * BYTES / max(step.gpus + step.data_nodes, 1)
+    images = f"{step.images:,}"
+    arithmetic = (
+        images,
+        f"{speed:,.0f}",
+        f"{data:,.0f}" if step.gpus else "-",
+        _hours(epoch),
+        f"{network / 1e6:,.0f}" if several else "-",
+        f"{store:,.0f}" if store >= 1 else f"{store:.1f}",
+        f"{store * STORE_PRICE:,.2f}" if several else "-",
+        _hours(step.images / (step.cpus * rates.sharding)),
+        _hours(step.images * rates.driver),
+        _hours(step.images / (step.cpus * rates.prediction)),
+    )
+    return (images, step.machines, step.settings, bound, _hours(hours * 3600), _usd(price)), arithmetic
+
+
+def _notes(rates: Rates) -> list[str]:
+    prices = ", ".join(f"{name} {price:.3f} USD per hour" for name, price in PRICES.items())
+    return [
+        f"- **Devices.** Unet++ with RegNetY-004 at {SIZE} px takes {rates.gflops:.1f} GFLOPs forward, three times "
+        f"that for a step. An A10G makes {DEVICE_RATE / 1e12:.0f}e12 operations per second in dense bf16 (data sheet); "
+        f"with an assumed {DEVICE_SHARE:.0%} of it, {rates.gpu:.0f} images/s. Measured: {rates.cpu:.1f} images/s with "
+        f"{rates.machine}. `summary.json` of a run has the share that your device reaches.",
+        f"- **Augmentation.** {rates.feed:.0f} images/s for each CPU were measured, so that a GPU needs "
+        f"{rates.gpu / rates.feed:.1f} CPUs. Where it has fewer, add `cpu` nodes, and let each worker use them: "
+        "`--feed.tasks`.",
         f"- **Network.** A shard row has {BYTES / 1e6:.1f} MB at {STORED} px. Each machine reads its share of the "
         "images once, from the bucket, and later from its own disk (`feed.cache`), where that has room for it. "
         "`--shards.longer_side 512` makes a quarter of it, and loses nothing for a network of 256 px but sharpness in "
         "zoomed crops.",
         f"- **Requests.** About {CHUNK_REQUESTS} for each shard in the first epoch, {REQUEST_PRICE * 1000:.4f} USD for "
         "a thousand.",
-        f"- **Sharding.** {shard_rate:.1f} pairs/s for each CPU, PNG of 2000 x 2000 px. The driver's own work, one "
-        f"process, was measured with {int(million[0]):,} images and grows linearly; memory: "
-        f"{million[1]['peak_mib']:,.0f} MiB.",
-        f"- **Prediction.** {predict_rate:.1f} images/s for each CPU that decodes and encodes; a GPU is faster than "
-        "these, so that the CPUs bound it.",
+        f"- **Sharding.** {rates.sharding:.1f} pairs/s for each CPU, PNG of 2000 x 2000 px. The driver's own work, "
+        f"one process, was measured with {rates.driver_images:,} images and grows linearly; memory: "
+        f"{rates.driver_mib:,.0f} MiB.",
+        f"- **Prediction.** {rates.prediction:.1f} images/s for each CPU that decodes and encodes; a GPU is "
+        "faster than these, so that the CPUs bound it.",
         "- **Gradients.** Unet++ with RegNetY-004 has some 6 M parameters, 24 MB in fp32. A ring exchanges twice that "
         "in each step and direction: at 10 Gbit/s 40 ms, a part of which is behind the backward pass. With 64 workers, "
         "keep 8 images or more for each, so that a step is longer than that.",
-        "- **Prices.** On demand in us-east-1: "
-        + ", ".join(f"{name} {price:.3f} USD per hour" for name, price in PRICES.items())
-        + f"; S3 Standard {STORE_PRICE} USD per GB and month. Spot machines cost a half to a third of it. Look them up "
-        "before you decide.",
+        f"- **Prices.** On demand in us-east-1: {prices}; S3 Standard {STORE_PRICE} USD per GB and month. Spot "
+        "machines cost a half to a third of it. Look them up before you decide.",
     ]
 
 

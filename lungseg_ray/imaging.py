@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import putchunk
 
+from lungseg_ray.names import Fit
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
@@ -26,17 +27,37 @@ ResizeMode = Literal["area", "bilinear"]
 """These are the ways in which source pixels are weighted when a label map is resized; see `resize_labels`."""
 
 
-def resize_image(image: Pixels, size: int) -> Pixels:
+def resize_image(image: Pixels, size: int, *, fit: Fit = "stretch") -> Pixels:
     """Resizes an image for prediction in the same way as the augmentation preset `valid`.
 
     Args:
         image: (H, W, C) uint8.
         size: Height and width of the result, pixels.
+        fit: How an image that is not square becomes so.
 
     Returns:
         (size, size, C) uint8.
     """
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)
+    square = pad_to_square(image) if fit == "pad" else image
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)
+
+
+def pad_to_square(pixels: Pixels) -> Pixels:
+    """Adds borders of 0 to both ends of the shorter side, as much to one as to the other.
+
+    Args:
+        pixels: (H, W) or (H, W, C) uint8.
+
+    Returns:
+        (S, S) or (S, S, C) uint8, S being the longer side; `pixels` itself if it is square.
+    """
+    height, width = pixels.shape[:2]
+    if height == width:
+        return pixels
+    top, left = (max(height, width) - height) // 2, (max(height, width) - width) // 2
+    square = np.zeros((max(height, width),) * 2 + pixels.shape[2:], np.uint8)
+    square[top : top + height, left : left + width] = pixels
+    return square
 
 
 def resize_labels(mask: Pixels, height: int, width: int, *, mode: ResizeMode = "area") -> Pixels:
@@ -120,6 +141,29 @@ def resize_area(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     if pixels.shape[:2] == (height, width):
         return pixels
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def write_text(image: Pixels, word: str, *, across: float, down: float, scale: float, grey: int) -> None:
+    """Writes a word into an image, in place, near its left or right edge.
+
+    Args:
+        image: (H, W) or (H, W, C) uint8, contiguous.
+        word: The word.
+        across: The place from left to right, 0 to 1, of which the middle is left out.
+        down: The place from top to bottom, 0 to 1.
+        scale: The size of the letters; at 1, they have a twelfth of the height of the image.
+        grey: Their grey value.
+    """
+    height, width = image.shape[:2]
+    size = scale * height / 12 / 22
+    thickness = max(round(2 * size), 1)
+    (long, tall), _ = cv2.getTextSize(word, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
+    free = max(width - long, 0)
+    place = across * 0.5 if across < 0.5 else 1 - (1 - across) * 0.5
+    left, bottom = round(place * free), round(tall + down * max(height - tall, 0))
+    cv2.putText(
+        image, word, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, size, (grey,) * 3, thickness, lineType=cv2.LINE_AA
+    )
 
 
 TRUTH = (46, 204, 113)

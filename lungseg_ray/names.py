@@ -1,7 +1,21 @@
 """Names of architectures and augmentation presets, as settings may have them; in a file that imports nothing."""
 
-ARCHITECTURES = ("Unet", "UnetPlusPlus", "FPN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "MAnet")
-"""Architectures of segmentation_models_pytorch that `lungseg_ray.models.build` builds."""
+from typing import Literal
 
-PRESETS = ("valid", "light", "medium", "heavy", "chest")
+ARCHITECTURES = ("Unet", "UnetPlusPlus", "FPN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "MAnet", "PraNet", "U2Net")
+"""Architectures that `lungseg_ray.models.build` builds."""
+
+OWN_ARCHITECTURES = ("PraNet", "U2Net")
+"""Architectures that segmentation_models_pytorch lacks."""
+
+WITH_DECODER_CHANNELS = ("Unet", "UnetPlusPlus", "MAnet")
+"""Architectures whose decoder has five stages, the channels of which may be set."""
+
+Fit = Literal["stretch", "pad"]
+"""The ways in which an image that is not square becomes so: it is stretched, or gets black borders."""
+
+Flips = Literal["none", "horizontal", "all"]
+"""The mirror images over which a prediction may be averaged: the left-right one, or the four of both axes."""
+
+PRESETS = ("valid", "light", "medium", "heavy", "chest", "chest_robust")
 """Augmentation presets that `lungseg_ray.feed.augment.build_augmentation` builds."""

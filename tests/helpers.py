@@ -22,17 +22,18 @@ DATA = ROOT / "../shared/data"
 """Corpora of real images; tests that need one are skipped where it is missing."""
 
 
-def make_settings(**sections: Mapping[str, Any]) -> Settings:
+def make_settings(*, corpora: list[dict[str, Any]] | None = None, **sections: Mapping[str, Any]) -> Settings:
     """Settings of a tiny run; `sections` override single leaves."""
     tiny: dict[str, dict[str, Any]] = {
         "model": {"architecture": "Linknet", "encoder": "timm-regnety_002"},
         "feed": {"size": 32, "batch": 4, "preset": "valid"},
         "train": {"epochs": 4, "precision": "fp32", "threads": 1, "average": 0.0},
+        "evaluate": {"robustness": 0},
         "optim": {"name": "radam", "lr": 5e-3, "encoder_lr": 5e-3, "weight_decay": 3e-4, "encoder_weight_decay": 3e-5}
         | {"lookahead_k": 0, "schedule": "constant", "clip": 0.0},
     }
     merged = {name: {**tiny.get(name, {}), **sections.get(name, {})} for name in {**tiny, **sections}}
-    return Settings.model_validate(merged)
+    return Settings.model_validate({**merged, "corpora": corpora or []})
 
 
 def make_sample(name: str, *, height: int = 40, width: int = 48, channels: int = 1) -> Sample:
@@ -52,19 +53,22 @@ def shard_of(place: Location, *, split: Split = "train", skip: tuple[int, ...] =
     return Shard(file=place.name, split=split, rows=len(contents.rows), footer=contents.footer, skip=skip)
 
 
-def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping[str, tuple[int, ...]]) -> ShardIndex:
+def write_shards(
+    root: Location, *, rows: Mapping[str, list[int]], skip: Mapping[str, tuple[int, ...]], salt: str = ""
+) -> ShardIndex:
     """Writes shards and their index.
 
     Args:
         root: the folder.
         rows: for each split, the number of rows of each of its files.
         skip: by file (`train-0`), numbers of rows that do not count.
+        salt: what the ids of the images begin with.
     """
     shards, splits = [], {}
     for split in SPLITS:
         for number, count in enumerate(rows.get(split, [])):
             stem = f"{split}-{number}"
-            names = [f"{stem}-{row}" for row in range(count)]
+            names = [f"{salt}{stem}-{row}" for row in range(count)]
             content = [
                 (Record(name, name, (MaskSource(name),), f"patient of {name}"), make_sample(name)) for name in names
             ]
@@ -76,7 +80,7 @@ def write_shards(root: Location, *, rows: Mapping[str, list[int]], skip: Mapping
         )
     index = ShardIndex(
         schema_version=SCHEMA_VERSION,
-        fingerprint=hashlib.sha256(str((rows, skip)).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(str((salt, rows, skip)).encode()).hexdigest(),
         source="of the test",
         layout="pairs",
         corpus=CorpusSettings(root="somewhere"),

@@ -18,7 +18,7 @@ from tests.helpers import write_shards
 from tests.inference.helpers import save_small_model
 
 SURFACE = {
-    "Predictor": "(members: 'Sequence[tuple[nn.Module, Sidecar]]', *, flips: 'Flips' = 'none', "
+    "Predictor": "(members: 'Sequence[tuple[nn.Module, Sidecar]]', *, flips: 'Flips | None' = None, "
     "device: 'torch.device | str' = 'cpu') -> 'None'",
     "open_model": "(run: 'str', *, device: 'str' = 'cpu') -> 'Predictor'",
     "open_shards": "(root: 'str') -> 'ShardIndex'",

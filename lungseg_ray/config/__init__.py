@@ -1,10 +1,11 @@
 """The settings of all jobs: their typed tree, the function that reads it, and operations on whole trees."""
 
 from lungseg_ray.config.corpus import CorpusSettings, PhantomSettings, SplitSettings
-from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PredictJob, ReportJob, ShardJob, TrainJob
+from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PlanJob, PredictJob, ReportJob, ShardJob, TrainJob
 from lungseg_ray.config.loading import load_settings, validated
 from lungseg_ray.config.sections import (
     CheckpointSettings,
+    CorporaSettings,
     EvaluateSettings,
     FeedSettings,
     LossSettings,
@@ -39,7 +40,6 @@ from lungseg_ray.config.values import (
     Channels,
     Device,
     FileName,
-    Flips,
     Place,
     Roots,
     Seed,
@@ -53,6 +53,7 @@ __all__ = [
     "BudgetSettings",
     "Channels",
     "CheckpointSettings",
+    "CorporaSettings",
     "CorpusSettings",
     "Device",
     "Dimension",
@@ -60,7 +61,6 @@ __all__ = [
     "EvaluateSettings",
     "FeedSettings",
     "FileName",
-    "Flips",
     "LossSettings",
     "Mark",
     "ModelJob",
@@ -68,6 +68,7 @@ __all__ = [
     "OptimSettings",
     "PhantomSettings",
     "Place",
+    "PlanJob",
     "PredictJob",
     "ReportJob",
     "Roots",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from lungseg_ray.config.corpus import CorpusSettings
 from lungseg_ray.config.sections import EvaluateSettings, Settings
 from lungseg_ray.config.tree import Section
-from lungseg_ray.config.values import Device, Flips, Place
+from lungseg_ray.config.values import Device, Place, as_written
+from lungseg_ray.names import Flips
 
 
 class ShardJob(Settings):
@@ -32,10 +33,10 @@ class ModelJob(Section):
 
     run: Place = Field(description="Folder or s3:// prefix of a run, or of a sweep.")
     top: PositiveInt = Field(1, description="Of a sweep: number of its best trials, whose predictions are averaged.")
-    flips: Flips = Field(
-        "none",
+    flips: Flips | None = Field(
+        None,
         description="Average the prediction over mirror images. horizontal: the image and its left-right mirror image. "
-        "all: the four combinations of both axes.",
+        "all: the four combinations of both axes. By default as the model was trained to be used (model.flips).",
     )
 
 
@@ -44,6 +45,14 @@ class EvaluateJob(ModelJob):
 
     corpus: CorpusSettings | None = Field(
         None, description="Another corpus, read without shards. By default the shards of the run are used."
+    )
+    corpora: list[CorpusSettings] = Field(
+        [],
+        description="Several other corpora at once: a table of the own test images and of all of them, and where their "
+        'masks follow other rules: [{"root": "first"}, {"root": "second"}].',
+    )
+    others: list[Place] = Field(
+        [], description="With corpora: folders or s3:// prefixes of further runs, each with a row in the table."
     )
     shards: Place | None = Field(
         None, description="Folder or s3:// prefix of the run's shards, if it has changed since training."
@@ -59,6 +68,14 @@ class EvaluateJob(ModelJob):
     device: Device = Field("auto", description="Device to compute on. auto: cuda if the cluster has a GPU, else cpu.")
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    @model_validator(mode="after")
+    def _one_way(self) -> EvaluateJob:
+        if self.corpora and (self.corpus or self.split or self.shards):
+            raise ValueError("corpora measures the own test images and whole corpora: leave corpus, split, shards out")
+        if self.others and not self.corpora:
+            raise ValueError("others is for a table with several corpora: name them with corpora")
+        return self
+
 
 class PredictJob(ModelJob):
     """Write the masks that a trained model predicts for a folder of images."""
@@ -68,8 +85,10 @@ class PredictJob(ModelJob):
         description="Folder or s3:// prefix for the masks. Images that have a mask there are not predicted again."
     )
     overlay: bool = Field(False, description="Also write each image with the outline of its predicted mask.")
-    clean_up: bool = Field(
-        False, description="Keep only the two largest components of each label, and fill their holes."
+    clean_up: bool | None = Field(
+        None,
+        description="Keep only the two largest components of each label, and fill their holes. By default as the model "
+        "was trained to be used (model.clean_up).",
     )
     batch: PositiveInt | None = Field(
         None,
@@ -110,3 +129,13 @@ class TrainJob(Settings):
     from_sweep: Place | None = Field(
         None, description="Folder or s3:// prefix of a finished sweep, whose winner's settings become the defaults."
     )
+
+
+class PlanJob(Settings):
+    """Choose the settings of a run that fits a time and a memory. What is set here is kept as it is."""
+
+    minutes: PositiveFloat = Field(20, description="Time for the whole run, from the command to the evaluation.")
+    gib: NonNegativeFloat = Field(
+        0, description="Memory for each worker, GiB: that of a GPU, or its own on CPUs. 0: what the machines have."
+    )
+    out: Place = Field(as_written("plan.yaml"), description="The configuration file to write.")

@@ -29,9 +29,11 @@ from lungseg_ray.config.values import (
     Preset,
     Seed,
     Share,
+    Size,
     WeightsName,
     as_written,
 )
+from lungseg_ray.names import ARCHITECTURES, Fit, Flips
 from lungseg_ray.storage import PATIENCE_SECONDS, Location
 
 
@@ -59,10 +61,20 @@ class FeedSettings(Section):
     """The feed, which turns shards into batches."""
 
     preset: Preset = Field(
-        "chest", description="Augmentation preset: valid, light, medium or heavy of the recipe, or chest."
+        "chest",
+        description="Augmentation preset: valid, light, medium or heavy of the recipe, chest, or chest_robust for "
+        "images of other hospitals.",
     )
-    size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = Field(
-        128, description="Height and width of the input of the network, in pixels. The recipes use 256."
+    size: Size = Field(128, description="Height and width of the input of the network, in pixels. The recipes use 256.")
+    fit: Fit = Field(
+        "stretch",
+        description="How an image that is not square becomes so. stretch: both sides get the same length, as in the "
+        "recipe. pad: by black borders, which keeps its aspect ratio. The model predicts in the same way.",
+    )
+    sizes: list[Size] = Field(
+        [],
+        description="Sizes of the training images in equal parts of the run, such as [128, 192, 256]. By default "
+        "feed.size throughout. Validation and prediction take feed.size.",
     )
     batch: PositiveInt = Field(8, description="Images per optimiser step, over all workers.")
     window: PositiveInt = Field(64, description="Number of shards whose rows are shuffled together.")
@@ -82,14 +94,37 @@ class FeedSettings(Section):
     )
 
 
+class CorporaSettings(Section):
+    """Shards of another corpus, whose training images are mixed with those of shards.root."""
+
+    root: Place = Field(description="Folder or s3:// prefix of its shards.")
+    share: Share = Field(
+        description="Its share of the images of an epoch, for which others of shards.root are left out. None comes "
+        "twice in an epoch."
+    )
+    first: Share = Field(0.0, description="Share of the run after which it is used.")
+    until: Share = Field(1.0, description="Share of the run after which it is no longer used.")
+    fingerprint: str = Field("", description="The fingerprint of its shards, which the run finds out.")
+
+
 class ModelSettings(Section):
     """The segmentation network."""
 
-    architecture: Architecture = Field(
-        "UnetPlusPlus", description="Architecture: Unet, UnetPlusPlus, FPN, DeepLabV3, DeepLabV3Plus, Linknet or MAnet."
-    )
+    architecture: Architecture = Field("UnetPlusPlus", description=f"Architecture: {', '.join(ARCHITECTURES)}.")
     encoder: Encoder = Field(
-        DEFAULT_ENCODER, description="Encoder: any that segmentation_models_pytorch accepts for the architecture."
+        DEFAULT_ENCODER,
+        description="Encoder: any that segmentation_models_pytorch accepts for the architecture; for U2Net rsu or "
+        "rsu_small.",
+    )
+    decoder_channels: Annotated[list[PositiveInt], Field(min_length=5, max_length=5)] | None = Field(
+        None,
+        description="Channels of the five stages of the decoder of a Unet, UnetPlusPlus or MAnet, from the deepest "
+        "one. By default 256, 128, 64, 32, 16; with half of them, a Unet takes half the time.",
+    )
+    normalise: bool = Field(
+        False,
+        description="Whether the network gets each image with mean 0 and standard deviation 1, instead of its values "
+        "divided by 255.",
     )
     weights: WeightsName = Field(
         "none",
@@ -100,6 +135,23 @@ class ModelSettings(Section):
         alias="from",
         description="Folder or s3:// prefix of a run, or of an exported model, with whose weights training starts. "
         "Architecture, encoder and feed.size are those of the model. If its classes are others, its head is replaced.",
+    )
+
+    threshold: Share | Literal["validation"] = Field(
+        0.5,
+        description="Probability above which a pixel is positive, with one class, which is stored with the finished "
+        "model. validation: of 0.3 to 0.7, the one with the largest mean Dice on the validation images, whose own "
+        "figures are those at 0.5.",
+    )
+    flips: Flips = Field(
+        "none",
+        description="Mirror images over which the finished model averages its prediction, unless a command asks for "
+        "others. horizontal: the image and its left-right mirror image. all: the four combinations of both axes.",
+    )
+    clean_up: bool = Field(
+        False,
+        description="Whether the finished model keeps only the two largest components of each label and fills their "
+        "holes, unless a command asks for something else.",
     )
 
     @model_validator(mode="after")
@@ -114,6 +166,16 @@ class LossSettings(Section):
 
     dice: NonNegativeFloat = Field(1.0, description="Weight of the Dice loss.")
     bce: NonNegativeFloat = Field(0.8, description="Weight of the cross-entropy, which is binary with one class.")
+    label_weights: list[NonNegativeFloat] = Field(
+        [],
+        description="Weights of the pixels of each label in the cross-entropy, from the background on, such as "
+        "[1, 1, 4] for a rare second class. By default all are equal.",
+    )
+    sides: NonNegativeFloat = Field(
+        1.0,
+        description="Weight of the loss of each further output, which PraNet and U2Net have in training, beside that "
+        "of the main one (deep supervision).",
+    )
 
 
 class OptimSettings(Section):
@@ -273,7 +335,8 @@ class EvaluateSettings(Section):
     threshold: Share | None = Field(
         None,
         description="Probability above which a pixel is positive, with one class. "
-        "By default the threshold stored with the model, or 0.5 for a new model.",
+        "By default the threshold stored with the model (model.threshold). In a training job, it is also the one that "
+        "is stored.",
     )
     batch: PositiveInt | None = Field(
         None,
@@ -286,6 +349,11 @@ class EvaluateSettings(Section):
         description="Also report figures for masks of which only the two largest components of each label are kept, "
         "with their holes filled.",
     )
+    robustness: NonNegativeInt = Field(
+        16,
+        description="Number of images, at equal distances in the set, of which changed copies are measured, too: other "
+        "aspect ratios, exposures, resolutions and so on, about thirty copies of each. 0: none.",
+    )
     resamples: PositiveInt = Field(
         2000, description="Number of bootstrap resamples of the patients for the 95 % confidence intervals."
     )
@@ -293,10 +361,12 @@ class EvaluateSettings(Section):
         None, description="Columns of the corpus to report subgroups of. By default all columns with 2 to 12 values."
     )
 
-    @property
-    def first_threshold(self) -> float:
-        """The threshold that is stored with a newly trained model."""
-        return 0.5 if self.threshold is None else self.threshold
+
+class PlannedSettings(Section):
+    """What jobs/plan.py expected of the run, which is compared with what it took."""
+
+    minutes: PositiveFloat | None = Field(None, description="The time of the whole command, minutes.")
+    gib: PositiveFloat | None = Field(None, description="The memory of a worker, GiB.")
 
 
 class Settings(Section):
@@ -304,6 +374,11 @@ class Settings(Section):
 
     corpus: Annotated[CorpusSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = CorpusSettings()
     shards: Annotated[ShardSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = ShardSettings()
+    corpora: list[CorporaSettings] = Field(
+        [],
+        description="Shards of other corpora whose training images are mixed in, such as phantoms at first: "
+        '[{"root": "data/phantom", "share": 0.5, "until": 0.2}]. Validation and test images are those of shards.root.',
+    )
     feed: FeedSettings = FeedSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
@@ -314,11 +389,18 @@ class Settings(Section):
     runs: Annotated[RunSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = RunSettings()
     evaluate: Annotated[EvaluateSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = EvaluateSettings()
     track: Annotated[TrackSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = TrackSettings()
+    planned: Annotated[PlannedSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = PlannedSettings()
 
     @property
     def images_per_pass(self) -> int:
         """The number of images of a training pass in each of `train.workers`."""
         return self.feed.batch // (self.train.workers * self.train.accumulate)
+
+    @property
+    def size_of_epochs(self) -> list[int]:
+        """The size of the training images in each epoch, pixels; empty for `feed.size` in all of them."""
+        sizes, epochs = self.feed.sizes, self.train.epochs
+        return [sizes[epoch * len(sizes) // epochs] for epoch in range(epochs)] if sizes else []
 
     @property
     def outputs(self) -> tuple[Location, Location]:
@@ -337,4 +419,8 @@ class Settings(Section):
                     f"feed.batch must divide by train.workers x train.accumulate = {parts}, found {self.feed.batch}"
                     + (f"; from train.min_workers on, any number up to {train.workers} must" * bool(train.min_workers))
                 )
+        for begin in {one.first for one in self.corpora}:
+            shares = [one.share for one in self.corpora if one.first <= begin < one.until]
+            if sum(shares) > 1:
+                raise ValueError(f"corpora: expected shares up to 1 in sum at any time, found {shares}")
         return self

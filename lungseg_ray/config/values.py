@@ -136,7 +136,6 @@ def _node_folder(text: str) -> str:
 PHANTOM: Final = "phantom"
 DEFAULT_ENCODER = "timm-regnety_004"
 Device = Literal["auto", "cpu", "cuda"]
-Flips = Literal["none", "horizontal", "all"]
 Place = Annotated[Location, PlainValidator(_located), PlainSerializer(str, when_used="json")]
 """A folder or a file that the user names by a path or an s3:// address. Stored settings contain its address."""
 CorpusRoot = Annotated[
@@ -147,6 +146,8 @@ CorpusRoot = Annotated[
 FileName = Annotated[str, AfterValidator(_file_name)]
 """The name of a file or a folder within another one, in which stored names must stay."""
 MaskValue = Annotated[int | str, PlainValidator(_mask_value)]
+Size = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
+"""Height and width of the input of a network, pixels."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Architecture = Annotated[str, AfterValidator(_architecture)]
 Encoder = Annotated[str, AfterValidator(_encoder)]

@@ -14,6 +14,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
 from lungseg_ray.evaluation.images import Images
 from lungseg_ray.evaluation.measure import ImageFigures, MeasureChunk, MeasuredImage
+from lungseg_ray.evaluation.robustness import measure_robustness
 from lungseg_ray.evaluation.summary import RESULT, summarise_images
 from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.inference.predictor import Model
@@ -85,11 +86,14 @@ def evaluate(
     if not numbers:
         raise UserError(f"None of {len(images)} images can be used; the first: {bad[0].uri}: {bad[0].detail}.")
     result = summarise_images(rows, class_names, settings)
+    result["class_names"] = class_names
     result["members"] = [str(run.place) for run in model.runs]
-    result["flips"] = model.flips
+    result["flips"] = model.used_flips
     result["set_aside"] = [
         SetAsideFile(image_id=one.image_id, uri=one.uri, reason=one.reason, detail=one.detail) for one in bad
     ]
+    if settings.robustness and (card := measure_robustness(model, images, settings, device=device)):
+        result["robustness"] = card
     if listing:
         result["layout"] = listing.recognised
         result["corpus"] = str(listing.corpus.root)

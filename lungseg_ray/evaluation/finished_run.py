@@ -10,7 +10,7 @@ from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.inference.export import validation_figures
-from lungseg_ray.run.exported import CARD
+from lungseg_ray.run.exported import CARD, read_sidecar
 from lungseg_ray.run.folder import BEST, EVALUATION, Run
 from lungseg_ray.run.summary import RunSummary
 from lungseg_ray.shards.index import ShardIndex
@@ -39,7 +39,8 @@ def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console
         images = ShardImages.of(settings.shards.root, index.of("test"))
         out = run.place / EVALUATION / "test"
         test = evaluate(predictor.Model((run,)), images, out, settings.evaluate, device=settings.train.device)
-        card = model_card(settings, index, validation_figures(progress), test=test)
+        sidecar = read_sidecar(run.place / BEST)
+        card = model_card(settings, index, sidecar, validation_figures(progress), test=test)
         (run.place / BEST / CARD).write_text(card)
     rows = progress.history
     seconds = sum(row["train_seconds"] for row in rows)

@@ -13,6 +13,7 @@ from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.evaluation.images import Images
+from lungseg_ray.evaluation.regions import region_excess
 from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.numerics import metrics
 from lungseg_ray.numerics.labels import IGNORE_LABEL
@@ -33,7 +34,7 @@ class ImageFigures:
             `hd95_mm`, `assd_mm` if the pixel spacing is known. Where there are several classes, the same for each
             class, as `dice_NAME`. `empty`: the number of classes of which the truth or the prediction, but not both, is
             empty. `tp`, `fp`, `fn`: pixel counts, for each class where there are several. The figures after the
-            clean-up start with `clean_`.
+            clean-up start with `clean_`. `excess_REGION`: as `region_excess`, of all classes together.
     """
 
     image_id: str
@@ -148,6 +149,8 @@ def measure_image(
     for prefix, labels in versions.items():
         compared = _compare(labels, sample.mask, valid, class_names, scale, sample.spacing)
         values |= {f"{prefix}{key}": value for key, value in compared.items()}
+    excess = region_excess((prediction > 0) & valid, (sample.mask > 0) & valid)
+    values |= {f"excess_{region}": share for region, share in excess.items()}
     return ImageFigures(
         image_id=row.image_id,
         patient_id=row.patient_id,

@@ -11,6 +11,7 @@ from rich.table import Table
 from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import STUDY_KEY
 from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.regions import REGIONS
 from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.numerics import metrics
 from lungseg_ray.run.summary import Detection, Distances, Evaluation, Figures, IntervalFigures, describe_detection
@@ -30,7 +31,7 @@ def summarise_images(rows: FigureTable, class_names: Sequence[str], settings: Ev
         settings: The settings of the evaluation.
 
     Returns:
-        The figures of all images, `clean_up` if it is asked for, and `groups`.
+        The figures of all images, `clean_up` if it is asked for, `regions` and `groups`.
 
     Raises:
         UserError: If a subgroup is asked for that the corpus does not have.
@@ -38,11 +39,27 @@ def summarise_images(rows: FigureTable, class_names: Sequence[str], settings: Ev
     result = cast(Evaluation, _figures(rows, class_names, settings, ""))
     if settings.clean_up:
         result["clean_up"] = _figures(rows, class_names, settings, "clean_")
+    result["regions"] = {
+        region: interval
+        for region in REGIONS
+        if (interval := _interval_where_known(rows, f"excess_{region}", settings))
+    }
     result["groups"] = {
         column: {value: _figures(rows.of_group(column, value), class_names, settings, "") for value in values}
         for column, values in _subgroups(rows, settings).items()
     }
     return result
+
+
+def _interval_where_known(rows: FigureTable, key: str, settings: EvaluateSettings) -> IntervalFigures | None:
+    """Returns the mean of a figure that some images do not have; None if none has it."""
+    if not rows.have(key):
+        return None
+    known = ~np.isnan(rows[key])
+    if not known.any():
+        return None
+    found = metrics.bootstrap_interval(rows[key][known], rows.patients[known], resamples=settings.resamples)
+    return IntervalFigures(mean=found.mean, low=found.low, high=found.high)
 
 
 def _figures(rows: FigureTable, class_names: Sequence[str], settings: EvaluateSettings, prefix: str) -> Figures:

@@ -12,12 +12,14 @@ import numpy as np
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import Pixels, resize_labels
-from lungseg_ray.names import PRESETS
+from lungseg_ray.names import PRESETS, Fit
 
 # albumentations imports PyTorch for its converter to tensors, which takes a second in every data task. It does without
 # if that module cannot be imported, as is the case here for the moment.
 sys.modules.setdefault("albumentations.pytorch", None)  # type: ignore[arg-type]
 import albumentations as A  # noqa: E402
+
+from lungseg_ray.feed.transforms import BrightnessRamp, BurntInText, Framing, Opacities, PadToSquare  # noqa: E402
 
 if sys.modules["albumentations.pytorch"] is None:
     del sys.modules["albumentations.pytorch"]
@@ -213,26 +215,78 @@ def _chest(size: int, mirrored: _Pairs) -> list[Any]:
     ]
 
 
+def _chest_robust(size: int, mirrored: _Pairs) -> list[Any]:
+    inverted_gamma = A.Sequential(
+        [A.InvertImg(p=1.0), A.RandomGamma(gamma_limit=(60, 170), p=1.0), A.InvertImg(p=1.0)], p=0.15
+    )
+    return [
+        Framing(size=size, zoom=(0.6, 1.25), aspect=(0.7, 1.4), degrees=12, shear=4.0, shift=0.08),
+        _HorizontalFlip(p=0.5, mirrored=mirrored),
+        Opacities(count=(1, 4), radius=(0.04, 0.18), strength=(0.2, 0.9), p=0.2),
+        A.CoarseDropout(
+            num_holes_range=(1, 3),
+            hole_height_range=(0.04, 0.15),
+            hole_width_range=(0.04, 0.15),
+            fill="random_uniform",
+            fill_mask=None,
+            p=0.15,
+        ),
+        BurntInText(count=(1, 3), p=0.25),
+        A.RandomBrightnessContrast(
+            brightness_limit=(-0.25, 0.25),
+            contrast_limit=(-0.35, 0.35),
+            brightness_by_max=True,
+            ensure_safe_range=False,
+            p=0.5,
+        ),
+        A.RandomGamma(gamma_limit=(50, 200), p=0.35),
+        inverted_gamma,
+        BrightnessRamp(gamma=(0.6, 1.7), p=0.15),
+        A.InvertImg(p=0.05),
+        A.Downscale(
+            scale_range=(0.3, 0.8),
+            interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
+            p=0.1,
+        ),
+        A.OneOf(
+            [
+                A.GaussianBlur(blur_limit=(3, 7), sigma_limit=(0.4, 1.8), p=1.0),
+                A.GaussNoise(
+                    std_range=(0.01, 0.08), mean_range=(0.0, 0.0), per_channel=False, noise_scale_factor=1.0, p=1.0
+                ),
+                A.CLAHE(clip_limit=(1.0, 3.0), tile_grid_size=(8, 8), p=1.0),
+            ],
+            p=0.3,
+        ),
+    ]
+
+
 _BUILDERS: dict[str, Callable[[int, _Pairs], list[Any]]] = {
     "valid": _valid,
     "light": _light,
     "medium": _medium,
     "heavy": _heavy,
     "chest": _chest,
+    "chest_robust": _chest_robust,
 }
 
 
-def build_augmentation(preset: str, *, size: int, mirrored: Sequence[tuple[int, int]] = ()) -> Augment:
+def build_augmentation(
+    preset: str, *, size: int, fit: Fit = "stretch", mirrored: Sequence[tuple[int, int]] = ()
+) -> Augment:
     """Builds an augmentation preset from its name.
 
     - valid, light, medium, heavy: the presets of the published recipe. `valid` only resizes the image.
     - chest: flips the image horizontally, and changes its geometry, exposure and sharpness only as far as patients and
       detectors vary.
+    - chest_robust: as `chest`, but as far as hospitals vary: other fields of view and aspect ratios, strong changes of
+      the exposure, opacities in the lungs, letters, covered parts.
 
     Args:
         preset: The name of the preset, one of `PRESETS`.
-        size: Height and width of the output, pixels. An image that is not square is stretched to this size, as in the
-            recipe.
+        size: Height and width of the output, pixels.
+        fit: How an image that is not square becomes so: "stretch", as in the recipe, or "pad", by black borders, which
+            keeps its aspect ratio.
         mirrored: Pairs of labels that change places where an image is mirrored.
 
     Returns:
@@ -243,4 +297,5 @@ def build_augmentation(preset: str, *, size: int, mirrored: Sequence[tuple[int, 
     """
     if preset not in _BUILDERS:
         raise UserError(f"Unknown augmentation preset {preset!r} (feed.preset): expected one of {', '.join(PRESETS)}.")
-    return Augment(_BUILDERS[preset](size, mirrored), size=size)
+    padding = [PadToSquare(p=1.0)] if fit == "pad" else []
+    return Augment([*padding, *_BUILDERS[preset](size, mirrored)], size=size)

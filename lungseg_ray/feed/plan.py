@@ -15,6 +15,7 @@ import ray
 
 from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places
+from lungseg_ray.names import Fit
 from lungseg_ray.shards.format import DamagedShardError, ShardRow, read_rows, unpack_rows
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location, retry
@@ -34,11 +35,13 @@ class Rows:
 
     Attributes:
         epoch: The number of the epoch, from 0, which determines the augmentation.
+        size: Height and width of the input of the network, pixels.
         slots: (n,) int64, the places of the rows in the epoch, from 0.
         places: The shard and the number of each row in it.
     """
 
     epoch: int
+    size: int
     slots: npt.NDArray[np.int64]
     places: Places
 
@@ -48,27 +51,25 @@ class Plan:
     """Chunks of rows, and how they are prepared. Its size does not depend on that of the corpus.
 
     Attributes:
-        root: The folder of the shards.
         preset: The augmentation preset.
-        size: Height and width of the input of the network, pixels.
+        fit: How an image that is not square becomes so.
         seed: Seed of the augmentation.
         channels: Channels of the images.
         mirrored: Pairs of labels that change places in a mirrored image.
         cache: The cache of shards on the disk of a node; None if they are read where they are.
         chunks: The rows of each chunk.
-        shards: The shards of these rows, by number.
+        shards: The shards of these rows with their folders, by number.
         shared: References to those of the shards that are in Ray's object store, by number.
     """
 
-    root: Location
     preset: str
-    size: int
+    fit: Fit
     seed: int
     channels: int
     mirrored: tuple[tuple[int, int], ...]
     cache: ShardCache | None
     chunks: list[Rows]
-    shards: dict[int, Shard]
+    shards: dict[int, tuple[Location, Shard]]
     shared: dict[int, Any]
 
     def prepare(self, number: int) -> dict[str, npt.NDArray[Any]]:
@@ -86,13 +87,14 @@ class Plan:
             OSError: If a shard cannot be read; a `StorageError` for a bucket.
         """
         chunk = self.chunks[number]
-        if self.cache:
-            self.cache.fetch(self.root, self._shards_of([chunk]), wait=True)
-            self.cache.fetch(self.root, self._shards_of(self.chunks[number + 1 : number + 1 + _AHEAD]), wait=False)
-        change = _cached_augment(self.preset, self.size, self.mirrored)
+        for some, wait in (([chunk], True), (self.chunks[number + 1 : number + 1 + _AHEAD], False)):
+            for root, shards in self._shards_of(some):
+                if cache := self._cache_of(root):
+                    cache.fetch(root, shards, wait=wait)
+        change = _cached_augment(self.preset, chunk.size, self.fit, self.mirrored)
         count = len(chunk.slots)
-        images = np.empty((count, self.size, self.size, self.channels), np.uint8)
-        masks = np.empty((count, self.size, self.size), np.uint8)
+        images = np.empty((count, chunk.size, chunk.size, self.channels), np.uint8)
+        masks = np.empty((count, chunk.size, chunk.size), np.uint8)
         names = np.empty(count, object)
         for shard in np.unique(chunk.places[:, 0]).tolist():
             at = np.flatnonzero(chunk.places[:, 0] == shard)
@@ -112,14 +114,23 @@ class Plan:
     def _read(self, shard: int, rows: Sequence[int]) -> list[ShardRow]:
         if shard in self.shared:
             return unpack_rows(ray.get(self.shared[shard]), rows)
-        read = self.cache.read_rows if self.cache else read_rows
-        return read(self.root, self.shards[shard], rows)
+        root, entry = self.shards[shard]
+        cache = self._cache_of(root)
+        return cache.read_rows(root, entry, rows) if cache else read_rows(root, entry, rows)
 
-    def _shards_of(self, chunks: Sequence[Rows]) -> list[Shard]:
+    def _cache_of(self, root: Location) -> ShardCache | None:
+        """Returns the cache for the shards of a folder: of a local one only where the user has named a cache."""
+        return self.cache if self.cache and (self.cache.folder or not root.is_local) else None
+
+    def _shards_of(self, chunks: Sequence[Rows]) -> list[tuple[Location, list[Shard]]]:
+        """Returns the shards of chunks that are not in the object store, by their folder."""
         if not chunks:
             return []
         found = np.unique(np.concatenate([chunk.places[:, 0] for chunk in chunks])).tolist()
-        return [self.shards[number] for number in found if number not in self.shared]
+        by_root: dict[Location, list[Shard]] = {}
+        for root, shard in (self.shards[number] for number in found if number not in self.shared):
+            by_root.setdefault(root, []).append(shard)
+        return list(by_root.items())
 
 
 @dataclass(frozen=True)
@@ -151,9 +162,9 @@ def _unpacked(plan: ray.ObjectRef) -> Plan:
 
 
 @lru_cache(maxsize=4)
-def _cached_augment(preset: str, size: int, mirrored: tuple[tuple[int, int], ...]) -> Augment:
+def _cached_augment(preset: str, size: int, fit: Fit, mirrored: tuple[tuple[int, int], ...]) -> Augment:
     # Only data tasks need Albumentations, whose import takes half a second.
     from lungseg_ray.feed.augment import build_augmentation
 
     cv2.setNumThreads(0)
-    return build_augmentation(preset, size=size, mirrored=mirrored)
+    return build_augmentation(preset, size=size, fit=fit, mirrored=mirrored)

@@ -1,16 +1,16 @@
 """The feed: it turns shards into the batches of a training worker, the same for any number of workers and tasks.
 
 For given settings of the feed, the global batch of a step depends only on the seed, the epoch and the index of the
-shards. `epoch_order` determines which row is at which place of an epoch. A global batch consists of consecutive places,
-and each rank takes its slice of it. Each rank runs its own Ray Data pipeline, which can start at any step from which a
-run is resumed. The pipeline is a range of chunk numbers; one task turns one number into one block of augmented rows.
-The ranks share no splitter, so that no rank can get the rows of another. A task yields only once, so that it cannot
-hold a CPU for which another rank waits.
+shards. `epoch_order` determines which row is at which place of an epoch; the rows of other corpora, if any are mixed
+in, take some of these places. A global batch consists of consecutive places, and each rank takes its slice of it. Each
+rank runs its own Ray Data pipeline, which can start at any step from which a run is resumed. The pipeline is a range of
+chunk numbers; one task turns one number into one block of augmented rows. The ranks share no splitter, so that no rank
+can get the rows of another. A task yields only once, so that it cannot hold a CPU for which another rank waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import ray
 import torch
 
-from lungseg_ray.config import Settings
+from lungseg_ray.config import CorporaSettings, Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.feed.batch import Batch
@@ -28,7 +28,8 @@ from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places, epoch_order, usable_rows
 from lungseg_ray.feed.plan import DAMAGE, ChunkTask, Plan, Rows
 from lungseg_ray.feed.read_ahead import ReadAhead
-from lungseg_ray.shards.index import ShardIndex
+from lungseg_ray.names import Fit
+from lungseg_ray.shards.index import Shard, ShardIndex, read_index
 from lungseg_ray.storage import Location
 
 CHUNK_IMAGES = 128
@@ -45,6 +46,23 @@ be small. A pipeline may contain several epochs, or a part of one."""
 
 
 @dataclass(frozen=True)
+class Addition:
+    """Training images of another corpus, which take the places of some of those of the run's own.
+
+    Attributes:
+        root: The folder of its shards.
+        index: Their index.
+        share: Its share of the images of an epoch, 0 to 1; less where it has fewer, since none comes twice.
+        epochs: The epochs in which it is used.
+    """
+
+    root: Location
+    index: ShardIndex
+    share: float
+    epochs: range
+
+
+@dataclass(frozen=True)
 class Source:
     """The rows that a run is trained on, and how they are prepared.
 
@@ -53,6 +71,9 @@ class Source:
         index: The index of the shards.
         preset: The augmentation preset of the training images, one of `PRESETS`.
         size: Height and width of the input of the network, pixels.
+        fit: How an image that is not square becomes so.
+        sizes: The size of the training images of each epoch, pixels; empty for `size` in all of them.
+        additions: Other corpora whose training images are mixed in.
         batch: Number of images in a global batch.
         window: Number of shards whose rows are shuffled together.
         seed: Seed of the order and of the augmentation.
@@ -71,6 +92,9 @@ class Source:
     batch: int
     window: int
     seed: int
+    fit: Fit = "stretch"
+    sizes: Sequence[int] = ()
+    additions: tuple[Addition, ...] = ()
     shared: Mapping[str, Any] = field(default_factory=dict)
     cache: ShardCache | None = None
 
@@ -84,7 +108,9 @@ class Source:
             shared: References to whole shards in Ray's object store, by the name of the file.
 
         Raises:
-            UserError: If the training images do not fill one batch, or if there are no images for validation.
+            UserError: If the training images do not fill one batch, if there are no images for validation, or if
+                another corpus that is mixed in does not fit.
+            OSError: If the index of such a corpus cannot be read.
         """
         return cls(
             root=settings.shards.root,
@@ -94,6 +120,9 @@ class Source:
             batch=settings.feed.batch,
             window=settings.feed.window,
             seed=settings.train.seed,
+            fit=settings.feed.fit,
+            sizes=settings.size_of_epochs,
+            additions=tuple(_addition(one, settings, index) for one in settings.corpora),
             shared=shared or {},
             cache=_cache_of(settings),
         )
@@ -124,7 +153,8 @@ class Source:
             slots: (n,) int64, the places in the epoch, from 0.
         """
         order = _train_order(self, epoch) if split == "train" else _validation_order(self)
-        return Rows(epoch, slots, order[slots])
+        size = self.sizes[epoch] if split == "train" and self.sizes else self.size
+        return Rows(epoch, size, slots, order[slots])
 
     def plan(self, split: Split, chunks: Sequence[Rows]) -> Plan:
         """Returns all that data tasks need to prepare chunks of rows, and no more.
@@ -133,39 +163,89 @@ class Source:
             split: The split of the rows: `train`, with the preset of the source, or `val`, with the preset `valid`.
             chunks: The rows of each chunk.
         """
-        shards = self.index.of(split)
+        shards = self._shards(split)
         found = np.unique(np.concatenate([rows.places[:, 0] for rows in chunks])).tolist()
+        own = {number: shards[number][1].file for number in found if shards[number][0] == self.root}
         return Plan(
-            root=self.root,
             preset=self.preset if split == "train" else "valid",
-            size=self.size,
+            fit=self.fit,
             seed=self.seed,
             channels=self.index.corpus.channels,
             mirrored=self.index.corpus.mirrored,
             cache=self.cache,
             chunks=list(chunks),
             shards={number: shards[number] for number in found},
-            shared={number: self.shared[shards[number].file] for number in found if shards[number].file in self.shared},
+            shared={number: self.shared[file] for number, file in own.items() if file in self.shared},
         )
+
+    def _shards(self, split: Split) -> list[tuple[Location, Shard]]:
+        """Returns the shards of a split with their folders, those of additions after the own ones."""
+        additions = self.additions if split == "train" else ()
+        sources = [(self.root, self.index), *((one.root, one.index) for one in additions)]
+        return [(root, shard) for root, index in sources for shard in index.of(split)]
+
+
+def _addition(asked: CorporaSettings, settings: Settings, index: ShardIndex) -> Addition:
+    """Reads the index of another corpus, and checks that its images can be mixed with those of the run."""
+    found = read_index(asked.root)
+    own, other = index.corpus, found.corpus
+    kinds = ("channels", "classes", "class_names")
+    wrong = [
+        f"{kind} = {there}, and not {here}"
+        for kind in kinds
+        if (there := getattr(other, kind)) != (here := getattr(own, kind))
+    ]
+    if wrong:
+        raise UserError(f"{asked.root}: these shards cannot be mixed in (corpora): {', '.join(wrong)}.")
+    if asked.fingerprint and asked.fingerprint != found.fingerprint:
+        raise UserError(f"{asked.root}: these are other shards than those that the run has mixed in so far (corpora).")
+    if not found.count("train"):
+        raise UserError(f"{asked.root}: these shards have no training images to mix in (corpora).")
+    first, last = (round(share * settings.train.epochs) for share in (asked.first, asked.until))
+    if first >= last:
+        raise UserError(
+            f"{asked.root}: from {asked.first:g} to {asked.until:g} of {settings.train.epochs} epochs is no epoch "
+            "(corpora). Raise until, or leave the corpus out."
+        )
+    return Addition(asked.root, found, asked.share, range(first, last))
 
 
 def _cache_of(settings: Settings) -> ShardCache | None:
     feed = settings.feed
-    if feed.cache == "off" or (feed.cache == "auto" and settings.shards.root.is_local):
+    roots = [settings.shards.root, *(one.root for one in settings.corpora)]
+    if feed.cache == "off" or (feed.cache == "auto" and all(root.is_local for root in roots)):
         return None
     return ShardCache("" if feed.cache == "auto" else feed.cache, int(feed.cache_gib * 2**30))
 
 
-_ORDERS: dict[tuple[str, int, int, int], Places] = {}
+_ORDERS: dict[tuple[Hashable, ...], Places] = {}
 
 
 def _train_order(source: Source, epoch: int) -> Places:
-    """Returns `epoch_order`, computed once per process and epoch."""
-    key = (source.index.fingerprint, source.seed, epoch, source.window)
+    """Returns the row at each place of an epoch, computed once per process and epoch."""
+    additions = tuple((one.index.fingerprint, one.share, epoch in one.epochs) for one in source.additions)
+    key = (source.index.fingerprint, source.seed, epoch, source.window, additions)
     if key not in _ORDERS:
         _ORDERS.clear()
-        _ORDERS[key] = epoch_order(source.index.of("train"), seed=source.seed, epoch=epoch, window=source.window)
+        _ORDERS[key] = _mixed_order(source, epoch)
     return _ORDERS[key]
+
+
+def _mixed_order(source: Source, epoch: int) -> Places:
+    """Returns `epoch_order`, with rows of the additions in the places of as many as their shares ask for."""
+    kinds = {"seed": source.seed, "epoch": epoch, "window": source.window}
+    order = epoch_order(source.index.of("train"), **kinds)
+    first = len(source.index.of("train"))
+    free = np.random.default_rng([source.seed, epoch, 1]).permutation(len(order))
+    for one in source.additions:
+        shards = one.index.of("train")
+        if epoch in one.epochs:
+            rows = epoch_order(shards, **kinds)[: round(one.share * len(order))]
+            slots, free = np.split(free, [len(rows)])
+            # In their own order, so that those of a shard stay together.
+            order[np.sort(slots)] = rows + np.array([first, 0], rows.dtype)
+        first += len(shards)
+    return order
 
 
 def _validation_order(source: Source) -> Places:
@@ -250,7 +330,7 @@ class Feed:
             yield from (self.source.rows("train", epoch, part) for part in self._cut(slots))
 
     def _cut(self, slots: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        row = self.source.size**2 * (self.source.index.corpus.channels + 1)
+        row = max([self.source.size, *self.source.sizes]) ** 2 * (self.source.index.corpus.channels + 1)
         images = min(CHUNK_IMAGES, CHUNK_BYTES // row)
         length = max(images // self.batch, 1) * self.batch
         return [slots[start : start + length] for start in range(0, len(slots), length)]

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import SPLITS, Split
-from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection
+from lungseg_ray.names import OWN_ARCHITECTURES, Fit
+from lungseg_ray.run.exported import Sidecar
+from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection, describe_robustness
 from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.text import markdown
 
 TEMPLATE = """\
 ---
-library_name: segmentation-models-pytorch
+library_name: {library}
 pipeline_tag: image-segmentation
 tags: [medical, chest-x-ray, segmentation]
 license: {licence_tag}
@@ -21,12 +23,10 @@ license: {licence_tag}
 # {settings.runs.name}: {names} by {settings.model.architecture} with {settings.model.encoder}
 
 ```python
-import segmentation_models_pytorch as smp
-
-model = smp.from_pretrained("path/to/this/folder").eval()
+{opening}
 ```
 
-Input: {corpus.channels} channel(s), stretched bilinearly to {size} x {size} px, divided by 255.
+Input: {corpus.channels} channel(s), {fitted} to {size} x {size} px, divided by 255{normalised}.
 Output: logits; {reading}.
 `preprocessing.json` says the same for a program.
 
@@ -60,20 +60,27 @@ treatment, and on images of another kind (age, projection, detector, disease) it
 """
 
 
-def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigures, *, test: Evaluation | None) -> str:
+def model_card(
+    settings: Settings,
+    index: ShardIndex,
+    sidecar: Sidecar,
+    validation: ValidationFigures,
+    *,
+    test: Evaluation | None,
+) -> str:
     """Writes the model card of a run.
 
     Args:
         settings: The settings of the run.
         index: The index of the shards that the model was trained on.
+        sidecar: The sidecar of the model.
         validation: The figures of the best epoch on the validation images.
         test: The content of `evaluation.json` for the test images; None if there are none, or before they are measured.
 
     Returns:
         The card as Markdown, with a YAML header.
     """
-    corpus = settings.corpus
-    threshold = settings.evaluate.first_threshold
+    corpus, own = settings.corpus, settings.model.architecture in OWN_ARCHITECTURES
     return TEMPLATE.format(
         settings=settings,
         corpus=corpus,
@@ -81,7 +88,11 @@ def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigu
         size=settings.feed.size,
         licence_tag=json.dumps(corpus.licence or "other"),
         names=", ".join(map(markdown, corpus.class_names)),
-        reading=f"sigmoid, threshold {threshold}" if corpus.classes == 1 else "softmax, the largest",
+        library="lungseg-ray" if own else "segmentation-models-pytorch",
+        opening=_OPENING["own" if own else "smp"],
+        fitted=_FITTED[sidecar.fit],
+        normalised=", then normalised to mean 0 and standard deviation 1" if sidecar.normalise else "",
+        reading=_reading(sidecar),
         origin="synthetic chest phantoms, drawn by lungseg-ray"
         if index.layout == "phantom"
         else markdown(str(corpus.root)),
@@ -95,6 +106,31 @@ def model_card(settings: Settings, index: ShardIndex, validation: ValidationFigu
         figure_rows="\n".join(_figure_rows(index.splits["val"].images, validation, test)),
         failure_cases="\n".join(_failure_cases(test)),
     )
+
+
+_OPENING = {
+    "smp": """import segmentation_models_pytorch as smp
+
+model = smp.from_pretrained("path/to/this/folder").eval()""",
+    "own": """from pathlib import Path
+from lungseg_ray.models import load_export
+
+model = load_export(Path("path/to/this/folder"))""",
+}
+"""How the model is opened, by the library that its network is from."""
+_FITTED: Mapping[Fit, str] = {
+    "stretch": "stretched bilinearly",
+    "pad": "padded to a square with black borders, resized bilinearly",
+}
+
+
+def _reading(sidecar: Sidecar) -> str:
+    reading = f"sigmoid, threshold {sidecar.threshold}" if sidecar.classes == 1 else "softmax, the largest"
+    if sidecar.flips != "none":
+        reading += f", averaged over mirror images ({sidecar.flips})"
+    if sidecar.clean_up:
+        reading += "; of each label the two largest components are kept, and their holes filled"
+    return reading
 
 
 def _split_rows(splits: Mapping[Split, SplitFigures]) -> list[str]:
@@ -131,5 +167,6 @@ def _failure_cases(test: Evaluation | None) -> list[str]:
         *(f"- Lowest subgroup: {name}, Dice {mean:.4f}, {n} images." for mean, name, n in sorted(groups)[:1]),
         f"- On {test['n_empty']} of {test['n']} test images either truth or prediction was empty.",
         *(f"- {markdown(text)}" for text in describe_detection(test)),
+        *(f"- {markdown(text)}" for text in describe_robustness(test)),
         "- The worst test images are in the run's `evaluation/test/contact_sheet.png`.",
     ]

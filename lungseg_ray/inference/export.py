@@ -35,20 +35,39 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     corpus = index.corpus
     sidecar = Sidecar(
         size=settings.feed.size,
+        fit=settings.feed.fit,
+        normalise=settings.model.normalise,
         channels=corpus.channels,
         longer_side=index.longer_side,
         classes=corpus.classes,
         class_names=corpus.class_names,
-        threshold=settings.evaluate.first_threshold,
+        threshold=stored_threshold(settings, progress),
         white=corpus.white if isinstance(corpus.white, float | None) else list(corpus.white),
         mirrored=list(corpus.mirrored),
+        flips=settings.model.flips,
+        clean_up=settings.model.clean_up,
     )
     run.prune_checkpoints(progress, keep=settings.checkpoint.keep)
-    card = model_card(settings, index, validation_figures(progress), test=None)
+    card = model_card(settings, index, sidecar, validation_figures(progress), test=None)
     save_model(run.place / BEST, model, sidecar, card)
     predictor.load_predictor.cache_clear()
+    predictor.load_processing.cache_clear()
     run.write_history(progress.history)
     (run.place / CURVES).write_bytes(curves(progress.history))
+
+
+def stored_threshold(settings: Settings, progress: Progress) -> float:
+    """Returns the threshold that is stored with a newly trained model.
+
+    Args:
+        settings: The settings of the run.
+        progress: Its progress.
+    """
+    if settings.evaluate.threshold is not None:
+        return settings.evaluate.threshold
+    if settings.model.threshold == "validation":
+        return progress.best.get("val_threshold", 0.5)
+    return settings.model.threshold
 
 
 def validation_figures(progress: Progress) -> ValidationFigures:

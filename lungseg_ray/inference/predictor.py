@@ -13,15 +13,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lungseg_ray.config import Flips, differences
+from lungseg_ray.config import differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import limited, resize_area, resize_image
-from lungseg_ray.numerics.metrics import probabilities
+from lungseg_ray.names import Fit, Flips
+from lungseg_ray.numerics.inputs import scale_pixels
+from lungseg_ray.numerics.metrics import clean_up_labels, probabilities
 from lungseg_ray.run.exported import Sidecar, open_model, read_sidecar
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location
 
-ALIKE = {"channels", "longer_side", "classes", "class_names", "white", "mirrored"}
+ALIKE = {"channels", "longer_side", "classes", "class_names", "white", "mirrored", "flips", "clean_up"}
 """The attributes of `Sidecar` that must be equal for models that are averaged."""
 
 AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
@@ -50,7 +52,7 @@ class Processing:
     def __init__(self, sidecars: Sequence[Sidecar]) -> None:
         threshold = fmean(side.threshold for side in sidecars)
         self.sidecar = sidecars[0].model_copy(update={"threshold": threshold})
-        self._sizes = [side.size for side in sidecars]
+        self._sidecars = list(sidecars)
 
     def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
         """Resizes images for the networks.
@@ -62,10 +64,10 @@ class Processing:
             For each model, (N, size, size, channels) uint8.
         """
         return [
-            np.stack([resize_image(image, size) for image in images])
+            np.stack([resize_image(image, side.size, fit=side.fit) for image in images])
             if images
-            else np.empty((0, size, size, self.sidecar.channels), np.uint8)
-            for size in self._sizes
+            else np.empty((0, side.size, side.size, side.channels), np.uint8)
+            for side in self._sidecars
         ]
 
     def combine(self, maps: Sequence[Probability], sizes: Sequence[tuple[int, int]]) -> Iterator[Probability]:
@@ -79,29 +81,38 @@ class Processing:
             For each image (height, width, K) float32, 0 to 1: K = 1 for one class, otherwise one channel for each
             label. One at a time, since those of many large images need much memory.
         """
+        fits = [side.fit for side in self._sidecars]
         for *of_image, size in zip(*maps, sizes, strict=True):
-            sum_ = _sized(of_image[0], size)
-            for other in of_image[1:]:
-                sum_ += _sized(other, size)
+            sum_ = _sized(of_image[0], size, fits[0])
+            for other, fit in zip(of_image[1:], fits[1:], strict=True):
+                sum_ += _sized(other, size, fit)
             if len(of_image) > 1:
                 sum_ /= len(of_image)
             yield sum_
 
-    def labels(self, probability: Probability, *, threshold: float | None = None) -> npt.NDArray[np.uint8]:
+    def labels(
+        self, probability: Probability, *, threshold: float | None = None, clean_up: bool | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Converts a probability map to a label map.
 
         Args:
             probability: (H, W, K) float32, as `__call__` returns it.
             threshold: For one class, the probability above which a pixel is positive, 0 to 1; by default that of the
                 sidecar. For several classes, it is not used.
+            clean_up: Whether to keep only the two largest components of each label; by default as the sidecar says.
 
         Returns:
             (H, W) uint8 label map; label 0 is the background.
         """
-        if self.sidecar.classes == 1:
-            bound = self.sidecar.threshold if threshold is None else threshold
-            return (probability[:, :, 0] > bound).view(np.uint8)
-        return probability.argmax(axis=2).astype(np.uint8)
+        side = self.sidecar
+        if side.classes == 1:
+            bound = side.threshold if threshold is None else threshold
+            found = (probability[:, :, 0] > bound).view(np.uint8)
+        else:
+            found = probability.argmax(axis=2).astype(np.uint8)
+        if side.clean_up if clean_up is None else clean_up:
+            return clean_up_labels(found, classes=len(side.class_names))
+        return found
 
 
 class Predictor(Processing):
@@ -112,7 +123,7 @@ class Predictor(Processing):
 
     Args:
         members: The models, at least one, each with its sidecar.
-        flips: The mirror images that are averaged over: "none", "horizontal", or "all" four of both axes.
+        flips: The mirror images that are averaged over; by default those of the sidecar.
         device: The device to compute on.
 
     Attributes:
@@ -123,13 +134,13 @@ class Predictor(Processing):
         self,
         members: Sequence[tuple[nn.Module, Sidecar]],
         *,
-        flips: Flips = "none",
+        flips: Flips | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__([side for _, side in members])
         self.device = torch.device(device)
         self._members = [(model.to(self.device).eval(), side) for model, side in members]
-        self._axes = AXES[flips]
+        self._axes = AXES[flips or self.sidecar.flips]
         self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def __call__(
@@ -183,7 +194,8 @@ class Predictor(Processing):
         stack = torch.tensor(images).permute(0, 3, 1, 2)
         if self.device.type == "cuda":
             stack = stack.pin_memory()
-        inputs = stack.to(self.device, non_blocking=True).to(torch.float32).div_(side.scale)
+        pixels = stack.to(self.device, non_blocking=True).to(torch.float32)
+        inputs = scale_pixels(pixels, scale=side.scale, normalise=side.normalise)
         # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             found = [
@@ -220,10 +232,20 @@ class Predictor(Processing):
         return self.labels(probability)
 
 
-def _sized(probability: Probability, size: tuple[int, int]) -> Probability:
-    """Resizes a map (h, w, K) to (height, width, K)."""
+def _sized(probability: Probability, size: tuple[int, int], fit: Fit) -> Probability:
+    """Resizes a map (h, w, K) to (height, width, K), without the borders of an image that was padded to a square."""
     height, width = size
-    sized = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
+    if fit == "pad" and height != width:
+        side = max(height, width)
+        # Each new pixel is sampled where it is in the padded square.
+        rows, columns = (
+            (np.arange(length) + (side - length) // 2 + 0.5) * (of_map / side) - 0.5
+            for length, of_map in zip(size, probability.shape[:2], strict=True)
+        )
+        across, down = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
+        sized = cv2.remap(probability, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        sized = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
     return sized.reshape(height, width, probability.shape[2])
 
 
@@ -236,12 +258,12 @@ def _exchanged(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Te
 
 
 @lru_cache(maxsize=1)
-def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu") -> Predictor:
+def load_predictor(*places: Location, flips: Flips | None = None, device: str = "cpu") -> Predictor:
     """Opens folders that `save_model` wrote, as one model. The last result is cached in the process.
 
     Args:
         places: The folders, at least one.
-        flips: The mirror images that are averaged over: "none", "horizontal", or "all" four of both axes.
+        flips: The mirror images that are averaged over; by default those of the sidecar.
         device: The device to compute on.
 
     Returns:
@@ -253,29 +275,31 @@ def load_predictor(*places: Location, flips: Flips = "none", device: str = "cpu"
         OSError: If a file cannot be read; a `StorageError` for a bucket.
     """
     members = [open_model(place) for place in places]
-    _check_alike(places, [side for _, side in members])
+    _check_alike(places, [side for _, side in members], flips=flips)
     return Predictor(members, flips=flips, device=device)
 
 
 @lru_cache(maxsize=1)
-def load_processing(*places: Location) -> Processing:
+def load_processing(*places: Location, flips: Flips | None = None) -> Processing:
     """Reads what is needed of exported models around the networks. The last result is cached in the process.
 
     Args:
         places: The folders of the models, at least one.
+        flips: The mirror images that are averaged over; by default those of the sidecar.
 
     Raises:
         UserError: As `load_predictor`.
         OSError: If a file cannot be read; a `StorageError` for a bucket.
     """
     sidecars = [read_sidecar(place) for place in places]
-    _check_alike(places, sidecars)
+    _check_alike(places, sidecars, flips=flips)
     return Processing(sidecars)
 
 
-def _check_alike(places: Sequence[Location], sidecars: Sequence[Sidecar]) -> None:
-    """Raises a `UserError` if models cannot be averaged."""
-    first, *others = (side.model_dump(include=ALIKE) for side in sidecars)
+def _check_alike(places: Sequence[Location], sidecars: Sequence[Sidecar], *, flips: Flips | None = None) -> None:
+    """Raises a `UserError` if models cannot be averaged, with the mirror images that are asked for if any are."""
+    attributes = ALIKE - {"flips"} if flips else ALIKE
+    first, *others = (side.model_dump(include=attributes) for side in sidecars)
     for place, other in zip(places[1:], others, strict=True):
         if lines := list(differences(first, other)):
             raise UserError(
@@ -291,17 +315,27 @@ class Model:
 
     Attributes:
         runs: The runs whose best models are averaged.
-        flips: The mirror images that are averaged over: "none", "horizontal", or "all" four of both axes.
+        flips: The mirror images that are averaged over; None for those that the models were trained to be used with.
     """
 
     runs: tuple[Run, ...]
-    flips: Flips = "none"
+    flips: Flips | None = None
 
     @property
     def suffix(self) -> str:
         """The suffix of its folder of figures, such as `-top3-flips-all`; empty for one run without mirror images."""
         several = f"-top{len(self.runs)}" if len(self.runs) > 1 else ""
-        return several + (f"-flips-{self.flips}" if self.flips != "none" else "")
+        return several + (f"-flips-{self.flips}" if self.flips else "")
+
+    @property
+    def used_flips(self) -> Flips:
+        """The mirror images that are averaged over.
+
+        Raises:
+            UserError: As `load`.
+            OSError: As `load`.
+        """
+        return self.flips or self.processing().sidecar.flips
 
     def load(self, *, device: str = "cpu") -> Predictor:
         """Opens the models, as `load_predictor` does.
@@ -325,7 +359,7 @@ class Model:
             UserError: As `load`.
             OSError: As `load`.
         """
-        return load_processing(*self._places)
+        return load_processing(*self._places, flips=self.flips)
 
     @property
     def _places(self) -> list[Location]:

@@ -24,6 +24,7 @@ STARTED = time.time()
 PURPOSES = {
     "shard": "build shards from a corpus of X-rays and masks",
     "audit": "check a corpus before shards are built from it",
+    "plan": "choose settings by the time and the memory that there are",
     "train": "train a model, or resume its training",
     "tune": "search encoders, architectures and other settings",
     "evaluate": "measure a trained model on images with masks",

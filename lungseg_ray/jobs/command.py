@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lungseg_ray.config import (
     EvaluateJob,
+    PlanJob,
     PredictJob,
     ReportJob,
     Section,
@@ -34,6 +35,7 @@ AnyJob = TypeVar("AnyJob", bound=Section)
 SETTINGS: dict[str, type[Section]] = {
     "shard": ShardJob,
     "audit": ShardJob,
+    "plan": PlanJob,
     "train": TrainJob,
     "tune": SweepJob,
     "evaluate": EvaluateJob,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.table import Table
 
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import CorpusSettings, EvaluateJob, Mark, Roots, Settings, explicitly_set, marked, merge
@@ -15,6 +18,7 @@ from lungseg_ray.corpus.split import assign_splits
 from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.evaluate import evaluate
 from lungseg_ray.evaluation.images import CorpusImages, Images, ShardImages
+from lungseg_ray.evaluation.regions import describe_outlines
 from lungseg_ray.evaluation.summary import RESULT, figures_table
 from lungseg_ray.jobs.console import print_table
 from lungseg_ray.jobs.members import model_of
@@ -23,6 +27,7 @@ from lungseg_ray.run.stored import read_stored
 from lungseg_ray.run.summary import Evaluation
 from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import Location
+from lungseg_ray.text import named
 
 
 def main(job: EvaluateJob, console: Console) -> None:
@@ -37,9 +42,80 @@ def main(job: EvaluateJob, console: Console) -> None:
         OSError: As `evaluate_run`.
     """
     with cluster(processes=job.evaluate.workers):
+        if job.corpora:
+            cross(job, console)
+            return
         result, out = evaluate_run(job)
         print_table(console, figures_table(result), figures_table(result, narrow=True))
         console.print(f"Figures and pictures: {out}", highlight=False)
+
+
+def cross(job: EvaluateJob, console: Console) -> list[dict[str, Any]]:
+    """Measures each run on its own test images and on several corpora, prints the table, and says what differs.
+
+    Args:
+        job: The settings of the job.
+        console: The console that the user reads.
+
+    Returns:
+        The content of `corpora.json`: for each run its folder (`run`), the figures by the name of the corpus
+        (`corpora`), and sentences on the rules by which the corpora outline (`outlines`).
+
+    Raises:
+        UserError: As `evaluate_run`, or if two corpora have the same name.
+        OSError: As `evaluate_run`.
+    """
+    names = [_name_of(corpus) for corpus in job.corpora]
+    if same := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f"corpora: several are called {named(same)}, and the folders of their figures have that name. Measure them "
+            "one after the other, each with an --out of its own."
+        )
+    alone = [
+        job.model_copy(update={"run": run, "corpora": [], "others": [], "out": None}) for run in [job.run, *job.others]
+    ]
+    for one in alone:
+        model_of(one).load()
+    rows: list[dict[str, Any]] = []
+    for one in alone:
+        measured: dict[str, Evaluation] = {}
+        if _has_test_images(one):
+            measured[_OWN] = evaluate_run(one)[0]
+        for name, corpus in zip(names, job.corpora, strict=True):
+            measured[name] = evaluate_run(one.model_copy(update={"corpus": corpus}))[0]
+        own = measured.get(_OWN)
+        outlines = [text for name in names if own for text in describe_outlines(own, measured[name], name)]
+        rows.append({"run": str(one.run), "corpora": measured, "outlines": outlines})
+    table, narrow = Table("run", _OWN, *names, title=_TITLE), Table("run", "images", "Dice", title=_TITLE)
+    for row in rows:
+        cells = [_cell(row["corpora"].get(name)) for name in (_OWN, *names)]
+        table.add_row(row["run"], *cells)
+        for name, cell in zip((_OWN, *names), cells, strict=True):
+            narrow.add_row(row["run"] if name == _OWN else "", name, cell)
+    print_table(console, table, narrow)
+    for row in rows:
+        for text in row["outlines"] or [_ALIKE]:
+            console.print(f"{row['run']}: {text}", highlight=False)
+    out = (job.out or job.run / EVALUATION) / "corpora.json"
+    out.write_text(json.dumps(rows, indent=2) + "\n")
+    console.print(f"Figures: {out}", highlight=False)
+    return rows
+
+
+_OWN = "own test images"
+_ALIKE = "The masks of all corpora follow the same rules, as far as these images show."
+_TITLE = "Dice, mean over images (95 % interval over patients)"
+
+
+def _has_test_images(job: EvaluateJob) -> bool:
+    return read_index(model_of(job).runs[0].started_with().settings.shards.root).count("test") > 0
+
+
+def _cell(result: Evaluation | None) -> str:
+    if result is None:
+        return "none"
+    dice = result["dice"]
+    return f"{dice['mean']:.4f} ({dice['low']:.4f}-{dice['high']:.4f}), {result['n']} images"
 
 
 def evaluate_run(job: EvaluateJob) -> tuple[Evaluation, Location]:

@@ -33,7 +33,6 @@ from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import Pixels, overlay, png, png_with_source, source_of_png
 from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.jobs.members import model_of
-from lungseg_ray.numerics import metrics
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.exported import Sidecar
 from lungseg_ray.run.folder import BEST
@@ -185,9 +184,7 @@ class _Predict:
         side = processing.sidecar
         maps = processing.combine(computed, prepared.sizes)
         for number, (image, probability) in enumerate(zip(prepared.images, maps, strict=True)):
-            labels = processing.labels(probability)
-            if self.job.clean_up:
-                labels = metrics.clean_up_labels(labels, classes=len(side.class_names))
+            labels = processing.labels(probability, clean_up=self.job.clean_up)
             try:
                 self._write(image, prepared.pictures[number] if self.job.overlay else None, labels, side)
             except OSError as error:
@@ -349,8 +346,8 @@ def _claim(job: PredictJob, model: Model) -> None:
     mine = {
         "images": job.images.uri,
         "weights_sha256": " ".join(weights),
-        "flips": model.flips,
-        "clean_up": job.clean_up,
+        "flips": model.used_flips,
+        "clean_up": model.processing().sidecar.clean_up if job.clean_up is None else job.clean_up,
     }
     place = job.out / CLAIM
     theirs = _read_claim(place)

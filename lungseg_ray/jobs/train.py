@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from statistics import fmean
 
 from rich.console import Console
 from yaml import YAMLError
 
-from lungseg_ray.cluster.capacity import Planned, plan_on_cluster
 from lungseg_ray.cluster.places import check_shared
-from lungseg_ray.cluster.planning import TrainingPlan, plan_training
 from lungseg_ray.config import Settings, TrainJob, merge, validated
 from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed.stream import Source
 from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.display import TrainingDisplay
-from lungseg_ray.jobs.prologue import held, known_shards, usable_shards
+from lungseg_ray.jobs.prologue import held, known_shards, planned_workers, usable_shards
 from lungseg_ray.run.folder import BEST, CURVES, EVALUATION, SHEET, Run
 from lungseg_ray.run.summary import RunSummary, Seconds, describe_detection
 from lungseg_ray.run.tracking import Tracking, check_services, tracked
@@ -81,7 +80,7 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
         if finished := _finished(run, settings):
             _tell(run, finished, console)
             return finished
-        planned = _planned(settings)
+        planned = planned_workers(settings)
         settings, index = usable_shards(settings, index, run.place, console)
         source = _begin(run, settings, index, start, console)
         times.append(time.time())
@@ -104,7 +103,9 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
             summary["seconds"] = _seconds(times, display)
             if display.started:
                 # The backward pass takes twice the operations of the forward pass.
-                needed = 3e9 * model_cost(settings).gflops * summary["images_per_second"]
+                sizes = settings.size_of_epochs or [settings.feed.size]
+                area = fmean(size**2 for size in sizes) / settings.feed.size**2
+                needed = 3e9 * model_cost(settings).gflops * area * summary["images_per_second"]
                 summary["matrix_rate_share"] = needed / (display.started.workers * display.started.matrix_rate)
             lease.check()
             run.write_summary(summary)
@@ -112,26 +113,6 @@ def train(settings: Settings, console: Console, *, started: float) -> RunSummary
             _track(run, summary, services)
             _tell(run, summary, console)
         return summary
-
-
-def _planned(settings: Settings) -> Planned[TrainingPlan]:
-    """Plans the workers of a run for what the cluster has or can have.
-
-    Raises:
-        UserError: If they do not fit.
-    """
-    train = settings.train
-    return plan_on_cluster(
-        lambda has: plan_training(
-            cpus=has.cpus,
-            gpus=has.gpus,
-            workers=train.workers,
-            min_workers=train.min_workers,
-            device=train.device,
-            tasks=settings.feed.tasks,
-        ),
-        lambda plan: plan.needs(train.min_workers or train.workers, settings.feed.tasks),
-    )
 
 
 def _begin(run: Run, settings: Settings, index: ShardIndex, start: str, console: Console) -> Source:
@@ -198,6 +179,8 @@ def _extend(run: Run, settings: Settings, index: ShardIndex, console: Console) -
     text = f"Training for {settings.train.epochs} epochs in place of {epochs}."
     if settings.optim.schedule in ("one_cycle", "cosine"):
         text += f" The learning rate follows the schedule of {settings.train.epochs} epochs from here on."
+    if settings.feed.sizes or settings.corpora:
+        text += " So do feed.sizes and the times of corpora."
     run.events.append("extended", text)
     console.print(text, highlight=False)
 
@@ -231,10 +214,23 @@ def _tell(run: Run, summary: RunSummary, console: Console) -> None:
         lines += describe_detection(test)
         lines.append(f"Pictures: {run.place / CURVES}\n          {run.place / EVALUATION / 'test' / SHEET}")
     share = summary.get("matrix_rate_share")
+    lines += _planned_and_taken(run, summary)
     speed = f"Speed:    {summary['images_per_second']:.1f} images/s in training"
     lines.append(speed + (f", {share:.0%} of what matrix products on the device would allow" if share else ""))
     lines.append(f"Model:    {run.place / BEST}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _planned_and_taken(run: Run, summary: RunSummary) -> list[str]:
+    """Returns a sentence on what the run was planned to take and took; none if it was not planned."""
+    planned = run.started_with().settings.planned
+    used = [row["memory_gib"] for row in run.read_history() if "memory_gib" in row]
+    if not (planned.minutes and planned.gib and used and "seconds" in summary):
+        return []
+    return [
+        f"Planned:  {planned.minutes:.1f} minutes and {planned.gib:.1f} GiB for each worker; it took "
+        f"{summary['seconds']['total'] / 60:.1f} minutes and {max(used):.1f} GiB"
+    ]
 
 
 def winner_of(job: TrainJob) -> Settings:

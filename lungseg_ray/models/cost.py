@@ -1,6 +1,8 @@
 """The cost of a network, computed without its weights or an image: parameters and floating point operations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.models.factory import build, check
+
+
+class _Network(TypedDict):
+    architecture: str
+    encoder: str
+    in_channels: int
+    classes: int
+    decoder_channels: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,16 @@ class Cost:
     gflops: float
 
 
-def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, size: int, images: int = 2) -> Cost:
+def cost(
+    *,
+    architecture: str,
+    encoder: str,
+    in_channels: int,
+    classes: int,
+    size: int,
+    decoder_channels: Sequence[int] | None = None,
+    images: int = 2,
+) -> Cost:
     """Computes the cost of a pair of architecture and encoder.
 
     Like `check`, this builds the network on the meta device where possible: it takes about a second and no memory.
@@ -36,6 +55,7 @@ def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, siz
         in_channels: Number of channels of the images.
         classes: Number of output channels.
         size: Height and width of the image, pixels.
+        decoder_channels: Channels of the stages of the decoder, as for `build`.
         images: The number of images of a training pass in a worker, as for `check`.
 
     Returns:
@@ -44,22 +64,22 @@ def cost(*, architecture: str, encoder: str, in_channels: int, classes: int, siz
     Raises:
         UserError: If the pair does not exist or does not work, as in `check`.
     """
-    check(
-        architecture=architecture,
-        encoder=encoder,
-        in_channels=in_channels,
-        classes=classes,
-        size=size,
-        images=images,
-    )
+    network: _Network = {
+        "architecture": architecture,
+        "encoder": encoder,
+        "in_channels": in_channels,
+        "classes": classes,
+        "decoder_channels": decoder_channels,
+    }
+    check(**network, size=size, images=images)
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                model = build(architecture=architecture, encoder=encoder, in_channels=in_channels, classes=classes)
+                model = build(**network)
         except UserError:
             # The pair has passed `check`, so the meta device is the cause. Some encoders read values while they are
             # built, such as Mix Transformers.
-            model = build(architecture=architecture, encoder=encoder, in_channels=in_channels, classes=classes)
+            model = build(**network)
     # The count needs only shapes. It runs on the meta device because fused attention counts as nothing on the CPU.
     model = model.to("meta").eval()
     return Cost(

@@ -1,4 +1,4 @@
-"""Export of a trained model to a folder that segmentation_models_pytorch can open without this project."""
+"""Export of a trained model to a folder; that of a network of segmentation_models_pytorch can be opened by it alone."""
 
 import contextlib
 import inspect
@@ -6,12 +6,11 @@ import io
 import json
 from pathlib import Path
 
-import segmentation_models_pytorch as smp
 from safetensors import SafetensorError
 from segmentation_models_pytorch.base import SegmentationModel
 
 from lungseg_ray.errors import UserError
-from lungseg_ray.models.factory import resolve_encoder
+from lungseg_ray.models.factory import network_class, resolve_encoder
 from lungseg_ray.names import ARCHITECTURES
 from lungseg_ray.text import named, shown
 
@@ -35,8 +34,11 @@ def export(model: SegmentationModel, directory: Path) -> None:
     model.save_pretrained(directory, config=config)
 
 
-def _check_config(file: Path) -> None:
+def _check_config(file: Path) -> str:
     """Refuses a configuration by which the loader would ask a network, or call something else than our networks.
+
+    Returns:
+        The architecture.
 
     Raises:
         UserError: If it is such a configuration, or none.
@@ -54,7 +56,7 @@ def _check_config(file: Path) -> None:
         resolve_encoder(str(encoder))
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    known = inspect.signature(getattr(smp, architecture)).parameters.values()
+    known = inspect.signature(network_class(architecture)).parameters.values()
     allowed = {one.name for one in known if one.kind is not one.VAR_KEYWORD} | {"_model_class"}
     others = sorted(config.keys() - allowed)
     others += [f"{key} = {config[key]}" for key in _NOTHING if config.get(key) is not None]
@@ -63,6 +65,7 @@ def _check_config(file: Path) -> None:
             f"{file}: expected a network whose weights are all in the folder, found {named(others)}. Give the folder "
             "that a finished run wrote its best model to."
         )
+    return str(architecture)
 
 
 def load_export(directory: Path) -> SegmentationModel:
@@ -84,11 +87,11 @@ def load_export(directory: Path) -> SegmentationModel:
             f"{directory}: not an exported model, expected config.json and model.safetensors, found no "
             f"{' and no '.join(missing)}. Give the folder that a finished run wrote its best model to."
         )
-    _check_config(directory / "config.json")
+    architecture = _check_config(directory / "config.json")
     try:
         # The loader of huggingface_hub prints a line for each folder that it opens.
         with contextlib.redirect_stdout(io.StringIO()):
-            model = smp.from_pretrained(str(directory))
+            model: SegmentationModel = network_class(architecture).from_pretrained(str(directory), strict=True)
     except (AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise UserError(f"{directory}: the files of this exported model do not fit together: {error}") from error
     return model.eval()

@@ -2,20 +2,30 @@
 
 import copy
 import difflib
+from collections.abc import Sequence
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.encoders import encoders
-from torch import nn
+from torch import Tensor, nn
 
 from lungseg_ray.errors import UserError
+from lungseg_ray.models.pranet import PraNet
+from lungseg_ray.models.u2net import U2NET_ENCODERS, U2Net
 from lungseg_ray.models.weights import load_encoder_weights
-from lungseg_ray.names import ARCHITECTURES
+from lungseg_ray.names import ARCHITECTURES, WITH_DECODER_CHANNELS
 
 
 def build(
-    *, architecture: str, encoder: str, in_channels: int, classes: int, encoder_weights: str = "none"
+    *,
+    architecture: str,
+    encoder: str,
+    in_channels: int,
+    classes: int,
+    decoder_channels: Sequence[int] | None = None,
+    encoder_weights: str = "none",
 ) -> nn.Module:
     """Builds a network that maps images (N, in_channels, H, W) to logits (N, classes, H, W).
 
@@ -28,6 +38,8 @@ def build(
         in_channels: Number of channels of the images: 1 for grey, 3 for RGB; other numbers work as well.
         classes: Number of output channels: 1 for a binary mask, otherwise the number of labels including the
             background.
+        decoder_channels: Channels of the five stages of the decoder, from the deepest one; by default those of the
+            architecture. Only for those in `WITH_DECODER_CHANNELS`.
         encoder_weights: "imagenet" or another name of published weights (needs network access unless they are cached),
             "none", or the path of a weights file; see `load_encoder_weights`.
 
@@ -39,7 +51,9 @@ def build(
     """  # noqa: DOC501 - `_refused` and `_one_value` return a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
     try:
-        model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
+        model = _create(
+            architecture, encoder, in_channels=in_channels, classes=classes, decoder_channels=decoder_channels
+        )
     except Exception as error:
         raise _refused(architecture, encoder, error) from error
     load_encoder_weights(model.get_submodule("encoder"), encoder_weights, name=encoder, in_channels=in_channels)
@@ -47,7 +61,14 @@ def build(
 
 
 def check(
-    *, architecture: str, encoder: str, in_channels: int = 1, classes: int = 1, size: int = 256, images: int = 2
+    *,
+    architecture: str,
+    encoder: str,
+    in_channels: int = 1,
+    classes: int = 1,
+    decoder_channels: Sequence[int] | None = None,
+    size: int = 256,
+    images: int = 2,
 ) -> None:
     """Checks that a pair of architecture and encoder exists and works; takes a fraction of a second and no memory.
 
@@ -59,6 +80,7 @@ def check(
         encoder: Name of the encoder, as for `resolve_encoder`.
         in_channels: Number of channels of the images.
         classes: Number of output channels.
+        decoder_channels: Channels of the stages of the decoder, as for `build`.
         size: Height and width of the images, pixels.
         images: The number of images of a training pass in a worker.
 
@@ -67,21 +89,32 @@ def check(
             contains the reason, and the nearest names if a name is unknown.
     """  # noqa: DOC501 - `_refused` and `_one_value` return a UserError
     architecture, encoder = _resolve_architecture(architecture), resolve_encoder(encoder)
-    try:
+
+    def passes(device: str) -> Tensor:
+        """Builds the network, and runs it in evaluation and, where one image may not be enough, in training mode."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            with torch.device("meta"):
-                model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
+            with torch.device(device):
+                model = _create(
+                    architecture, encoder, in_channels=in_channels, classes=classes, decoder_channels=decoder_channels
+                )
             # If the first convolution is adapted to `in_channels`, its weights are created outside the default device.
-            output = model.to("meta").eval()(torch.empty(1, in_channels, size, size, device="meta"))
+            model, empty = model.to(device), torch.zeros(1, in_channels, size, size, device=device)
+            output: Tensor = model.eval()(empty)
             if images == 1:
-                model.train()(torch.empty(1, in_channels, size, size, device="meta"))
+                model.train()(empty)
+            return output
+
+    try:
+        try:
+            output = passes("meta")
+        except Exception as error:
+            if "meta tensor" not in str(error):
+                raise
+            # The pair reads values while it is built, such as one with a Mix Transformer encoder.
+            output = passes("cpu")
     except Exception as error:
         if _ONE_VALUE in str(error):
             raise _one_value(architecture, encoder, size) from None
-        if "meta tensor" in str(error):
-            return _check_on_cpu(
-                architecture, encoder, in_channels=in_channels, classes=classes, size=size, images=images
-            )
         raise _refused(architecture, encoder, error) from error
     if output.shape[2:] != (size, size):
         height, width = output.shape[2:]
@@ -93,20 +126,6 @@ def check(
 
 _ONE_VALUE = "Expected more than 1 value per channel"
 """How PyTorch begins the message of a batch normalisation that cannot be computed."""
-
-
-def _check_on_cpu(architecture: str, encoder: str, *, in_channels: int, classes: int, size: int, images: int) -> None:
-    """Checks a pair that reads values while it is built, such as one with a Mix Transformer encoder."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = _create(architecture, encoder, in_channels=in_channels, classes=classes)
-            model.eval()(torch.zeros(1, in_channels, size, size))
-            if images == 1:
-                model.train()(torch.zeros(1, in_channels, size, size))
-    except Exception as error:
-        if _ONE_VALUE in str(error):
-            raise _one_value(architecture, encoder, size) from None
-        raise _refused(architecture, encoder, error) from error
 
 
 def resolve_encoder(name: str) -> str:
@@ -122,14 +141,14 @@ def resolve_encoder(name: str) -> str:
     Raises:
         UserError: If there is no such encoder; the message contains the nearest names.
     """
-    if name in encoders:
+    if name in encoders or name in U2NET_ENCODERS:
         return name
     bare = name.removeprefix("tu-").removeprefix("timm-")
     candidates = [f"tf_{bare}", bare] if name.startswith("timm-mobilenetv3") else [bare]
     for candidate in candidates:
         if timm.is_model(candidate):
             return f"tu-{candidate}"
-    known = [*encoders, *(f"tu-{model}" for model in timm.list_models())]
+    known = [*encoders, *U2NET_ENCODERS, *(f"tu-{model}" for model in timm.list_models())]
     raise UserError(f"There is no encoder {name!r}.{_nearest(name, known)} Any timm model works as tu-<name>.")
 
 
@@ -142,7 +161,7 @@ def known_encoder(name: str) -> str:
     Raises:
         UserError: If there is no such encoder; the message has the nearest names.
     """
-    by_lower = {known.lower(): known for known in encoders}
+    by_lower = {known.lower(): known for known in (*encoders, *U2NET_ENCODERS)}
     spelled = by_lower.get(name.lower(), name.lower())
     try:
         resolve_encoder(name)
@@ -167,11 +186,53 @@ def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-def _create(architecture: str, encoder: str, *, in_channels: int, classes: int) -> nn.Module:
-    model: nn.Module = smp.create_model(
-        architecture, encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes
+def network_class(architecture: str) -> type[SegmentationModel]:
+    """Returns the class of a network.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+    """
+    return _OWN.get(architecture) or smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()]
+
+
+_OWN: dict[str, type[SegmentationModel]] = {"PraNet": PraNet, "U2Net": U2Net}
+"""The networks that segmentation_models_pytorch lacks."""
+
+
+def output_layers(architecture: str) -> tuple[str, ...]:
+    """Returns how the names of the tensors of a network begin that depend on its classes.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+    """
+    return _OUTPUTS.get(architecture, ("segmentation_head.",))
+
+
+_OUTPUTS = {
+    "PraNet": (
+        "decoder.coarse.last.1.",
+        *(f"decoder.reverse_attention.{stage}.layers.{last}." for stage, last in enumerate((7, 5, 5))),
+    ),
+    "U2Net": ("segmentation_head.", "sides."),
+}
+
+
+def _create(
+    architecture: str, encoder: str, *, in_channels: int, classes: int, decoder_channels: Sequence[int] | None
+) -> nn.Module:
+    if (architecture == "U2Net") != (encoder in U2NET_ENCODERS):
+        raise ValueError(f"U2Net has encoders of its own, {' and '.join(U2NET_ENCODERS)} (model.encoder)")
+    decoder = {}
+    if decoder_channels is not None:
+        if architecture not in WITH_DECODER_CHANNELS:
+            raise ValueError(
+                "the channels of its decoder cannot be set (model.decoder_channels), only those of "
+                f"{', '.join(WITH_DECODER_CHANNELS)}"
+            )
+        decoder["decoder_channels"] = tuple(decoder_channels)
+    return network_class(architecture)(
+        encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=classes, **decoder
     )
-    return model
 
 
 def _one_value(architecture: str, encoder: str, size: int) -> UserError:
@@ -207,8 +268,14 @@ def find_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -> 
     device = next(probe.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         # Two images are needed: with one image, batch normalisation fails in a branch that pools to one pixel.
-        probe(torch.zeros(2, in_channels, size, size, device=device)).sum().backward()
+        outputs = probe(torch.zeros(2, in_channels, size, size, device=device))
+        torch.stack([one.sum() for one in as_outputs(outputs)]).sum().backward()
     return [name for name, parameter in probe.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+def as_outputs(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Returns the outputs of a network as a tuple: the main one, and in training those that some have besides."""
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 def freeze_unused_parameters(model: nn.Module, *, in_channels: int, size: int) -> list[str]:

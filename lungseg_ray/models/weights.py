@@ -53,15 +53,15 @@ def load_encoder_weights(encoder: nn.Module, weights: str, *, name: str, in_chan
 
 
 def _published(name: str) -> list[str]:
-    return ["imagenet"] if name.startswith("tu-") else list(encoders[name]["pretrained_settings"])
+    return ["imagenet"] if name.startswith("tu-") else list(encoders.get(name, {}).get("pretrained_settings", ()))
 
 
 def _download(name: str, weights: str, *, in_channels: int) -> dict[str, Tensor]:
     """Downloads published weights, or reads them from the local cache, as a state dict of the encoder."""
     if weights not in _published(name):
         raise UserError(
-            f"Encoder {name} has no weights named {weights!r}, only {', '.join(_published(name))}. Name one of these, "
-            "or give the path of a weights file, or none."
+            f"Encoder {name} has no weights named {weights!r}, only {', '.join(_published(name)) or 'random ones'}. "
+            "Name one of these, or give the path of a weights file, or none."
         )
     universal = name.startswith("tu-")
     if universal:

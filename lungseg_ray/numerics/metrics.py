@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -137,7 +138,9 @@ class ValidationSums:
         classes: Number of logit channels: 1 for a binary mask, otherwise the number of labels including the background.
         dice_weight: Weight of the Dice loss in the loss.
         bce_weight: Weight of the cross-entropy in the loss.
+        label_weights: Weight of the pixels of each label in the cross-entropy, as for `SegmentationLoss`.
         threshold: Threshold of the probability for a binary mask, in [0, 1].
+        candidates: Further thresholds for a binary mask, of which the best one is found.
         device: The device of the sums.
     """
 
@@ -151,15 +154,20 @@ class ValidationSums:
         classes: int,
         dice_weight: float = 1.0,
         bce_weight: float = 0.8,
+        label_weights: Sequence[float] = (),
         threshold: float = 0.5,
+        candidates: Sequence[float] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         self.classes = classes
         self.dice_weight = dice_weight
         self.bce_weight = bce_weight
+        self._label_weights = torch.tensor(label_weights, dtype=torch.float64, device=device)
         self.threshold = threshold
-        foreground = max(classes - 1, 1)
-        self._sums = torch.zeros(self._BEFORE_PIXELS + 3 * foreground, dtype=torch.float64, device=device)
+        self.candidates = candidates
+        self._before_candidates = self._BEFORE_PIXELS + 3 * max(classes - 1, 1)
+        length = self._before_candidates + len(candidates)
+        self._sums = torch.zeros(length, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, logits: Tensor, target: Tensor) -> None:
@@ -170,16 +178,25 @@ class ValidationSums:
             target: (N, H, W) uint8 labels; `IGNORE_LABEL` is allowed.
         """
         losses = validation_losses(
-            logits, target, classes=self.classes, dice_weight=self.dice_weight, bce_weight=self.bce_weight
+            logits,
+            target,
+            classes=self.classes,
+            dice_weight=self.dice_weight,
+            bce_weight=self.bce_weight,
+            label_weights=self._label_weights,
         )
-        prediction = predict_labels(probabilities(logits), threshold=self.threshold)
-        counts = confusion_counts(prediction, target, classes=self.classes)
+        probability = probabilities(logits)
+        counts = self._counts(probability, target, self.threshold)
         dices = dice(counts).mean(dim=1)
         positive = ((counts.tp + counts.fn).sum(dim=1) > 0).double()
         ones = torch.ones_like(losses.total)
         per_image = torch.stack([*losses, iou(counts).mean(dim=1), dices, ones, dices * positive, positive])
         pooled = torch.cat([count.sum(dim=0) for count in counts])
-        self._sums += torch.cat([per_image.sum(dim=1), pooled.double()])
+        others = [dice(self._counts(probability, target, one)).sum(dim=0) for one in self.candidates]
+        self._sums += torch.cat([per_image.sum(dim=1), pooled.double(), *others])
+
+    def _counts(self, probability: Tensor, target: Tensor, threshold: float) -> Counts:
+        return confusion_counts(predict_labels(probability, threshold=threshold), target, classes=self.classes)
 
     def as_tensor(self) -> Tensor:
         """Returns a copy of the sums, a flat float64 tensor on the constructor's device, ready for one all-reduce."""
@@ -196,7 +213,8 @@ class ValidationSums:
             `loss`, `loss_dice`, `loss_bce`, `iou` and `dice` (means over images; IoU and Dice are first averaged over
             the foreground classes of an image), `iou_pooled` (from the pixels of all images together, averaged over the
             foreground classes), `n` (number of images), and, if there are any, `dice_positives` (mean Dice of the
-            images with foreground).
+            images with foreground) and `threshold` (the candidate with the largest mean Dice, of several the one next
+            to 0.5).
 
         Raises:
             UserError: If no image was added.
@@ -208,11 +226,14 @@ class ValidationSums:
                 "The validation set holds no image, expected at least one: check that the validation split is not "
                 "empty."
             )
-        tp, fp, fn = sums[self._BEFORE_PIXELS :].reshape(3, -1)
+        tp, fp, fn = sums[self._BEFORE_PIXELS : self._before_candidates].reshape(3, -1)
         dice_sum, positives = sums[self._BEFORE_PIXELS - 2 : self._BEFORE_PIXELS].tolist()
-        of_positives = {"dice_positives": dice_sum / positives} if positives else {}
+        if_any = {"dice_positives": dice_sum / positives} if positives else {}
+        if self.candidates:
+            of_candidates = zip(sums[self._before_candidates :].tolist(), self.candidates, strict=True)
+            if_any["threshold"] = max(of_candidates, key=lambda one: (one[0], -abs(one[1] - 0.5)))[1]
         means = {name: float(total) / n for name, total in zip(self._MEANS, sums, strict=False)}
-        return {**means, "iou_pooled": float(iou(Counts(tp, fp, fn)).mean()), "n": n, **of_positives}
+        return {**means, "iou_pooled": float(iou(Counts(tp, fp, fn)).mean()), "n": n, **if_any}
 
 
 def surface_distances(

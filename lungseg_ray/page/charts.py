@@ -89,7 +89,7 @@ def scatter(
         series: The points to draw.
         x_title: The title of the x axis, with the unit.
         y_title: The title of the y axis, with the unit.
-        lines: Whether a line joins the points of a series. The ticks of the x axis are then whole numbers.
+        lines: Whether a line joins the points of a series. Ticks of the x axis are then whole numbers where all are.
         x_log: Whether the x axis is logarithmic.
         y_log: Whether the y axis is logarithmic.
         y_bounds: The values at the bottom and at the top of the y axis; by default, the range of the points.
@@ -101,7 +101,7 @@ def scatter(
     plot = _figure(
         x_title, y_title, x_axis_type="log" if x_log else "linear", y_axis_type="log" if y_log else "linear", **options
     )
-    if lines:
+    if lines and all(float(x).is_integer() for one in series for x in one.x):
         plot.xaxis.ticker = BasicTicker(min_interval=1)
     for axis, log, values in (
         (plot.xaxis, x_log, [x for one in series for x in one.x]),

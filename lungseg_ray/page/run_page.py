@@ -29,9 +29,9 @@ from lungseg_ray.page.pictures import embedded
 from lungseg_ray.run.event_log import LoggedEvent
 from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, SHEET, Run
 from lungseg_ray.run.progress import rank_epochs
-from lungseg_ray.run.summary import RunSummary, describe_detection
+from lungseg_ray.run.summary import Robustness, RunSummary, ShiftFigures, describe_detection
 from lungseg_ray.storage import Location
-from lungseg_ray.text import duration
+from lungseg_ray.text import counted, duration
 
 History = list[dict[str, float]]
 
@@ -44,6 +44,7 @@ _COLUMNS = {
     "val_dice": ("Dice", 4),
     "images_per_second": ("images per s", 1),
     "seconds": ("time, s", 1),
+    "memory_gib": ("memory of a worker, GiB", 2),
 }
 """The title and the number of decimals of columns of the table of epochs, by their key in the history."""
 
@@ -75,6 +76,8 @@ def run_page(run: Run) -> Page:
                 [pictures],
             )
         )
+    if summary and (test := summary["test"]) and "robustness" in test:
+        chapters.append(_robustness(test["robustness"]))
     trees: list[Part] = [
         SettingsTree("What differs from the defaults", non_default(settings), open=True),
         SettingsTree("All settings", settings.model_dump(mode="json")),
@@ -160,6 +163,28 @@ def _curves(history: History) -> Chapter:
                 ]
             )
         ],
+    )
+
+
+def _robustness(card: Robustness) -> Chapter:
+    styles = charts.styles(["changed", "as it is"])
+    lowest = min(dice for shift in card["shifts"].values() for dice in shift["dice"])
+
+    def chart(name: str, shift: ShiftFigures) -> Chart:
+        levels, plain = shift["levels"], [card["dice"]] * len(shift["levels"])
+        series = [
+            charts.Series(style, levels, dice, [f"{one:.4f}" for one in dice])
+            for style, dice in zip(styles.values(), (shift["dice"], plain), strict=True)
+        ]
+        bounds = (max(lowest - 0.02, 0.0), 1.0)
+        item = charts.scatter(series, shift["about"], "Dice, mean over images", lines=True, y_bounds=bounds)
+        return Chart(name.capitalize(), item, [style.key for style in styles.values()])
+
+    return Chapter(
+        "Robustness",
+        f"The Dice of {counted(card['images'], 'test image')} that were changed in ways in which those of other "
+        f"hospitals differ: {card['dice']:.4f} as they are, {card['mean']:.4f} as the mean of all changes.",
+        [Charts([chart(name, shift) for name, shift in card["shifts"].items()])],
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lungseg_ray import models
 from lungseg_ray.errors import UserError
+from lungseg_ray.names import Fit, Flips
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
 
@@ -24,8 +25,10 @@ class Sidecar(BaseModel):
     """The content of `preprocessing.json`: what is needed, besides the weights, to use a model.
 
     Attributes:
-        size: Height and width of the input of the network, pixels. Images are stretched to it bilinearly.
+        size: Height and width of the input of the network, pixels. Images are resized to it bilinearly.
+        fit: How an image that is not square becomes so.
         scale: The number by which pixel values are divided.
+        normalise: Whether each image gets mean 0 and standard deviation 1 after that.
         channels: The number of channels of the input: 1 (grey: the first channel of a colour file) or 3 (RGB).
         longer_side: The maximum length of the longer side, pixels. Larger images are first reduced to it by area
             averaging.
@@ -36,11 +39,16 @@ class Sidecar(BaseModel):
         white: The pixel value of white in 16-bit and float files, or several of which a file has the smallest that it
             does not exceed; None for the maximum of the format.
         mirrored: Pairs of labels that change places where an image is mirrored.
+        flips: The mirror images over which the probability is averaged, unless others are asked for.
+        clean_up: Whether only the two largest components of each label are kept, with their holes filled, unless
+            something else is asked for.
     """
 
     model_config = ConfigDict(frozen=True)
     size: Annotated[int, Field(ge=1, le=1 << 14)]
+    fit: Fit = "stretch"
     scale: Annotated[float, Field(gt=0, le=1e9)] = 255.0
+    normalise: bool = False
     channels: Literal[1, 3]
     longer_side: Annotated[int, Field(ge=1, le=1 << 16)]
     classes: Annotated[int, Field(ge=1, le=255)]
@@ -48,6 +56,8 @@ class Sidecar(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1)]
     white: float | list[float] | None = None
     mirrored: list[tuple[int, int]] = []
+    flips: Flips = "none"
+    clean_up: bool = False
 
     @model_validator(mode="after")
     def _labels_exist(self) -> Sidecar:

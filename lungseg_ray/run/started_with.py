@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import AliasChoices, Field
@@ -80,7 +80,7 @@ class ConfigFile(Generic[AnySettings]):
             UserError: If other settings or other shards are asked for, with each difference.
         """
         before = self.read()
-        old, new = before.settings.model_dump(mode="json"), settings.model_dump(mode="json")
+        old, new = _comparable(before.settings), _comparable(settings)
         grown = {key for key in may_grow if value_at(new, key) > value_at(old, key)}
         ignored = {*marked(self.tree, Mark.MAY_CHANGE), *grown}
         if fingerprint is None:
@@ -95,3 +95,12 @@ class ConfigFile(Generic[AnySettings]):
                 + "\n  ".join(changed)
                 + "\nUse another runs.name, or the former settings to go on."
             )
+
+
+def _comparable(settings: Settings) -> dict[str, Any]:
+    """Returns a tree of settings, without the places of corpora that their fingerprints tell apart."""
+    tree = settings.model_dump(mode="json")
+    for one in tree["corpora"]:
+        if one["fingerprint"]:
+            one.pop("root")
+    return tree

@@ -100,12 +100,46 @@ class SetAsideFile(TypedDict):
     detail: str
 
 
+class ShiftFigures(TypedDict):
+    """The quality of a model under one kind of change of the images.
+
+    Attributes:
+        about: What a level means.
+        levels: The levels.
+        dice: The mean Dice at each level.
+    """
+
+    about: str
+    levels: list[float]
+    dice: list[float]
+
+
+class Robustness(TypedDict):
+    """The quality of a model under graded changes of the images.
+
+    Attributes:
+        images: The number of images that were changed.
+        dice: The mean Dice of these images as they are.
+        mean: The mean Dice over all levels of all changes.
+        shifts: The figures of each kind of change, by its name.
+    """
+
+    images: int
+    dice: float
+    mean: float
+    shifts: dict[str, ShiftFigures]
+
+
 class Evaluation(Figures, total=False):
     """The content of `evaluation.json`.
 
     Attributes:
         clean_up: The figures after `metrics.clean_up_labels`.
         groups: The figures of each subgroup, by column and value.
+        regions: How much more is predicted than marked in each region, as `region_excess` defines it; means over the
+            images in which something is marked.
+        class_names: The names of the labels from 1 on.
+        robustness: The figures of changed copies of some images; missing where none were asked for.
         members: The folders of the runs whose models were averaged.
         flips: The mirror images that were averaged over.
         set_aside: The files that are not used.
@@ -116,6 +150,9 @@ class Evaluation(Figures, total=False):
 
     clean_up: Figures
     groups: dict[str, dict[str, Figures]]
+    regions: dict[str, IntervalFigures]
+    class_names: list[str]
+    robustness: Robustness
     members: list[str]
     flips: str
     set_aside: list[SetAsideFile]
@@ -201,3 +238,21 @@ def describe_detection(result: Evaluation) -> list[str]:
         f"alarms in {one['false_alarms']:.1%}."
         for name, one in found.items()
     ]
+
+
+def describe_robustness(result: Evaluation) -> list[str]:
+    """Returns a sentence on the changes of the images by which a model loses most; none if they were not measured.
+
+    Args:
+        result: The figures of an evaluation.
+    """
+    if "robustness" not in result:
+        return []
+    card = result["robustness"]
+    worst = sorted(
+        (dice, f"{name} ({shift['about']}: {level:g})")
+        for name, shift in card["shifts"].items()
+        for level, dice in zip(shift["levels"], shift["dice"], strict=True)
+    )[:3]
+    named = ", ".join(f"{dice:.3f} with another {name}" for dice, name in worst)
+    return [f"Of {card['images']} images, Dice is {card['dice']:.3f} as they are, and falls to {named}."]

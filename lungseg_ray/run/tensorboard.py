@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lungseg_ray.storage import Location
 
 TENSORBOARD = "tensorboard"
-_TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
+_TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds", "memory_gib")
 
 
 def by_tag(row: Mapping[str, float]) -> dict[str, float]:

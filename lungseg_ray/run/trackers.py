@@ -100,6 +100,8 @@ class Mlflow:
     def result(self, message: RunHasResult) -> None:
         """Takes final figures, pictures and the model."""
         self._log(message.figures, message.run, 0)
+        # A large model may not arrive before the job ends, which must not leave a run that seems to go on.
+        self._client.set_terminated(self._runs[message.run], "FINISHED")
         with tempfile.TemporaryDirectory(prefix="lungseg-track-") as name:
             for path in _fetched(message, Path(name)):
                 self._client.log_artifact(self._runs[message.run], str(path), path.parent.name)

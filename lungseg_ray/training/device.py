@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from lungseg_ray.cluster.memory import own_memory
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.training.precision import TYPES, Precision
 
@@ -18,10 +19,13 @@ _PRODUCT_SIZES = {"cuda": 8192, "cpu": 1024}
 def allow_fast_products(device: torch.device) -> None:
     """Lets a GPU compute products of fp32 in TF32, and choose the fastest kernel for sizes that stay the same.
 
+    What `used_memory` returns counts from here on.
+
     Args:
         device: The device; on a CPU, nothing is changed.
     """
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
 
@@ -73,3 +77,12 @@ def matrix_rate(device: torch.device, precision: Precision) -> float:
             product[0, 0].item()
             seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)
+
+
+def used_memory(device: torch.device) -> int:
+    """Returns the memory that this process needs, bytes: its largest on a GPU, otherwise its own as `own_memory`.
+
+    Args:
+        device: The device that it computes on.
+    """
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else own_memory()

@@ -16,6 +16,7 @@ from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics import optim
+from lungseg_ray.numerics.inputs import scale_pixels
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.numerics.undo import Undo
@@ -124,8 +125,11 @@ class Learner:
             self.model, in_channels=settings.corpus.channels, size=UNUSED_PROBE_SIZE
         )
         self.loss = SegmentationLoss(
-            classes=settings.corpus.classes, dice_weight=settings.loss.dice, bce_weight=settings.loss.bce
-        )
+            classes=settings.corpus.classes,
+            dice_weight=settings.loss.dice,
+            bce_weight=settings.loss.bce,
+            label_weights=settings.loss.label_weights,
+        ).to(self.device)
         self.optimizer = optim.build_optimizer(
             self.model,
             name=optimisation.name,
@@ -165,7 +169,7 @@ class Learner:
         undo.keep()
         failed = ""
         try:
-            self.forward(compiled.train(), images).mean().backward()
+            torch.stack([one.mean() for one in self.forward(compiled.train(), images)]).sum().backward()
         except Exception as error:  # Compilers raise errors of many kinds.
             failed = shown(f"{type(error).__name__}, {' '.join(str(error).split())}", _LONGEST_REASON)
         undo.unless(torch.tensor(False, device=self.device))
@@ -209,20 +213,21 @@ class Learner:
         """The model that is validated and exported: the averaged one, where weights are averaged."""
         return self.average.module if self.average else self.model
 
-    def forward(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """Computes logits.
+    def forward(self, model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Computes logits: those of the model, and in training those of its further outputs if it has any.
 
         Args:
             model: The model, wrapped or not.
             images: (N, C, H, W) uint8.
 
         Returns:
-            (N, K, H, W) float32.
+            One or several of (N, K, H, W) float32.
         """
-        inputs = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.memory_format).div_(255)
+        pixels = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.memory_format)
+        inputs = scale_pixels(pixels, scale=255.0, normalise=self.settings.model.normalise)
         with autocast(self.device, self.precision):
-            logits: torch.Tensor = model(inputs)
-        return logits.float()
+            outputs = models.as_outputs(model(inputs))
+        return tuple(one.float() for one in outputs)
 
     def step(self, batch: Batch, wishes: Sequence[float] = ()) -> Step:
         """Makes one optimiser step on one batch. Every worker calls it.
@@ -247,9 +252,12 @@ class Learner:
         for number, (images, masks) in enumerate(pieces, start=1):
             hold = getattr(self.training_model, "no_sync", nullcontext) if number < parts else nullcontext
             with hold():
-                logits = self.forward(self.training_model, images)
-                losses = self.loss(logits, masks.to(self.device, non_blocking=True))
-                self.scaler.scale(losses.total / parts).backward()
+                targets = masks.to(self.device, non_blocking=True)
+                losses, *others = (self.loss(one, targets) for one in self.forward(self.training_model, images))
+                # The reported losses are those of the main output, as in validation.
+                sides = [self.settings.loss.sides * one.total for one in others]
+                total = torch.stack([losses.total, *sides]).sum() if sides else losses.total
+                self.scaler.scale(total / parts).backward()
             values = torch.stack([part.detach() for part in (losses.total, losses.dice, losses.bce)]).double()
             losses_of_pieces.append(values * len(images))
         own = torch.stack(losses_of_pieces).sum(0)
@@ -288,7 +296,7 @@ class Learner:
         """
         model = self.evaluated.eval()
         for batch in batches:
-            sums.update(self.forward(model, batch.images), batch.masks.to(self.device, non_blocking=True))
+            sums.update(self.forward(model, batch.images)[0], batch.masks.to(self.device, non_blocking=True))
 
     def content(self, progress: Progress) -> checkpoint.Checkpoint:
         """Returns everything that a checkpoint must contain to resume from here.

@@ -16,12 +16,14 @@ from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.numerics.metrics import ValidationSums
 from lungseg_ray.run.progress import Progress
-from lungseg_ray.training.device import matrix_rate
+from lungseg_ray.training.device import matrix_rate, used_memory
 from lungseg_ray.training.events import EpochDone, Note, Started, StepDone, Stopped
 from lungseg_ray.training.learner import STEP_SUMS, Learner, Step, StepResult
 from lungseg_ray.training.precision import Precision, fastest_precision
 from lungseg_ray.training.runtime import Request, Runtime
 
+_THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+"""The thresholds of which the best on the validation images may be chosen."""
 _ADVICE = "Lower optim.lr, set optim.clip, or use train.precision = fp32, under another runs.name."
 
 
@@ -296,10 +298,15 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
     sums = progress.partial
     # The BatchNorm statistics of the workers drift apart; all workers validate, and save, those of rank 0.
     runtime.broadcast([*learner.model.buffers(), *(learner.evaluated.buffers() if learner.average else ())])
+    settings = learner.settings
+    threshold = settings.model.threshold
     validation = ValidationSums(
-        classes=learner.settings.corpus.classes,
-        dice_weight=learner.settings.loss.dice,
-        bce_weight=learner.settings.loss.bce,
+        classes=settings.corpus.classes,
+        dice_weight=settings.loss.dice,
+        bce_weight=settings.loss.bce,
+        label_weights=settings.loss.label_weights,
+        threshold=0.5 if threshold == "validation" else threshold,
+        candidates=_THRESHOLDS if threshold == "validation" and settings.corpus.classes == 1 else (),
         device=runtime.device,
     )
     learner.validate(_reported(runtime.validation(), runtime, progress.epoch + 1), validation)
@@ -310,9 +317,10 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
             f"The validation loss is {found['loss']} after epoch {progress.epoch + 1}. {_ADVICE}"
         )
     learner.schedule.after_epoch(found["loss"])
-    waited = runtime.all_reduce_sum(torch.tensor([sums["waited"]], dtype=torch.float64))
+    own = [sums["waited"], used_memory(learner.device)]
+    waited, used = runtime.all_reduce_sum(torch.tensor(own, dtype=torch.float64))
     images = max(sums["images"], 1.0)
-    by = learner.settings.train.best_by
+    by = settings.train.best_by
     if by not in found:
         raise JobFailedError(f"train.best_by is {by}, and no image of the validation split has the structure.")
     return {
@@ -331,6 +339,7 @@ def _validate(learner: Learner, runtime: Runtime, progress: Progress) -> dict[st
         "checkpoint_wait": sums["saving"],
         "train_seconds": sums["seconds"],
         "seconds": sums["seconds"] + time.perf_counter() - start,
+        "memory_gib": float(used) / runtime.world_size / 2**30,
     }
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from lungseg_ray import models
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
+from lungseg_ray.names import WITH_DECODER_CHANNELS
+from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run.exported import Sidecar, find_export, open_model
 from lungseg_ray.run.started_with import ConfigFile
 
@@ -21,14 +23,12 @@ class _Pass(TypedDict):
     encoder: str
     in_channels: int
     classes: int
+    decoder_channels: list[int] | None
     size: int
     images: int
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
-
-_HEAD = "segmentation_head."
-"""How the names of the tensors begin that depend on the classes."""
 
 
 def _training_pass(settings: Settings) -> _Pass:
@@ -37,6 +37,7 @@ def _training_pass(settings: Settings) -> _Pass:
         "encoder": settings.model.encoder,
         "in_channels": settings.corpus.channels,
         "classes": settings.corpus.classes,
+        "decoder_channels": settings.model.decoder_channels,
         "size": settings.feed.size,
         "images": settings.images_per_pass,
     }
@@ -49,9 +50,14 @@ def check_model(settings: Settings) -> None:
         settings: The settings of the run.
 
     Raises:
-        UserError: If it does not exist, or cannot be trained on images of this size or so few at a time.
+        UserError: If it does not exist, or cannot be trained on images of this size or so few at a time, or if the
+            weights of the labels are not one for each.
     """
-    models.check(**_training_pass(settings))
+    SegmentationLoss(classes=settings.corpus.classes, label_weights=settings.loss.label_weights)
+    for size in {settings.feed.size, *settings.feed.sizes}:
+        one = _training_pass(settings)
+        one["size"] = size
+        models.check(**one)
 
 
 def model_cost(settings: Settings) -> models.Cost:
@@ -80,13 +86,15 @@ def build_model(settings: Settings, *, pretrained: bool = True) -> nn.Module:
         encoder=settings.model.encoder,
         in_channels=settings.corpus.channels,
         classes=settings.corpus.classes,
+        decoder_channels=settings.model.decoder_channels,
         encoder_weights=settings.model.weights if pretrained else "none",
     )
     if pretrained and settings.model.start:
         start, sidecar = open_model(find_export(settings.model.start))
         weights = start.state_dict()
         if not _same_classes(settings, sidecar):
-            weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_HEAD)}
+            heads = models.output_layers(settings.model.architecture)
+            weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(heads)}
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -116,22 +124,34 @@ def with_start(settings: AnySettings, begun: ConfigFile[Any]) -> tuple[AnySettin
         return settings, ""
     if begun.place.exists():
         before = begun.read().settings
-        return _with(settings, before.model.architecture, before.model.encoder, before.feed.size), ""
+        of_run = {key: getattr(before.model, key) for key in _OF_MODEL}
+        return _with(settings, of_run, {"size": before.feed.size, "fit": before.feed.fit}), ""
     place = find_export(settings.model.start)
     model, sidecar = open_model(place)
-    architecture, encoder = type(model).__name__, str(model.config["encoder_name"])
-    found = _with(settings, architecture, encoder, sidecar.size)
+    channels = model.config.get("decoder_channels") if type(model).__name__ in WITH_DECODER_CHANNELS else None
+    usual = [256, 128, 64, 32, 16]
+    of_model = {
+        "architecture": type(model).__name__,
+        "encoder": str(model.config["encoder_name"]),
+        "decoder_channels": None if channels is None or list(channels) == usual else list(channels),
+        "normalise": sidecar.normalise,
+    }
+    found = _with(settings, of_model, {"size": sidecar.size, "fit": sidecar.fit})
+    asked = {key: getattr(found.model, key) for key in _OF_MODEL} | {
+        "encoder": models.resolve_encoder(found.model.encoder)
+    }
     wrong = [
-        f"{key} is {there}, and {asked} is asked for"
-        for key, there, asked in (
-            ("model.architecture", architecture, found.model.architecture),
-            ("model.encoder", encoder, models.resolve_encoder(found.model.encoder)),
+        f"{key} is {there}, and {wanted} is asked for"
+        for key, there, wanted in (
+            *((f"model.{key}", of_model[key], asked[key]) for key in _OF_MODEL),
+            ("feed.fit", sidecar.fit, found.feed.fit),
             ("corpus.channels", sidecar.channels, found.corpus.channels),
         )
-        if there != asked
+        if there != wanted
     ]
     if wrong:
         raise UserError(f"{place}: the model to start from (model.from) does not fit: {'; '.join(wrong)}.")
+    architecture, encoder = of_model["architecture"], of_model["encoder"]
     text = f"Starting from the weights of {place}: {architecture} with {encoder}, trained at {sidecar.size} px."
     if not _same_classes(found, sidecar):
         text += (
@@ -146,15 +166,17 @@ def _same_classes(settings: Settings, sidecar: Sidecar) -> bool:
     return (sidecar.classes, sidecar.class_names) == (corpus.classes, corpus.class_names)
 
 
-def _with(settings: AnySettings, architecture: str, encoder: str, size: int) -> AnySettings:
-    """Returns settings with the architecture, encoder and size of a model, where the user does not set them."""
-    model = {"architecture": architecture, "encoder": encoder}
-    asked = settings.model.model_fields_set
-    free = {name: value for name, value in model.items() if name not in asked}
-    sized = {} if "size" in settings.feed.model_fields_set else {"size": size}
+_OF_MODEL = ("architecture", "encoder", "decoder_channels", "normalise")
+"""The settings of a network that those who start from its weights must share."""
+
+
+def _with(settings: AnySettings, model: dict[str, Any], feed: dict[str, Any]) -> AnySettings:
+    """Returns settings with those of a model, where the user does not set them."""
     return settings.model_copy(
         update={
-            "model": settings.model.model_copy(update=free),
-            "feed": settings.feed.model_copy(update=sized),
+            name: section.model_copy(
+                update={key: value for key, value in found.items() if key not in section.model_fields_set}
+            )
+            for name, section, found in (("model", settings.model, model), ("feed", settings.feed, feed))
         }
     )

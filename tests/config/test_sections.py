@@ -84,3 +84,10 @@ class TestNames:
     def test_unknown_ones_have_a_suggestion(self, option: str, given: str, message: str) -> None:
         with pytest.raises(UserError, match=message):
             load_settings(Settings, [option, given])
+
+
+def test_corpora_that_are_mixed_in_one_after_the_other() -> None:
+    first, then = {"root": "a", "share": 0.8, "until": 0.3}, {"root": "b", "share": 0.8, "first": 0.3}
+    assert len(Settings.model_validate({"corpora": [first, then]}).corpora) == 2
+    with pytest.raises(ValueError, match=r"shares up to 1 in sum at any time, found \[0.8, 0.8\]"):
+        Settings.model_validate({"corpora": [first, {**then, "first": 0.2}]})

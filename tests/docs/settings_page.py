@@ -45,9 +45,12 @@ def render() -> str:
     shared = [(name, info) for name, info in Settings.model_fields.items()]
     lines = [_HEAD, "## Settings of `shard`, `audit`, `train` and `tune`", ""]
     for name, info in shared:
-        lines += _section(
-            info.annotation, f"{name}.", frozenset(mark for mark in info.metadata if isinstance(mark, Mark))
-        )
+        marks = frozenset(mark for mark in info.metadata if isinstance(mark, Mark))
+        if _is_section(info.annotation):
+            lines += _section(info.annotation, f"{name}.", marks)
+        else:
+            lines += [f"### `{name}`", "", *_table({name: info}, "", marks), ""]
+            lines += [part for one in get_args(info.annotation) for part in _section(one, f"{name}[].", marks)]
     lines += ["## Settings of `tune` alone", ""]
     lines += _section(SweepJob.model_fields["sweep"].annotation, "sweep.", frozenset())
     lines += _section(Dimension, "sweep.space.SETTING.", frozenset())

@@ -29,12 +29,12 @@ from tests.processes import Job, processes, wait_until
 
 STEPS = 12
 """Steps of an epoch."""
-TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
+TIMINGS = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds", "memory_gib")
 CORPUS = ("--corpus.phantom.count", "60", "--corpus.phantom.size", "96", "--shards.rows", "7")
 SIZE = (
     *("--feed.size", "64", "--feed.batch", "4", "--feed.window", "2"),
     *("--model.architecture", "Linknet", "--model.encoder", "timm-regnety_002"),
-    *("--train.precision", "fp32", "--train.threads", "1", "--evaluate.resamples", "20"),
+    *("--train.precision", "fp32", "--train.threads", "1", "--evaluate.resamples", "20", "--evaluate.robustness", "0"),
     *("--optim.schedule", "plateau", "--optim.patience", "1", "--train.average", "0.9"),
 )
 
@@ -194,11 +194,16 @@ class Cluster:
         (raylet,) = set(raylets()) - before
         return raylet
 
-    def add_node(self, *, cpus: int, host: str = "", within: Sequence[str] = ()) -> int:
+    def add_node(self, *, cpus: int, gpus: int = 0, host: str = "", within: Sequence[str] = ()) -> int:
         """Adds a node, on a machine of its own if one is given; the process id of its raylet."""
-        own = ("--node-ip-address", host) if host else ()
+        own = ("--num-gpus", str(gpus), *(("--node-ip-address", host) if host else ()))
         name = f"node{len(self._nodes)}"
         return self._start(name, "--address", self.address, "--num-cpus", str(cpus), *own, within=within)
+
+    @property
+    def started(self) -> dict[str, str]:
+        """The environment of a process that joins the cluster."""
+        return {**self._started, "RAY_ADDRESS": self.address}
 
     def nodes(self) -> dict[str, int]:
         """The CPUs of each living node, by its id."""
@@ -213,9 +218,8 @@ class Cluster:
         self._run("-m", "ray.scripts.scripts", "drain-node", "--address", self.address, *why, *deadline)
 
     def _run(self, *arguments: str) -> str:
-        environment = {**self._started, "RAY_ADDRESS": self.address}
         command = [*self._within, str(self._python), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=self.started, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -142,7 +142,7 @@ def test_sweep_that_has_hardly_room(cpus: int, concurrent: int, workers: int, sh
         "model": {"architecture": "Linknet"},
         "optim": {"lookahead_k": 0},
         "train": {"epochs": 2, "precision": "fp32", "threads": 1, "workers": workers, "stall_seconds": 120},
-        "evaluate": {"resamples": 20},
+        "evaluate": {"resamples": 20, "robustness": 0},
         "runs": {"root": str(tmp_path), "name": "sweep"},
         "sweep": {
             "space": {"model.encoder": {"grid": ["timm-regnety_002", "mobilenet_v2", "resnet18"]}},

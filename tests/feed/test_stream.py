@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import UserError
 from lungseg_ray.feed import stream
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import epoch_order
 from lungseg_ray.feed.plan import Rows
-from lungseg_ray.feed.stream import Feed, Source
+from lungseg_ray.feed.stream import Addition, Feed, Source
 from lungseg_ray.storage import locate
 from tests.feed.helpers import as_pairs
-from tests.helpers import write_shards
+from tests.helpers import make_settings, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,75 @@ class TestPrepare:
         assert found["image_id"].tolist() == ["val-0-1", "val-0-2", "val-0-3", "val-1-0", "val-1-1"]
         plain = prepare(dataclasses.replace(source, preset="valid"), "val", 0, np.arange(5))
         np.testing.assert_array_equal(found["image"], plain["image"])
+
+
+def test_sizes_grow_with_the_epochs(source: Source) -> None:
+    growing = dataclasses.replace(source, sizes=(32, 64))
+    for epoch, size in enumerate((32, 64)):
+        assert prepare(growing, "train", epoch, np.arange(3))["image"].shape == (3, size, size, 1)
+        assert prepare(growing, "val", epoch, np.arange(3))["image"].shape == (3, 32, 32, 1)
+    found = make_settings(feed={"sizes": [64, 96, 128]}, train={"epochs": 7}).size_of_epochs
+    assert found == [64, 64, 64, 96, 96, 128, 128]
+    assert make_settings().size_of_epochs == []
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    root = locate(str(tmp_path_factory.mktemp("other")))
+    index = write_shards(root, rows={"train": [5, 4], "val": [1]}, skip={}, salt="other ")
+    return Source(root=root, index=index, preset="light", size=32, batch=4, window=2, seed=7)
+
+
+class TestMixing:
+    def mixed(self, source: Source, other: Source, *, share: float, epochs: range) -> Source:
+        return dataclasses.replace(source, additions=(Addition(other.root, other.index, share, epochs),))
+
+    def ids(self, source: Source, epoch: int) -> list[str]:
+        found: list[str] = prepare(source, "train", epoch, np.arange(source.index.count("train")))["image_id"].tolist()
+        return found
+
+    def test_takes_its_share_in_its_epochs(self, source: Source, other: Source) -> None:
+        mixed = self.mixed(source, other, share=0.5, epochs=range(1, 2))
+        count = source.index.count("train")
+        assert mixed.steps_per_epoch == source.steps_per_epoch
+        for epoch in (0, 2):
+            assert self.ids(mixed, epoch) == self.ids(source, epoch)
+        found, alone = self.ids(mixed, 1), self.ids(source, 1)
+        theirs = [name for name in found if name.startswith("other")]
+        assert len(theirs) == len(set(theirs)) == round(0.5 * count)
+        # The rest are where they would be without it.
+        assert all(one == there for one, there in zip(found, alone, strict=True) if not one.startswith("other"))
+        assert self.ids(mixed, 1) == found
+
+    def test_no_image_comes_twice_in_an_epoch(self, source: Source, other: Source) -> None:
+        found = self.ids(self.mixed(source, other, share=1.0, epochs=range(9)), 0)
+        theirs = [name for name in found if name.startswith("other")]
+        assert len(theirs) == len(set(theirs)) == min(other.index.count("train"), source.index.count("train"))
+        assert len(found) == len(set(found))
+
+    def test_validation_is_that_of_the_run(self, source: Source, other: Source) -> None:
+        mixed = self.mixed(source, other, share=1.0, epochs=range(9))
+        places = [prepare(one, "val", 0, np.arange(5))["image_id"].tolist() for one in (mixed, source)]
+        assert places[0] == places[1]
+
+    def test_settings(self, source: Source, other: Source) -> None:
+        asked = {"root": str(other.root), "share": 0.25, "first": 0.25, "until": 0.5}
+
+        def settings(**change: Any) -> Settings:
+            own = {"root": str(source.root)}
+            return make_settings(corpora=[{**asked, **change}], shards=own, train={"epochs": 8})
+
+        (found,) = Source.of(settings(), source.index).additions
+        assert (found.index, found.share, found.epochs) == (other.index, 0.25, range(2, 4))
+        with pytest.raises(UserError, match="other shards than those that the run has mixed in so far"):
+            Source.of(settings(fingerprint="0"), source.index)
+        with pytest.raises(UserError, match=r"from 0.3 to 0.31 of 8 epochs is no epoch"):
+            Source.of(settings(first=0.3, until=0.31), source.index)
+        colour = other.index.model_copy(
+            update={"corpus": other.index.corpus.model_copy(update={"class_names": ["heart"]})}
+        )
+        with pytest.raises(UserError, match=r"cannot be mixed in \(corpora\): class_names = \['lung'\], and not"):
+            Source.of(settings(), colour)
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, list[int]]]:

@@ -11,8 +11,10 @@ from lungseg_ray.run.summary import IntervalFigures, ValidationFigures
 from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.storage import locate
 from tests.helpers import make_settings, write_shards
+from tests.inference.helpers import make_sidecar
 
 VALIDATION: ValidationFigures = {"loss": 0.25, "iou": 0.8125, "dice": 0.9375}
+SIDE = make_sidecar(threshold=0.375)
 
 CORPUS = {"root": "/data/chests", "about": "Chests of one hospital.", "licence": "cc-by-4.0"}
 
@@ -41,8 +43,8 @@ def index(tmp_path: Path) -> ShardIndex:
 
 
 def test_says_what_a_user_must_know(index: ShardIndex) -> None:
-    settings = make_settings(corpus=CORPUS, evaluate={"threshold": 0.375}, runs={"name": "third"})
-    card = model_card(settings, index, VALIDATION, test=evaluation())
+    settings = make_settings(corpus=CORPUS, runs={"name": "third"})
+    card = model_card(settings, index, SIDE, VALIDATION, test=evaluation())
     for text in (
         "# third: lung by Linknet with timm-regnety_002",
         "smp.from_pretrained",
@@ -68,7 +70,7 @@ def test_says_what_a_user_must_know(index: ShardIndex) -> None:
 
 
 def test_front_matter(index: ShardIndex) -> None:
-    card = model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=None)
+    card = model_card(make_settings(corpus=CORPUS), index, SIDE, VALIDATION, test=None)
     start, front, _ = card.split("---\n", 2)
     assert start == ""
     found = yaml.safe_load(front)
@@ -81,20 +83,20 @@ def test_lowest_subgroup(index: ShardIndex) -> None:
         "sex": {"F": {"dice": interval(0.75), "n": 5}, "M": {"dice": interval(0.875), "n": 7}},
         "site": {"one": {"dice": interval(0.625), "n": 3}},
     }
-    card = model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=evaluation(**groups))
+    card = model_card(make_settings(corpus=CORPUS), index, SIDE, VALIDATION, test=evaluation(**groups))
     assert "Lowest subgroup: site = one, Dice 0.6250, 3 images." in card
-    assert "Lowest subgroup" not in model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=evaluation())
+    assert "Lowest subgroup" not in model_card(make_settings(corpus=CORPUS), index, SIDE, VALIDATION, test=evaluation())
 
 
 def test_without_test_images(index: ShardIndex) -> None:
-    card = model_card(make_settings(corpus=CORPUS), index, VALIDATION, test=None)
+    card = model_card(make_settings(corpus=CORPUS), index, SIDE, VALIDATION, test=None)
     assert "No test images: nothing is known of its failures yet" in card
     assert "| test | 12 | 11 |" in card
     assert "HD95 |\n|---|---|---|---|---|\n| validation" in card
 
 
 def test_data_that_nobody_described(index: ShardIndex) -> None:
-    card = model_card(make_settings(corpus={"root": "/data/x"}), index, VALIDATION, test=None)
+    card = model_card(make_settings(corpus={"root": "/data/x"}), index, SIDE, VALIDATION, test=None)
     assert "has not described it (corpus.about)" in card
     assert "not stated (corpus.licence)" in card
     assert 'license: "other"' in card
@@ -103,7 +105,19 @@ def test_data_that_nobody_described(index: ShardIndex) -> None:
 def test_phantoms_and_several_classes(index: ShardIndex) -> None:
     settings = make_settings(corpus={"classes": 3, "class_names": ["left lung", "right lung"]})
     phantoms = index.model_copy(update={"layout": "phantom"})
-    card = model_card(settings, phantoms, VALIDATION, test=None)
+    card = model_card(settings, phantoms, make_sidecar(classes=3), VALIDATION, test=None)
     assert "synthetic chest phantoms" in card
     assert "left lung, right lung by Linknet" in card
     assert "softmax, the largest" in card
+
+
+def test_says_what_the_model_does_by_itself(index: ShardIndex) -> None:
+    side = make_sidecar(fit="pad", normalise=True, flips="horizontal", clean_up=True, threshold=0.45)
+    settings = make_settings(corpus=CORPUS, model={"architecture": "U2Net", "encoder": "rsu_small"})
+    card = model_card(settings, index, side, VALIDATION, test=None)
+    for text in (
+        "model = load_export(",
+        "padded to a square with black borders, resized bilinearly to 32 x 32 px, divided by 255, then normalised",
+        "sigmoid, threshold 0.45, averaged over mirror images (horizontal); of each label the two largest",
+    ):
+        assert text in card

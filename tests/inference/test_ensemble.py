@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from lungseg_ray.config import EvaluateJob, Flips, PredictJob, SweepJob
+from lungseg_ray.config import EvaluateJob, PredictJob, SweepJob
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.predictor import Model
-from lungseg_ray.jobs.evaluate import evaluate_run
+from lungseg_ray.jobs.evaluate import cross, evaluate_run
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.jobs.predict import predict
+from lungseg_ray.names import Flips
 from lungseg_ray.run.exported import SIDECAR
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
@@ -54,7 +57,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("swept")
     shards = locate(str(folder / "shards"))
     index = write_shards(shards, rows={"train": [1], "val": [1], "test": [3, 2]}, skip={})
-    settings = make_settings(corpus={"root": "somewhere"}, shards={"root": shards.uri}, evaluate={"resamples": 20})
+    settings = make_settings(
+        corpus={"root": "somewhere"}, shards={"root": shards.uri}, evaluate={"resamples": 20, "robustness": 0}
+    )
     sweep = Sweep(locate(str(folder / "sweep")))
     sweep.config.write(SweepJob.model_validate(settings.model_dump()), fingerprint=index.fingerprint)
     done: list[dict[str, Any]] = [
@@ -154,7 +159,9 @@ class TestEvaluate:
     def test_a_sweep_is_its_best_trial(self, swept: Swept, cluster: None) -> None:
         results = []
         for place in (swept.sweep.place, swept.runs[2].place):
-            result, out = evaluate_run(EvaluateJob(run=str(place), device="cpu"))
+            result, out = evaluate_run(
+                EvaluateJob.model_validate({"run": str(place), "device": "cpu", "evaluate": {"robustness": 0}})
+            )
             assert out == place / "evaluation/test"
             results.append(result)
         assert results[0] == results[1]
@@ -164,7 +171,7 @@ class TestEvaluate:
         base = {"run": str(swept.sweep.place), "top": 2, "flips": "all", "device": "cpu"}
         results = []
         for workers, more in ((1, {}), (2, {"out": str(tmp_path / "out")})):
-            job = {**base, **more, "evaluate": {"workers": workers, "batch": 2, "resamples": 20}}
+            job = {**base, **more, "evaluate": {"workers": workers, "batch": 2, "resamples": 20, "robustness": 0}}
             result, out = evaluate_run(EvaluateJob.model_validate(job))
             assert json.loads((out / "evaluation.json").read_text()) == result
             results.append((result, (out / "per_image.csv").read_text()))
@@ -172,6 +179,29 @@ class TestEvaluate:
         assert (swept.sweep.place / "evaluation/test-top2-flips-all/contact_sheet.png").is_file()
         assert results[0][0]["members"] == [str(swept.runs[2].place), str(swept.runs[0].place)]
         assert (results[0][0]["flips"], results[0][0]["n"]) == ("all", 5)
+
+    def test_several_runs_on_several_corpora(self, swept: Swept, cluster: None) -> None:
+        first, _, third = swept.runs
+        corpora = [{"root": "phantom", "phantom": {"count": 3, "size": 96}}]
+        job = {"run": str(third.place), "others": [str(first.place)], "corpora": corpora, "device": "cpu"}
+        console = Console(file=io.StringIO(), width=200)
+        figures = {"resamples": 20, "robustness": 2, "clean_up": False}
+        rows = cross(EvaluateJob.model_validate({**job, "evaluate": figures}), console)
+        assert json.loads((third.place / "evaluation/corpora.json").read_text()) == rows
+        assert [row["run"] for row in rows] == [str(third.place), str(first.place)]
+        assert [one["n"] for one in rows[0]["corpora"].values()] == [5, 3]
+        assert rows[0]["corpora"]["own test images"]["robustness"]["images"] == 2
+        alone, _ = evaluate_run(EvaluateJob.model_validate({"run": str(first.place), "evaluate": figures}))
+        assert rows[1]["corpora"]["own test images"] == alone
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert f"{alone['dice']['mean']:.4f} (" in text
+        assert "phantom" in text
+        # Networks with random weights mark everywhere, and phantoms have lungs: an excess outside of them.
+        assert any("its masks contain less than the model has learned" in text for text in rows[0]["outlines"])
+        with pytest.raises(ValueError, match="leave corpus, split, shards out"):
+            EvaluateJob.model_validate({**job, "split": "val"})
+        with pytest.raises(ValueError, match="name them with corpora"):
+            EvaluateJob.model_validate({**job, "corpora": []})
 
 
 class TestPredict:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from lungseg_ray.config import Flips
 from lungseg_ray.errors import UserError
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.predictor import Predictor
+from lungseg_ray.names import Flips
 from lungseg_ray.run.exported import CARD, SIDECAR
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.training.model import build_model
@@ -141,6 +141,11 @@ class TestMean:
     def test_of_mirror_images(self, flips: Flips, expected: list[list[float]]) -> None:
         # sigmoid(ln 4) = 0.8; each pass sees it in the last quarter of its own image.
         assert quarters(Predictor([(Corner(math.log(4)), make_sidecar())], flips=flips)) == expected
+
+    def test_of_those_that_the_model_was_trained_to_be_used_with(self) -> None:
+        side = make_sidecar(flips="horizontal")
+        assert quarters(Predictor([(Corner(math.log(4)), side)])) == [[0, 0], [0.4, 0.4]]
+        assert quarters(Predictor([(Corner(math.log(4)), side)], flips="none")) == [[0, 0], [0, 0.8]]
 
     def test_labels_of_sides_change_places(self) -> None:
         """A network that knows the left half of a picture from the right one, whatever it shows."""
@@ -313,3 +318,31 @@ except OSError as error:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "best")], capture_output=True, text=True)
     assert "cannot be written into the folder for temporary files" in done.stdout, done.stderr
     assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 100), (100, 40), (61, 60), (64, 64)])
+def test_padded_images_come_back_at_their_places(height: int, width: int) -> None:
+    # A network that returns its input, so that the map of a picture is the picture, scaled.
+    picture = np.zeros((height, width, 1), np.uint8)
+    picture[height // 4 : height // 2, width // 4 : width // 2] = 255
+
+    class Same(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images * 20 - 10
+
+    use = Predictor([(Same(), make_sidecar(size=128, fit="pad"))])
+    assert use.inputs([picture])[0].shape == (1, 128, 128, 1)
+    found = use.labels(use([picture])[0])
+    assert found.shape == (height, width)
+    assert np.mean(found != (picture[:, :, 0] > 0)) < 0.02
+    np.testing.assert_allclose(np.argwhere(found).mean(0), np.argwhere(picture[:, :, 0]).mean(0), atol=0.6)
+
+
+def test_the_clean_up_of_a_model_can_be_left_out() -> None:
+    marked = np.zeros((32, 32, 1), np.float32)
+    for top in (2, 12, 22):
+        marked[top : top + 4 + top // 8, 4:12] = 1.0
+    use = Predictor([(nn.Identity(), make_sidecar(clean_up=True))])
+    assert [len(np.unique(np.nonzero(use.labels(marked, clean_up=asked))[0])) for asked in (None, False)] == [11, 15]
+    plain = Predictor([(nn.Identity(), make_sidecar())])
+    assert [len(np.unique(np.nonzero(plain.labels(marked, clean_up=asked))[0])) for asked in (None, True)] == [15, 11]

@@ -31,6 +31,6 @@ def settings_for(images: Path, root: Path, **sections: dict[str, Any]) -> Settin
         "feed": {"size": 64, "batch": 4, "window": 2},
         "model": {"architecture": "Unet", "encoder": "resnet18"},
         "train": {"epochs": 2, "precision": "fp32", "threads": 1},
-        "evaluate": {"resamples": 50},
+        "evaluate": {"resamples": 50, "robustness": 2},
     }
     return Settings.model_validate({key: {**tree.get(key, {}), **sections.get(key, {})} for key in {*tree, *sections}})

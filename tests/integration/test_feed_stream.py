@@ -13,7 +13,7 @@ import pytest
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.cache import ShardCache
-from lungseg_ray.feed.stream import Feed, Source
+from lungseg_ray.feed.stream import Addition, Feed, Source
 from lungseg_ray.shards.describe import Outcome
 from lungseg_ray.storage import locate
 
@@ -81,6 +81,26 @@ def test_a_cache_changes_nothing(source: Source, reference: Seen, tmp_path: Path
     for _ in ("cold", "warm"):
         assert stream(cached, world_size=2, tasks=tasks) == reference
     assert {path.stem for path in tmp_path.iterdir()} == {shard.footer for shard in source.index.of("train")}
+
+
+def test_growing_images_and_a_corpus_that_is_mixed_in(source: Source) -> None:
+    """The other corpus is the validation half of the same shards, so that its images are known."""
+    theirs = source.index.of("val")
+    other = source.index.model_copy(
+        update={"shards": [shard.model_copy(update={"split": "train"}) for shard in theirs], "fingerprint": "other"}
+    )
+    addition = Addition(source.root, other, share=0.25, epochs=range(1, EPOCHS))
+    mixed = dataclasses.replace(source, sizes=(32, 64), additions=(addition,))
+    expected = stream(mixed, world_size=1, tasks=0)
+    assert stream(mixed, world_size=2, tasks=2) == expected
+    steps = mixed.steps_per_epoch
+    rest = {step: images for step, images in expected.items() if step >= steps - 1}
+    assert stream(mixed, world_size=1, tasks=2, step=steps - 1) == rest
+    shapes = [(batch.step, batch.images.shape[2]) for batch in Feed(mixed, 0, 1, 2, ahead=8).train(step=0, epochs=2)]
+    assert shapes == [(step, 32 if step < steps else 64) for step in range(2 * steps)]
+    known = {name for batch in Feed(source, 0, 1, 0, ahead=8).validation() for name in batch.image_ids}
+    counts = [sum(len(known & expected[epoch * steps + step].keys()) for step in range(steps)) for epoch in range(2)]
+    assert counts[0] == 0 < counts[1]
 
 
 @pytest.mark.parametrize("cut", [3, 11])

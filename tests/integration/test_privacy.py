@@ -49,7 +49,7 @@ def ran(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         shards={"root": str(folder / "shards"), "max_set_aside": 0.5},
         feed={"size": 64},
         train={"epochs": 1},
-        evaluate={"resamples": 20},
+        evaluate={"resamples": 20, "robustness": 0},
         runs={"root": str(folder / "runs"), "name": "run"},
     )
     console = Console(file=io.StringIO(), width=200)
@@ -60,7 +60,8 @@ def ran(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         console.print(describe_outcome(outcome))
         train(settings, console, started=0.0)
         place = str(folder / "runs/run")
-        for measured in (EvaluateJob(run=place), EvaluateJob(run=place, corpus=settings.corpus)):
+        quick = {"run": place, "evaluate": settings.evaluate}
+        for measured in (EvaluateJob(**quick), EvaluateJob(**quick, corpus=settings.corpus)):
             result, out = evaluate_run(measured)
             console.print(figures_table(result), str(out))
         # Prediction names masks after the images, so that their names are neutral here.

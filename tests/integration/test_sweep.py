@@ -42,7 +42,7 @@ def job_for(root: Path, **changed: Any) -> SweepJob:
         runs={"root": str(root / "runs"), "name": "small"},
         train={"epochs": 3},
         checkpoint={"keep": 1},
-        evaluate={"resamples": 20},
+        evaluate={"resamples": 20, "robustness": 0},
     )
     return SweepJob.model_validate({**settings.model_dump(), "sweep": {**searched, **changed}})
 
@@ -161,7 +161,12 @@ class TestSweep:
 
     def test_its_best_are_an_ensemble(self, finished: Finished) -> None:
         job = EvaluateJob.model_validate(
-            {"run": str(finished.sweep.place), "top": 2, "flips": "horizontal", "evaluate": {"resamples": 20}}
+            {
+                "run": str(finished.sweep.place),
+                "top": 2,
+                "flips": "horizontal",
+                "evaluate": {"resamples": 20, "robustness": 0},
+            }
         )
         result, out = evaluate_run(job)
         assert result["n"] == 3

@@ -148,10 +148,14 @@ class TestRun:
 class TestEvaluate:
     def test_workers_and_the_way_in_change_no_figure(self, finished: Finished, tmp_path: Path) -> None:
         jobs: list[dict[str, Any]] = [
-            {"evaluate": {"workers": 1, "resamples": 50}},
-            {"evaluate": {"workers": 2, "resamples": 50}},
-            {"evaluate": {"workers": 3, "resamples": 50}},
-            {"evaluate": {"resamples": 50}, "split": "test", "corpus": {"root": finished.settings.corpus.root}},
+            {"evaluate": {"workers": 1, "resamples": 50, "robustness": 2}},
+            {"evaluate": {"workers": 2, "resamples": 50, "robustness": 2}},
+            {"evaluate": {"workers": 3, "resamples": 50, "robustness": 2}},
+            {
+                "evaluate": {"resamples": 50, "robustness": 2},
+                "split": "test",
+                "corpus": {"root": finished.settings.corpus.root},
+            },
         ]
         results = []
         for number, job in enumerate(jobs):

@@ -8,6 +8,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.models import build, export, load_export
+from lungseg_ray.names import ARCHITECTURES, WITH_DECODER_CHANNELS
 from tests.inference.helpers import logits_without_this_project
 
 
@@ -32,9 +33,11 @@ def test_the_export_opens_in_the_library_without_a_network(tmp_path: Path) -> No
     assert model.config["encoder_weights"] == "imagenet"
 
 
-@pytest.mark.parametrize("architecture", ["Unet", "FPN", "DeepLabV3", "DeepLabV3Plus", "Linknet", "MAnet"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_comes_back(tmp_path: Path, architecture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    model = build(architecture=architecture, encoder="resnet18", in_channels=3, classes=1).eval()
+    light = (32, 16, 16, 8, 8) if architecture in WITH_DECODER_CHANNELS else None
+    encoder = "rsu_small" if architecture == "U2Net" else "resnet18"
+    model = build(architecture=architecture, encoder=encoder, in_channels=3, classes=1, decoder_channels=light).eval()
     export(model, tmp_path)
     opened = load_export(tmp_path)
     assert type(opened) is type(model)

@@ -1,30 +1,87 @@
+from itertools import product
+
 import pytest
 import torch
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.models import (
+    as_outputs,
     build,
     check,
+    cost,
     find_unused_parameters,
     freeze_unused_parameters,
     memory_format,
     resolve_encoder,
 )
-from lungseg_ray.names import ARCHITECTURES
+from lungseg_ray.names import ARCHITECTURES, WITH_DECODER_CHANNELS
+
+PAIRS = [
+    *product(sorted({*ARCHITECTURES} - {"U2Net"}), ["tu-regnety_002", "resnet18", "mobilenet_v2"]),
+    ("U2Net", "rsu_small"),
+]
 
 
-@pytest.mark.parametrize("encoder", ["tu-regnety_002", "resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "encoder"), PAIRS)
 def test_every_architecture_builds_runs_and_learns(architecture: str, encoder: str) -> None:
     check(architecture=architecture, encoder=encoder, in_channels=1, classes=3, size=64)
     model = build(architecture=architecture, encoder=encoder, in_channels=1, classes=3)
     unused = freeze_unused_parameters(model, in_channels=1, size=64)
-    logits = model(torch.randn(2, 1, 64, 64))
-    assert logits.shape == (2, 3, 64, 64)
-    assert logits.isfinite().all()
-    logits.square().mean().backward()
+    outputs = as_outputs(model(torch.randn(2, 1, 64, 64)))
+    assert all(logits.shape == (2, 3, 64, 64) and logits.isfinite().all() for logits in outputs)
+    assert len(outputs) == {"PraNet": 4, "U2Net": 7}.get(architecture, 1)
+    torch.stack([logits.square().mean() for logits in outputs]).sum().backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == set(unused)
+    assert torch.equal(model.eval()(torch.ones(1, 1, 64, 64)), as_outputs(model(torch.ones(1, 1, 64, 64)))[0])
+
+
+@pytest.mark.parametrize(("encoder", "millions"), [("rsu", 44.0), ("rsu_small", 1.13)])
+def test_u2net_has_the_published_size(encoder: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = build(architecture="U2Net", encoder=encoder, in_channels=3, classes=1)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_reverse_attention_looks_where_nothing_is_found() -> None:
+    seen: list[torch.Tensor] = []
+    model = build(architecture="PraNet", encoder="resnet18", in_channels=1, classes=1).eval()
+    attention = model.get_submodule("decoder.reverse_attention.0")
+    attention.get_submodule("layers").register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    feature = torch.ones(1, 512, 2, 2)
+    with torch.no_grad():
+        attention(feature, torch.tensor([[[[20.0, -20.0], [0.0, 20.0]]]]))
+    torch.testing.assert_close(seen[0][0, 0], torch.tensor([[0.0, 1.0], [0.5, 0.0]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "channels", "message"),
+    [
+        ("U2Net", "resnet18", None, "encoders of its own, rsu and rsu_small"),
+        ("Unet", "rsu", None, "encoders of its own, rsu and rsu_small"),
+        ("FPN", "resnet18", (64, 32, 16, 8, 8), "only those of Unet, UnetPlusPlus, MAnet"),
+    ],
+)
+def test_a_pair_that_cannot_be(architecture: str, encoder: str, channels: tuple[int, ...] | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(architecture=architecture, encoder=encoder, decoder_channels=channels, size=64)
+
+
+@pytest.mark.parametrize("architecture", WITH_DECODER_CHANNELS)
+def test_a_light_decoder(architecture: str) -> None:
+    usual, light = (
+        cost(
+            architecture=architecture,
+            encoder="tu-regnety_004",
+            in_channels=1,
+            classes=1,
+            size=64,
+            decoder_channels=channels,
+        )
+        for channels in (None, (64, 32, 32, 16, 16))
+    )
+    assert light.gflops < 0.7 * usual.gflops
+    assert light.parameters < usual.parameters
 
 
 @pytest.mark.parametrize(

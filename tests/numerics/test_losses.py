@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from lungseg_ray.errors import UserError
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.numerics.losses import SegmentationLoss, validation_losses
 
@@ -107,3 +108,36 @@ def test_weights_weigh() -> None:
     validation = validation_losses(logits, targets(target), classes=1, dice_weight=0.3, bce_weight=2.0)
     assert training.total.item() == pytest.approx(0.3 * dice + 2 * bce, abs=1e-6)
     assert validation.total.item() == pytest.approx(0.3 * dice + 2 * bce, abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_weights_of_labels(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 8, 8, generator=generator)
+    target = torch.randint(0, max(classes, 2), (2, 8, 8), generator=generator, dtype=torch.uint8)
+    target[:, :2] = 255
+    weights = [1.0, 3.0, 0.5][: max(classes, 2)]
+    plain = SegmentationLoss(classes=classes)(logits, target)
+    equal = SegmentationLoss(classes=classes, label_weights=[2.0] * len(weights))(logits, target)
+    torch.testing.assert_close(equal.bce, plain.bce)
+    found = SegmentationLoss(classes=classes, label_weights=weights)(logits, target)
+    torch.testing.assert_close(found.dice, plain.dice)
+    if classes == 1:
+        shares = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits[:, 0], (target == 1).float(), reduction="none"
+        )
+    else:
+        shares = -logits.log_softmax(1).gather(1, target.clamp(max=2).long()[:, None])[:, 0]
+    weight = torch.tensor(weights)[target.clamp(max=len(weights) - 1).long()] * (target != 255)
+    torch.testing.assert_close(found.bce, (shares * weight).sum() / weight.sum())
+    images = [
+        SegmentationLoss(classes=classes, label_weights=weights)(logits[n : n + 1], target[n : n + 1]).bce
+        for n in range(2)
+    ]
+    parts = validation_losses(logits, target, classes=classes, label_weights=torch.tensor(weights))
+    torch.testing.assert_close(parts.bce.float(), torch.stack(images))
+
+
+def test_too_few_weights_of_labels() -> None:
+    with pytest.raises(UserError, match=r"loss.label_weights: expected a weight for each of 3 labels.* found 2"):
+        SegmentationLoss(classes=3, label_weights=[1, 4])

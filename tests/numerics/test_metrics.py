@@ -249,3 +249,20 @@ def test_clean_up_labels_keeps_what_lies_in_a_hole() -> None:
     expected = labels.copy()
     expected[2, 5] = 1
     np.testing.assert_array_equal(clean_up_labels(labels, classes=2), expected)
+
+
+def test_the_best_threshold_is_found() -> None:
+    # In the first image 0.4 separates best, in the second 0.6: the mean decides.
+    probability = torch.tensor([[0.2, 0.45, 0.55, 0.9], [0.2, 0.45, 0.55, 0.9]]).reshape(2, 1, 1, 4)
+    target = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]], dtype=torch.uint8).reshape(2, 1, 4)
+    sums = ValidationSums(classes=1, candidates=(0.3, 0.4, 0.5, 0.6))
+    sums.update(probability.logit(), target)
+    # Dice: 0.3 and 0.4: 1, 0.8; 0.5: 0.8, 1; 0.6: 0.5, 0.67. Of equal ones, that next to 0.5.
+    assert sums.result()["threshold"] == 0.5
+    alone = ValidationSums(classes=1, candidates=(0.3, 0.4, 0.5, 0.6))
+    alone.update(probability[:1].logit(), target[:1])
+    assert alone.result()["threshold"] == 0.4
+    assert "threshold" not in ValidationSums(classes=1)._MEANS
+    joined = ValidationSums(classes=1, candidates=(0.3, 0.4, 0.5, 0.6))
+    joined.load(sums.as_tensor() + alone.as_tensor())
+    assert joined.result()["threshold"] == 0.4

@@ -25,7 +25,7 @@ from lungseg_ray.training.runtime import Request
 from tests.helpers import make_settings
 
 STEPS = 2
-TIMES = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds")
+TIMES = ("images_per_second", "data_wait_share", "checkpoint_wait", "train_seconds", "seconds", "memory_gib")
 
 
 @pytest.fixture(autouse=True)
@@ -390,7 +390,11 @@ class TestDiverged:
 
     def test_ends_the_loop_and_closes_the_stream(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         forward = Learner.forward
-        monkeypatch.setattr(Learner, "forward", lambda self, model, images: forward(self, model, images) * float("inf"))
+
+        def infinite(self: Learner, model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(one * float("inf") for one in forward(self, model, images))
+
+        monkeypatch.setattr(Learner, "forward", infinite)
         runtime = Memory(tmp_path)
         with pytest.raises(TrainingDivergedError, match=r"at step 1\. Images: x0-0, x0-1.* 0 allowed .* Lower"):
             train_loop(make_settings(), steps_per_epoch=STEPS, runtime=runtime)
@@ -406,9 +410,9 @@ class TestDiverged:
             now[:] = [batch.step]
             return step(self, batch, wishes)
 
-        def broken_forward(self: Learner, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        def broken_forward(self: Learner, model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
             training = model.training and now and now[0] in steps
-            return forward(self, model, images) * (float("inf") if training else 1.0)
+            return tuple(one * (float("inf") if training else 1.0) for one in forward(self, model, images))
 
         monkeypatch.setattr(Learner, "step", broken_step)
         monkeypatch.setattr(Learner, "forward", broken_forward)

@@ -33,7 +33,12 @@ class TestPrecision:
         assert isinstance(started, Started)
         assert started.precision == progress.precision == "fp32"
 
+    def test_networks_with_several_outputs_can_be_probed(self) -> None:
+        for architecture, encoder in (("U2Net", "rsu_small"), ("PraNet", "resnet18")):
+            settings = make_settings(model={"architecture": architecture, "encoder": encoder}, feed={"size": 64})
+            assert fastest_precision(settings, torch.device("cpu")) in ("fp32", "bf16")
+
     def test_logits_are_float32(self) -> None:
         one = learner(make_settings(), precision="bf16")
         with torch.no_grad():
-            assert one.forward(one.model.eval(), make_batch(0).images).dtype == torch.float32
+            assert one.forward(one.model.eval(), make_batch(0).images)[0].dtype == torch.float32
