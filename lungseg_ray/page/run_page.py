@@ -167,14 +167,14 @@ def _curves(history: History) -> Chapter:
 
 
 def _robustness(card: Robustness) -> Chapter:
-    styles = charts.styles(["changed", "as it is"])
+    styles = charts.styles(["as it is", "changed"])
     lowest = min(dice for shift in card["shifts"].values() for dice in shift["dice"])
 
     def chart(name: str, shift: ShiftFigures) -> Chart:
         levels, plain = shift["levels"], [card["dice"]] * len(shift["levels"])
         series = [
             charts.Series(style, levels, dice, [f"{one:.4f}" for one in dice])
-            for style, dice in zip(styles.values(), (shift["dice"], plain), strict=True)
+            for style, dice in zip(styles.values(), (plain, shift["dice"]), strict=True)
         ]
         bounds = (max(lowest - 0.02, 0.0), 1.0)
         item = charts.scatter(series, shift["about"], "Dice, mean over images", lines=True, y_bounds=bounds)
