@@ -21,12 +21,12 @@ import torch
 
 from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.config import Settings, load_settings
+from lungseg_ray.evaluation.robustness import dice_of_image
 from lungseg_ray.evaluation.shifts import SHIFTS
 from lungseg_ray.feed.augment import build_augmentation
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Predictor
-from lungseg_ray.numerics import metrics
 from lungseg_ray.run.exported import Sidecar
 from lungseg_ray.shards.format import ShardRow, read_rows
 from lungseg_ray.shards.index import ShardIndex, read_index
@@ -131,13 +131,7 @@ def _dice(learner: Learner, settings: Settings, pairs: list[tuple[Pixels, Pixels
         clean_up=model.clean_up,
     )
     use = Predictor([(learner.evaluated, sidecar)])
-    found = []
-    for image, mask in pairs:
-        labels = use.labels(use([image])[0])
-        counts = metrics.confusion_counts(
-            torch.from_numpy(labels.copy())[None], torch.from_numpy(mask.copy())[None], classes=corpus.classes
-        )
-        found.append(float(metrics.dice(counts).mean()))
+    found = [dice_of_image(use.labels(use([image])[0]), mask, corpus.classes) for image, mask in pairs]
     return float(np.mean(found))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lungseg_ray.cluster.chunks import map_chunks
@@ -69,7 +68,9 @@ class ShiftChunk:
         processing = self.model.processing()
         maps = processing.combine(computed, [mask.shape for mask in prepared])
         dice = [
-            _dice(processing.labels(probability, threshold=self.settings.threshold), mask, processing.sidecar.classes)
+            dice_of_image(
+                processing.labels(probability, threshold=self.settings.threshold), mask, processing.sidecar.classes
+            )
             for mask, probability in zip(prepared, maps, strict=True)
         ]
         return [ShiftedImage(dice)]
@@ -108,7 +109,14 @@ def _card(rows: Iterable[list[float]]) -> Robustness | None:
     return card
 
 
-def _dice(labels: npt.NDArray[np.uint8], truth: Pixels, classes: int) -> float:
+def dice_of_image(labels: Pixels, truth: Pixels, classes: int) -> float:
+    """Returns the Dice of a predicted label map, the mean over the classes.
+
+    Args:
+        labels: (H, W) uint8, the predicted label of each pixel.
+        truth: (H, W) uint8, the true labels.
+        classes: The number of output channels of the network.
+    """
     # A copy, since what is cut out of an image is not contiguous, and PyTorch takes no array that is read-only.
     pair = (torch.from_numpy(each.copy())[None] for each in (labels, truth))
     return float(metrics.dice(metrics.confusion_counts(*pair, classes=classes)).mean())

@@ -94,7 +94,7 @@ def cross(job: EvaluateJob, console: Console) -> list[dict[str, Any]]:
             narrow.add_row(row["run"] if name == _OWN else "", name, cell)
     print_table(console, table, narrow)
     for row in rows:
-        for text in row["outlines"] or [_ALIKE]:
+        for text in row["outlines"] or [_ALIKE if _OWN in row["corpora"] else _NOT_COMPARED]:
             console.print(f"{row['run']}: {text}", highlight=False)
     out = (job.out or job.run / EVALUATION) / "corpora.json"
     out.write_text(json.dumps(rows, indent=2) + "\n")
@@ -104,6 +104,7 @@ def cross(job: EvaluateJob, console: Console) -> list[dict[str, Any]]:
 
 _OWN = "own test images"
 _ALIKE = "The masks of all corpora follow the same rules, as far as these images show."
+_NOT_COMPARED = "There are no own test images, with which the masks of the corpora could be compared."
 _TITLE = "Dice, mean over images (95 % interval over patients)"
 
 
