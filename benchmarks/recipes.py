@@ -20,17 +20,18 @@ import numpy as np
 import torch
 
 from lungseg_ray.cluster.memory import reuse_memory
-from lungseg_ray.config import Settings, load_settings
+from lungseg_ray.config import CorporaSettings, Settings, load_settings
 from lungseg_ray.evaluation.robustness import dice_of_image
-from lungseg_ray.evaluation.shifts import SHIFTS
 from lungseg_ray.feed.augment import build_augmentation
 from lungseg_ray.feed.batch import Batch
+from lungseg_ray.feed.shifts import SHIFTS
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Predictor
 from lungseg_ray.run.exported import Sidecar
 from lungseg_ray.shards.format import ShardRow, read_rows
 from lungseg_ray.shards.index import ShardIndex, read_index
 from lungseg_ray.shards.reuse import with_shard_settings
+from lungseg_ray.storage import Location
 from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.precision import fastest_precision
 
@@ -50,7 +51,7 @@ def main() -> None:
     settings = load_settings(Settings, arguments)
     index = read_index(settings.shards.root)
     settings = with_shard_settings(settings, index)
-    training, validation = _rows(settings, index, "train"), _rows(settings, index, "val")
+    training, validation = (_rows(settings.shards.root, index, split) for split in ("train", "val"))
     learner, seconds, history = _trained(name, settings, training, validation)
     plain = [(row.sample.image, row.sample.mask) for row in validation]
     shifted = {
@@ -72,9 +73,23 @@ def main() -> None:
     print(f"{name}: val {result['val']:.4f}, shifted {result['val_shifted']:.4f}, {seconds:.0f} s", flush=True)
 
 
-def _rows(settings: Settings, index: ShardIndex, split: str) -> list[ShardRow]:
+def _rows(root: Location, index: ShardIndex, split: str) -> list[ShardRow]:
     shards = [shard for shard in index.shards if shard.split == split]
-    return [row for shard in shards for row in read_rows(settings.shards.root, shard, shard.usable)]
+    return [row for shard in shards for row in read_rows(root, shard, shard.usable)]
+
+
+def _used(corpus: CorporaSettings, moment: float) -> bool:
+    return corpus.first <= moment < corpus.until
+
+
+def _mixed(
+    own: list[ShardRow], others: list[tuple[float, list[ShardRow]]], generator: np.random.Generator
+) -> list[ShardRow]:
+    """Returns the images of an epoch in their order: as many as of its own corpus, with shares of other corpora."""
+    taken = [(min(round(share * len(own)), len(rows)), rows) for share, rows in others]
+    taken.append((len(own) - sum(count for count, _ in taken), own))
+    drawn = [rows[number] for count, rows in taken for number in generator.permutation(len(rows))[:count]]
+    return [drawn[place] for place in generator.permutation(len(drawn))]
 
 
 def _trained(
@@ -89,23 +104,23 @@ def _trained(
     sizes = settings.size_of_epochs or [feed.size] * epochs
     augment = {size: build_augmentation(feed.preset, size=size, fit=feed.fit) for size in {*sizes}}
     plain = [(row.sample.image, row.sample.mask) for row in validation]
+    others = [(one, _rows(one.root, read_index(one.root), "train")) for one in settings.corpora]
     seconds, history = 0.0, []
     for epoch, size in enumerate(sizes):
         start, loss = time.perf_counter(), 0.0
-        order = np.random.default_rng([settings.train.seed, epoch]).permutation(len(training))
+        generator = np.random.default_rng([settings.train.seed, epoch])
+        rows = _mixed(training, [(one.share, more) for one, more in others if _used(one, epoch / epochs)], generator)
         for step in range(steps):
-            numbers = order[step * feed.batch : (step + 1) * feed.batch].tolist()
+            of_step = rows[step * feed.batch : (step + 1) * feed.batch]
             drawn = [
                 augment[size](
-                    training[number].sample.image,
-                    training[number].sample.mask,
-                    seed=(settings.train.seed, epoch, number),
+                    row.sample.image, row.sample.mask, seed=(settings.train.seed, epoch, step * feed.batch + place)
                 )
-                for number in numbers
+                for place, row in enumerate(of_step)
             ]
             images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
             masks = torch.from_numpy(np.stack([mask for _, mask in drawn]))
-            names = [training[number].image_id for number in numbers]
+            names = [row.image_id for row in of_step]
             sums = learner.step(Batch(epoch * steps + step, images, masks, names)).result().sums
             loss += sums["loss"] / sums["images"] / steps
         seconds += time.perf_counter() - start

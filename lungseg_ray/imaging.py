@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -18,7 +19,6 @@ from lungseg_ray.numerics.labels import IGNORE_LABEL
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SOURCE = "Source SHA-256"
 _PNG_HEADER = 33
 """The bytes of the signature and of the header chunk, which every PNG file begins with."""
 Pixels = NDArray[np.uint8]
@@ -254,33 +254,34 @@ def png(pixels: Pixels) -> bytes:
     return cv2.imencode(".png", ordered)[1].tobytes()
 
 
-def png_with_source(pixels: Pixels, source_sha256: str) -> bytes:
-    """Encodes a grey image as a PNG file that says which file it was made from.
+def png_with_texts(pixels: Pixels, texts: Mapping[str, str]) -> bytes:
+    """Encodes a grey image as a PNG file with texts.
 
     Args:
         pixels: (H, W) uint8.
-        source_sha256: The SHA-256 of the file, hexadecimal.
+        texts: The texts by key, ASCII.
 
     Returns:
-        The content of the file, whose text `Source SHA-256` is the hash.
+        The content of the file.
     """
     # OpenCV encodes in half the time of Pillow, but cannot write a text.
-    image, text = png(pixels), io.BytesIO()
-    putchunk(text, b"tEXt", f"{_SOURCE}\0{source_sha256}".encode("latin-1"))
-    return image[:_PNG_HEADER] + text.getvalue() + image[_PNG_HEADER:]
+    image, chunks = png(pixels), io.BytesIO()
+    for key, text in texts.items():
+        putchunk(chunks, b"tEXt", f"{key}\0{text}".encode("latin-1"))
+    return image[:_PNG_HEADER] + chunks.getvalue() + image[_PNG_HEADER:]
 
 
-def source_of_png(data: bytes) -> str:
-    """Returns the SHA-256 of the file that an image was made from; empty if the PNG file does not say it.
+def texts_of_png(data: bytes) -> dict[str, str]:
+    """Returns the texts of a PNG file by key; empty if it has none or cannot be read.
 
     Args:
-        data: The content of the PNG file.
+        data: The content of the file.
     """
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return str(image.info.get(_SOURCE, ""))
+            return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ""
+        return {}
 
 
 def hex_colour(colour: tuple[int, int, int]) -> str:

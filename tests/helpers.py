@@ -28,7 +28,7 @@ def make_settings(*, corpora: list[dict[str, Any]] | None = None, **sections: Ma
         "model": {"architecture": "Linknet", "encoder": "timm-regnety_002"},
         "feed": {"size": 32, "batch": 4, "preset": "valid"},
         "train": {"epochs": 4, "precision": "fp32", "threads": 1, "average": 0.0},
-        "evaluate": {"robustness": 0},
+        "evaluate": {"robustness": 0, "confidence": False},
         "optim": {"name": "radam", "lr": 5e-3, "encoder_lr": 5e-3, "weight_decay": 3e-4, "encoder_weight_decay": 3e-5}
         | {"lookahead_k": 0, "schedule": "constant", "clip": 0.0},
     }

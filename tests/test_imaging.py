@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lungseg_ray.corpus.decode import decode_image
 from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
-from lungseg_ray.imaging import PREDICTED, TRUTH, ResizeMode, overlay, png_with_source, resize_labels, source_of_png
+from lungseg_ray.imaging import PREDICTED, TRUTH, ResizeMode, overlay, png_with_texts, resize_labels, texts_of_png
 from lungseg_ray.text import markdown, shown
 from tests.corpus.test_decode import encoded, smooth
 from tests.evaluation.test_contact_sheet import Pixels, box
@@ -161,10 +161,10 @@ def test_no_text_is_markup_in_markdown(text: str) -> None:
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_{}\[\]<>|#$~!&]", written)
 
 
-def test_a_png_that_says_that_it_is_huge_has_no_source() -> None:
+def test_a_png_that_says_that_it_is_huge_has_no_texts() -> None:
     """Pillow raises an error of its own for it, which is none of the usual ones."""
-    small = png_with_source(np.zeros((8, 8), np.uint8), "ab")
-    assert source_of_png(small) == "ab"
+    small = png_with_texts(np.zeros((8, 8), np.uint8), {"key": "ab"})
+    assert texts_of_png(small) == {"key": "ab"}
     header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + small[24:29]
     huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
-    assert source_of_png(huge) == ""
+    assert texts_of_png(huge) == {}

@@ -90,6 +90,11 @@ class PredictJob(ModelJob):
         description="Keep only the two largest components of each label, and fill their holes. By default as the model "
         "was trained to be used (model.clean_up).",
     )
+    confidence: bool = Field(
+        True,
+        description="Also write which Dice is expected of each mask, where the model knows (confidence.json). It "
+        "doubles the time of the network.",
+    )
     batch: PositiveInt | None = Field(
         None,
         description="Images per forward pass; fewer where a GPU has not enough memory. By default 4 on a CPU, and up "

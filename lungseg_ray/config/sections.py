@@ -354,6 +354,11 @@ class EvaluateSettings(Section):
         description="Number of images, at equal distances in the set, of which changed copies are measured, too: other "
         "aspect ratios, exposures, resolutions and so on, about thirty copies of each. 0: none.",
     )
+    confidence: bool = Field(
+        True,
+        description="Also say which Dice is expected of each mask without the true one. A training job calibrates this "
+        "on the validation images and stores it with the model. It doubles the time of the network.",
+    )
     resamples: PositiveInt = Field(
         2000, description="Number of bootstrap resamples of the patients for the 95 % confidence intervals."
     )

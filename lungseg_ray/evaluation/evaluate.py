@@ -7,10 +7,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from lungseg_ray.cluster.chunks import chunk_size, map_chunks
+from lungseg_ray.confidence.stored import confidence_of
 from lungseg_ray.config import Device, EvaluateSettings
 from lungseg_ray.corpus.layouts import Listing
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.confidence import judge_confidence
 from lungseg_ray.evaluation.contact_sheet import Panel, contact_sheet
 from lungseg_ray.evaluation.images import Images
 from lungseg_ray.evaluation.measure import ImageFigures, MeasureChunk, MeasuredImage
@@ -64,7 +66,8 @@ def evaluate(
     if not len(images):
         raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
     size = chunk_size(len(images), settings.batch)
-    work = MeasureChunk(model, images, settings, size)
+    confidence = confidence_of(model) if settings.confidence else None
+    work = MeasureChunk(model, images, settings, size, confidence)
     done = map_chunks(work, -(-len(images) // size), MeasuredImage, workers=settings.workers, device=device)
     bad = list(listing.set_aside) if listing else []
     numbers = array("q")
@@ -94,6 +97,8 @@ def evaluate(
     ]
     if settings.robustness and (card := measure_robustness(model, images, settings, device=device)):
         result["robustness"] = card
+    if judged := judge_confidence(rows):
+        result["confidence"] = judged
     if listing:
         result["layout"] = listing.recognised
         result["corpus"] = str(listing.corpus.root)

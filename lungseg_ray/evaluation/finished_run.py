@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from lungseg_ray.confidence.stored import write_confidence
 from lungseg_ray.config import Settings
+from lungseg_ray.evaluation.confidence import calibrate_confidence
 from lungseg_ray.evaluation.evaluate import evaluate
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.inference import predictor
@@ -34,11 +36,17 @@ def evaluate_test_split(run: Run, settings: Settings, index: ShardIndex, console
     """
     progress = run.progress()
     test = None
+    model = predictor.Model((run,))
+    if settings.evaluate.confidence:
+        training, validation = (ShardImages.of(settings.shards.root, index.of(split)) for split in ("train", "val"))
+        device = settings.train.device
+        if confidence := calibrate_confidence(model, training, validation, settings.evaluate, device=device):
+            write_confidence(run, confidence)
     if index.count("test"):
         console.print(f"Evaluating on {index.count('test')} test images", highlight=False)
         images = ShardImages.of(settings.shards.root, index.of("test"))
         out = run.place / EVALUATION / "test"
-        test = evaluate(predictor.Model((run,)), images, out, settings.evaluate, device=settings.train.device)
+        test = evaluate(model, images, out, settings.evaluate, device=settings.train.device)
         sidecar = read_sidecar(run.place / BEST)
         card = model_card(settings, index, sidecar, validation_figures(progress), test=test)
         (run.place / BEST / CARD).write_text(card)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lungseg_ray.confidence.signals import Examined, examine
+from lungseg_ray.confidence.stored import Confidence
 from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import SetAside
 from lungseg_ray.errors import BadFileError
@@ -34,7 +36,8 @@ class ImageFigures:
             `hd95_mm`, `assd_mm` if the pixel spacing is known. Where there are several classes, the same for each
             class, as `dice_NAME`. `empty`: the number of classes of which the truth or the prediction, but not both, is
             empty. `tp`, `fp`, `fn`: pixel counts, for each class where there are several. The figures after the
-            clean-up start with `clean_`. `excess_REGION`: as `region_excess`, of all classes together.
+            clean-up start with `clean_`. `excess_REGION`: as `region_excess`, of all classes together. `expected_dice`
+            and so on, as `Estimate.columns`, where the model has a confidence.
     """
 
     image_id: str
@@ -71,12 +74,14 @@ class MeasureChunk:
         images: The images.
         settings: The settings of the evaluation.
         size: The images of a chunk.
+        confidence: What is needed to expect a Dice of each mask; None if none is wanted.
     """
 
     model: Model
     images: Images
     settings: EvaluateSettings
     size: int
+    confidence: Confidence | None = None
 
     def prepare(self, chunk: int) -> tuple[_Prepared, list[npt.NDArray[np.uint8]]]:
         """Reads and resizes the images of a chunk."""
@@ -98,18 +103,23 @@ class MeasureChunk:
         }
         return _Prepared(rows, bad), inputs
 
-    def compute(self, given: list[npt.NDArray[np.uint8]], device: str) -> list[Probability]:
-        """Predicts the maps of a chunk."""
-        return self.model.load(device=device).maps(given, batch=self.settings.batch)
+    def compute(self, given: list[npt.NDArray[np.uint8]], device: str) -> list[Probability] | Examined:
+        """Predicts the maps of a chunk, and computes what confidence needs."""
+        predictor = self.model.load(device=device)
+        if self.confidence:
+            return examine(predictor, given[0], batch=self.settings.batch)
+        return predictor.maps(given, batch=self.settings.batch)
 
-    def finish(self, prepared: _Prepared, computed: list[Probability]) -> list[MeasuredImage]:
+    def finish(self, prepared: _Prepared, computed: list[Probability] | Examined) -> list[MeasuredImage]:
         """Measures the images of a chunk."""
         found, processing = list(prepared.bad), self.model.processing()
         sizes = [row.sample.mask.shape for row in prepared.good.values()]
-        maps = processing.combine(computed, sizes)
-        for (number, row), probability in zip(prepared.good.items(), maps, strict=True):
+        maps = processing.combine([computed.maps] if isinstance(computed, Examined) else computed, sizes)
+        for place, ((number, row), probability) in enumerate(zip(prepared.good.items(), maps, strict=True)):
             labels = processing.labels(probability, threshold=self.settings.threshold)
             figures = measure_image(row, labels, processing.sidecar.class_names, clean_up=self.settings.clean_up)
+            if self.confidence and isinstance(computed, Examined):
+                figures.values.update(self.confidence.estimate(computed, place, processing).columns())
             found.append(MeasuredImage(number, figures, row.sample.image_sha256))
         return sorted(found, key=lambda one: one.number)
 

@@ -12,7 +12,7 @@ from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.config import Device, EvaluateSettings
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.evaluation.images import Images
-from lungseg_ray.evaluation.shifts import SHIFTS
+from lungseg_ray.feed.shifts import SHIFTS
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.numerics import metrics

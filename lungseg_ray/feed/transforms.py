@@ -30,13 +30,14 @@ class Framing(A.DualTransform):
     """Draws another framing of the patient: the field of view, the aspect ratio, the position and the rotation.
 
     The image is sampled once, from its own pixels to those of the output. What lies beyond its edges gets label 0, and
-    one grey value, which is black in half of the images: an edge of the detector, or of a collimator.
+    one grey value, which is black in half of the images: an edge of the detector, or of a collimator. Each change is
+    drawn from a triangular distribution, so that small ones are the most frequent.
 
     Args:
         size: Height and width of the output, pixels.
-        zoom: Range of the magnification, drawn evenly on a logarithmic scale. Below 1, the borders show.
-        aspect: Range of the factor of width to height, drawn in the same way. An image that is not square is stretched
-            to a square before.
+        zoom: Range of the magnification, drawn on a logarithmic scale. Below 1, the borders show.
+        aspect: Range of the factor of width to height, drawn on a logarithmic scale. An image that is not square is
+            stretched to a square before.
         degrees: Largest rotation.
         shear: Largest shear, degrees.
         shift: Largest shift along each axis, as a share of the size.
@@ -51,8 +52,8 @@ class Framing(A.DualTransform):
         self.degrees, self.shear, self.shift = degrees, shear, shift
 
     def get_params(self) -> dict[str, Any]:
-        draw = self.py_random.uniform
-        zoom, aspect = (math.exp(draw(*map(math.log, bounds))) for bounds in (self.zoom, self.aspect))
+        draw = self.py_random.triangular
+        zoom, aspect = (math.exp(draw(math.log(low), math.log(high), 0.0)) for low, high in (self.zoom, self.aspect))
         angle, shear = (math.radians(draw(-most, most)) for most in (self.degrees, self.shear))
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         stretch = np.array([[math.sqrt(aspect), math.tan(shear)], [0.0, 1 / math.sqrt(aspect)]])

@@ -9,7 +9,13 @@ from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import SPLITS, Split
 from lungseg_ray.names import OWN_ARCHITECTURES, Fit
 from lungseg_ray.run.exported import Sidecar
-from lungseg_ray.run.summary import Evaluation, ValidationFigures, describe_detection, describe_robustness
+from lungseg_ray.run.summary import (
+    Evaluation,
+    ValidationFigures,
+    describe_confidence,
+    describe_detection,
+    describe_robustness,
+)
 from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.text import markdown
 
@@ -167,6 +173,6 @@ def _failure_cases(test: Evaluation | None) -> list[str]:
         *(f"- Lowest subgroup: {name}, Dice {mean:.4f}, {n} images." for mean, name, n in sorted(groups)[:1]),
         f"- On {test['n_empty']} of {test['n']} test images either truth or prediction was empty.",
         *(f"- {markdown(text)}" for text in describe_detection(test)),
-        *(f"- {markdown(text)}" for text in describe_robustness(test)),
+        *(f"- {markdown(text)}" for text in (*describe_robustness(test), *describe_confidence(test))),
         "- The worst test images are in the run's `evaluation/test/contact_sheet.png`.",
     ]

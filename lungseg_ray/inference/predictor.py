@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import fmean
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from lungseg_ray.config import differences
 from lungseg_ray.errors import UserError
-from lungseg_ray.imaging import limited, resize_area, resize_image
+from lungseg_ray.imaging import Pixels, limited, resize_area, resize_image
 from lungseg_ray.names import Fit, Flips
 from lungseg_ray.numerics.inputs import scale_pixels
 from lungseg_ray.numerics.metrics import clean_up_labels, probabilities
@@ -168,34 +169,63 @@ class Predictor(Processing):
         Returns:
             For each model, (N, size, size, K) float32, 0 to 1.
         """
-        step = batch or BATCH.get(self.device.type, BATCH["cpu"])
         return [
-            np.concatenate(
-                [self._maps(model, side, images[first : first + step]) for first in range(0, len(images), step)]
-                or [np.empty((0, side.size, side.size, self.sidecar.classes), np.float32)]
-            )
+            self._in_batches(partial(self._pass, model, side), images, batch)
+            if len(images)
+            else np.empty((0, side.size, side.size, self.sidecar.classes), np.float32)
             for (model, side), images in zip(self._members, inputs, strict=True)
         ]
 
-    def _maps(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
-        """Computes the maps of one model, in smaller batches where the memory of the device is too small."""
+    @torch.inference_mode()
+    def features(self, images: npt.NDArray[np.uint8], *, batch: int | None = None) -> npt.NDArray[np.float32]:
+        """Computes the deepest features of the first model's encoder, which are alike for images that are alike.
+
+        Args:
+            images: (N, size, size, channels) uint8, as `inputs` returns them for the first model.
+            batch: The images of a forward pass; by default 4 on a CPU and 16 on a GPU.
+
+        Returns:
+            (N, F) float32, the mean of each feature over the image.
+        """
+        model, side = self._members[0]
+        if not len(images):
+            return np.empty((0, 0), np.float32)
+        return self._in_batches(partial(self._encode, model, side), images, batch)
+
+    def _tensor(self, images: npt.NDArray[np.uint8], side: Sidecar) -> torch.Tensor:
+        """Returns the input of a network, (N, C, H, W), on the device."""
+        # A copy, since what comes from another process is read-only.
+        stack = torch.tensor(images).permute(0, 3, 1, 2)
+        if self.device.type == "cuda":
+            stack = stack.pin_memory()
+        pixels = stack.to(self.device, non_blocking=True).to(torch.float32)
+        return scale_pixels(pixels, scale=side.scale, normalise=side.normalise)
+
+    def _in_batches(self, run: Callable[[Pixels], Probability], images: Pixels, batch: int | None) -> Probability:
+        step = batch or BATCH.get(self.device.type, BATCH["cpu"])
+        parts = [images[first : first + step] for first in range(0, len(images), step)]
+        return np.concatenate([self._halved(run, part) for part in parts])
+
+    def _halved(self, run: Callable[[Pixels], Probability], images: Pixels) -> Probability:
+        """Runs a network, in smaller batches where the memory of the device is too small."""
         try:
-            return self._pass(model, side, images)
+            return run(images)
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise
         # Memory is free again only after the exception is gone.
         torch.cuda.empty_cache()
         half = len(images) // 2
-        return np.concatenate([self._maps(model, side, part) for part in (images[:half], images[half:])])
+        return np.concatenate([self._halved(run, part) for part in (images[:half], images[half:])])
+
+    def _encode(self, model: Any, side: Sidecar, images: Pixels) -> Probability:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            found = model.encoder(self._tensor(images, side))[-1]
+        encoded: Probability = found.float().mean(dim=(2, 3)).cpu().numpy()
+        return encoded
 
     def _pass(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
-        # A copy, since what comes from another process is read-only.
-        stack = torch.tensor(images).permute(0, 3, 1, 2)
-        if self.device.type == "cuda":
-            stack = stack.pin_memory()
-        pixels = stack.to(self.device, non_blocking=True).to(torch.float32)
-        inputs = scale_pixels(pixels, scale=side.scale, normalise=side.normalise)
+        inputs = self._tensor(images, side)
         # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             found = [

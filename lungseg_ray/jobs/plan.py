@@ -20,6 +20,7 @@ from lungseg_ray.cluster.planning import TrainingPlan, cores
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import PlanJob, Settings, merge, validated
 from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.confidence import passes_to_calibrate
 from lungseg_ray.feed.stream import Source
 from lungseg_ray.jobs.cli import STARTED
 from lungseg_ray.jobs.console import print_table
@@ -296,7 +297,10 @@ def estimate(
     passes = {"none": 1, "horizontal": 2, "all": 4}[settings.model.flips]
     test = index.count("test")
     changed = min(settings.evaluate.robustness, test) * COPIES
-    evaluation = FINISH_SECONDS + (test + changed) * forward * passes
+    examined = 0.0
+    if settings.evaluate.confidence:
+        examined = passes_to_calibrate(index.count("train"), index.count("val")) + 1.5 * test
+    evaluation = FINISH_SECONDS + (test + changed + examined) * forward * passes
     evaluation += (test * MEASURE_SECONDS + changed * SHIFT_SECONDS) / max(plan.data_cpus + workers, 1)
     # Workers are started in two generations of processes: that of Ray Train, and their own.
     start = began + 2 * cost.started + 3

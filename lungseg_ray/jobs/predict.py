@@ -17,12 +17,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow.fs import FileType
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from lungseg_ray.cluster.capacity import wait_for_cpu
 from lungseg_ray.cluster.chunks import chunk_size, map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
+from lungseg_ray.confidence.calibration import Estimate
+from lungseg_ray.confidence.signals import Examined, examine
+from lungseg_ray.confidence.stored import Confidence, confidence_of
 from lungseg_ray.config import PredictJob, differences
 from lungseg_ray.corpus.decode import Decoded, decode_image
 from lungseg_ray.corpus.layouts.dicom import may_be_dicom
@@ -30,7 +34,7 @@ from lungseg_ray.corpus.layouts.tree import SUFFIXES, is_junk
 from lungseg_ray.corpus.read import decode_alone, fetch
 from lungseg_ray.corpus.record import REASONS
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.imaging import Pixels, overlay, png, png_with_source, source_of_png
+from lungseg_ray.imaging import Pixels, overlay, png, png_with_texts, texts_of_png
 from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.progress import ticks
@@ -46,6 +50,9 @@ CLAIM = "model.json"
 
 
 _SHOWN = 10
+_SOURCE, _ESTIMATE = "Source SHA-256", "Expected Dice"
+"""The texts of a mask: the hash of the file that it was predicted from, and what is expected of it, as JSON."""
+_ESTIMATES = TypeAdapter(Estimate)
 Status = Literal["done", "done before", "done anew", "set aside"]
 _NO_FILE = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 """The errors of a system that cannot have a file of a certain name."""
@@ -58,12 +65,13 @@ class Prediction:
     Attributes:
         image: The path of the image relative to the folder of images, in a printable form.
         status: "done" if the image is predicted, "done before" if an earlier job predicted it, "done anew" if an
-            earlier job predicted another image of this name, whose mask is replaced, or "set aside" if the image cannot
-            be used.
+            earlier job predicted another image of this name or did not say how good its mask is, which is replaced, or
+            "set aside" if the image cannot be used.
         reason: The reason why the image cannot be used; empty if it can be used.
         height: The height of the source file, pixels; None if it cannot be used.
         width: The width of the source file, pixels; None if it cannot be used.
         shares: The share of the image's pixels that have each label, 0 to 1, by the name of the label.
+        estimate: What is expected of the mask; None where nothing is.
     """
 
     image: str
@@ -72,13 +80,16 @@ class Prediction:
     height: int | None = None
     width: int | None = None
     shares: dict[str, float] = field(default_factory=dict)
+    estimate: Estimate | None = None
 
     @property
     def columns(self) -> dict[str, object]:
         """The row of the image in `predictions.csv`: the values by column."""
         own = {"image": self.image, "status": self.status, "reason": self.reason}
         size = {"height": self.height, "width": self.width} if self.height else {}
-        return {**own, **size, **{f"share_{name}": share for name, share in self.shares.items()}}
+        shares = {f"share_{name}": share for name, share in self.shares.items()}
+        doubts = {**self.estimate.columns(), "doubt": self.estimate.reason} if self.estimate else {}
+        return {**own, **size, **shares, **doubts}
 
 
 @dataclass
@@ -134,6 +145,7 @@ class _Predict:
     model: Model
     names: pa.LargeBinaryArray
     size: int
+    confidence: Confidence | None = None
 
     def prepare(self, chunk: int) -> tuple[_Batch, list[NDArray[np.uint8]]]:
         """Reads and resizes those of the images that are not done."""
@@ -150,11 +162,13 @@ class _Predict:
                 data = fetch(uri)
                 image = _Image(name, hashlib.sha256(data).hexdigest())
                 mask = self._done(image)
-                if mask and source_of_png(mask) == image.sha256:
-                    # A mask that is damaged is made again.
-                    with suppress(BadFileError):
+                texts = texts_of_png(mask) if mask else {}
+                if texts.get(_SOURCE) == image.sha256:
+                    # A mask that is damaged, or does not say how good it is, is made again.
+                    with suppress(BadFileError, ValidationError):
+                        estimate = _ESTIMATES.validate_json(texts.get(_ESTIMATE, "")) if self.confidence else None
                         labels = _from_file(mask, side.classes)
-                        found.append(_prediction(name, "done before", labels, side.class_names))
+                        found.append(_prediction(name, "done before", labels, side.class_names, estimate))
                         continue
                 if mask:
                     image = replace(image, status="done anew")
@@ -174,26 +188,32 @@ class _Predict:
         )
         return batch, self.model.processing().inputs(pictures)
 
-    def compute(self, given: list[NDArray[np.uint8]], device: str) -> list[Probability]:
-        """Predicts the maps of the images."""
-        return self.model.load(device=device).maps(given, batch=self.job.batch)
+    def compute(self, given: list[NDArray[np.uint8]], device: str) -> list[Probability] | Examined:
+        """Predicts the maps of the images, and computes what confidence needs."""
+        predictor = self.model.load(device=device)
+        if self.confidence:
+            return examine(predictor, given[0], batch=self.job.batch)
+        return predictor.maps(given, batch=self.job.batch)
 
-    def finish(self, prepared: _Batch, computed: list[Probability]) -> list[Prediction]:
+    def finish(self, prepared: _Batch, computed: list[Probability] | Examined) -> list[Prediction]:
         """Writes the masks."""
         processing, found = self.model.processing(), list(prepared.found)
         side = processing.sidecar
-        maps = processing.combine(computed, prepared.sizes)
+        maps = processing.combine([computed.maps] if isinstance(computed, Examined) else computed, prepared.sizes)
         for number, (image, probability) in enumerate(zip(prepared.images, maps, strict=True)):
             labels = processing.labels(probability, clean_up=self.job.clean_up)
+            estimate = None
+            if self.confidence and isinstance(computed, Examined):
+                estimate = self.confidence.estimate(computed, number, processing)
             try:
-                self._write(image, prepared.pictures[number] if self.job.overlay else None, labels, side)
+                self._write(image, prepared.pictures[number] if self.job.overlay else None, labels, side, estimate)
             except OSError as error:
                 if error.errno not in _NO_FILE:
                     raise
                 reason = f"bad_name: its mask cannot have this name ({os.strerror(error.errno)}); rename the image"
                 found.append(Prediction(escaped(image.name), "set aside", reason))
                 continue
-            found.append(_prediction(image.name, image.status, labels, side.class_names))
+            found.append(_prediction(image.name, image.status, labels, side.class_names, estimate))
         return sorted(found, key=lambda one: one.image)
 
     def _done(self, image: _Image) -> bytes:
@@ -210,14 +230,19 @@ class _Predict:
         # The name keeps the suffix of the image, so that a.png and a.jpg have different masks.
         return self.job.out / folder / f"{name}.png"
 
-    def _write(self, image: _Image, picture: Pixels | None, labels: Pixels, side: Sidecar) -> None:
+    def _write(
+        self, image: _Image, picture: Pixels | None, labels: Pixels, side: Sidecar, estimate: Estimate | None
+    ) -> None:
         if picture is not None:
             height, width = picture.shape[:2]
             small = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
             self._place(OVERLAYS, image.name).write_bytes(png(overlay(picture, small)))
         # The mask is written last, because an image that has a mask counts as done.
         mask = labels * 255 if side.classes == 1 else labels
-        self._place(MASKS, image.name).write_bytes(png_with_source(mask, image.sha256))
+        texts = {_SOURCE: image.sha256}
+        if estimate:
+            texts[_ESTIMATE] = _ESTIMATES.dump_json(estimate).decode()
+        self._place(MASKS, image.name).write_bytes(png_with_texts(mask, texts))
 
 
 def main(job: PredictJob, console: Console) -> None:
@@ -271,7 +296,8 @@ def predict(
     model = model_of(job)
     _claim(job, model)
     size = chunk_size(len(names), job.batch)
-    work = _Predict(job, model, names, size)
+    confidence = confidence_of(model) if job.confidence else None
+    work = _Predict(job, model, names, size, confidence)
     if wait_for_cpu():
         # There may be machines now that were not there before.
         check_shared(job.out)
@@ -286,7 +312,8 @@ def predict(
 
     own = ("image", "status", "reason", "height", "width")
     shares = (f"share_{name}" for name in model.processing().sidecar.class_names)
-    (job.out / TABLE).write_csv(rows(), [*own, *shares])
+    doubts = ("expected_dice", "expected_low", "expected_high", "unlike", "doubt") if confidence else ()
+    (job.out / TABLE).write_csv(rows(), [*own, *shares, *doubts])
     if outcomes.counts.keys() == {"set aside"}:
         raise UserError(
             f"{job.images}: none of {len(names)} images can be used:\n{describe_predictions(outcomes, job)}"
@@ -388,11 +415,14 @@ def describe_predictions(found: Outcomes, job: PredictJob) -> str:
     return "\n".join(lines)
 
 
-def _prediction(name: str, status: Status, labels: Pixels, class_names: Sequence[str]) -> Prediction:
+def _prediction(
+    name: str, status: Status, labels: Pixels, class_names: Sequence[str], estimate: Estimate | None
+) -> Prediction:
     shares = {
         one: int(np.count_nonzero(labels == label)) / labels.size for label, one in enumerate(class_names, start=1)
     }
-    return Prediction(escaped(name), status, height=labels.shape[0], width=labels.shape[1], shares=shares)
+    height, width = labels.shape
+    return Prediction(escaped(name), status, height=height, width=width, shares=shares, estimate=estimate)
 
 
 def _from_file(data: bytes, classes: int) -> Pixels:

@@ -125,7 +125,7 @@ class _ReverseAttention(nn.Module):
         layers: list[nn.Module] = [_convolution(channels, width, 1)]
         for _ in range(depth):
             layers += [_convolution(width, width, kernel), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, classes, last, padding=last // 2))
+        self.layers = nn.Sequential(*layers, _convolution(width, classes, last))
 
     def forward(self, feature: Tensor, coarse: Tensor) -> Tensor:
         # What is not found is 1 - p for one class, and the probability of the background for several.

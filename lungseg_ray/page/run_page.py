@@ -29,7 +29,7 @@ from lungseg_ray.page.pictures import embedded
 from lungseg_ray.run.event_log import LoggedEvent
 from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, SHEET, Run
 from lungseg_ray.run.progress import rank_epochs
-from lungseg_ray.run.summary import Robustness, RunSummary, ShiftFigures, describe_detection
+from lungseg_ray.run.summary import Robustness, RunSummary, ShiftFigures, describe_confidence, describe_detection
 from lungseg_ray.storage import Location
 from lungseg_ray.text import counted, duration
 
@@ -107,7 +107,7 @@ def _headline(history: History, summary: RunSummary | None, epochs: int) -> Chap
                 KeyFigure("Test IoU", interval(test["iou"]), measured),
                 KeyFigure("Test HD95, px", interval(test["hd95"], 1), measured),
             ]
-            parts += [Note(text) for text in describe_detection(test)]
+            parts += [Note(text) for text in (*describe_detection(test), *describe_confidence(test))]
         elif summary:
             parts.append(Note("There are no test images."))
         facts.append(KeyFigure("Time", duration(sum(row["seconds"] for row in history)), "training and validation"))

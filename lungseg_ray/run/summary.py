@@ -130,6 +130,26 @@ class Robustness(TypedDict):
     shifts: dict[str, ShiftFigures]
 
 
+class ConfidenceFigures(TypedDict):
+    """How well the Dice of masks was told without true ones.
+
+    Attributes:
+        spearman: The rank correlation of expected and true Dice, -1 to 1.
+        mean_error: The mean absolute difference of both.
+        inside: The share of images whose Dice lies in its range, of those that are not unlike the training images.
+        unlike: The share of images that are unlike the training images.
+        below_90: The number of images with a Dice below 0.9.
+        below_90_found: The number of these among the 15 % of images with the lowest expected Dice.
+    """
+
+    spearman: float
+    mean_error: float
+    inside: float
+    unlike: float
+    below_90: int
+    below_90_found: int
+
+
 class Evaluation(Figures, total=False):
     """The content of `evaluation.json`.
 
@@ -140,6 +160,7 @@ class Evaluation(Figures, total=False):
             images in which something is marked.
         class_names: The names of the labels from 1 on.
         robustness: The figures of changed copies of some images; missing where none were asked for.
+        confidence: How well the Dice of the masks was told without true ones; missing where it was not.
         members: The folders of the runs whose models were averaged.
         flips: The mirror images that were averaged over.
         set_aside: The files that are not used.
@@ -153,6 +174,7 @@ class Evaluation(Figures, total=False):
     regions: dict[str, IntervalFigures]
     class_names: list[str]
     robustness: Robustness
+    confidence: ConfidenceFigures
     members: list[str]
     flips: str
     set_aside: list[SetAsideFile]
@@ -256,3 +278,25 @@ def describe_robustness(result: Evaluation) -> list[str]:
     )[:3]
     named = ", ".join(f"{dice:.3f} with another {name}" for dice, name in worst)
     return [f"Of {card['images']} images, Dice is {card['dice']:.3f} as they are, and falls to {named}."]
+
+
+def describe_confidence(result: Evaluation) -> list[str]:
+    """Returns a sentence on how well the Dice of masks was told without true ones; none if it was not.
+
+    Args:
+        result: The figures of an evaluation.
+    """
+    if "confidence" not in result:
+        return []
+    found = result["confidence"]
+    text = (
+        f"The Dice that is expected of a mask without the true one is wrong by {found['mean_error']:.3f} on average "
+        f"(rank correlation {found['spearman']:.2f}); the true one lies in its range for {found['inside']:.0%} of the "
+        f"images that are like those of training, and {found['unlike']:.0%} are unlike them."
+    )
+    if found["below_90"]:
+        text += (
+            f" Of {found['below_90']} masks with a Dice below 0.9, {found['below_90_found']} are among the 15 % of "
+            "images of which the least is expected."
+        )
+    return [text]

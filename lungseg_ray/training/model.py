@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -10,7 +11,6 @@ from torch import nn
 from lungseg_ray import models
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
-from lungseg_ray.names import WITH_DECODER_CHANNELS
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run.exported import Sidecar, find_export, open_model
 from lungseg_ray.run.started_with import ConfigFile
@@ -128,12 +128,10 @@ def with_start(settings: AnySettings, begun: ConfigFile[Any]) -> tuple[AnySettin
         return _with(settings, of_run, {"size": before.feed.size, "fit": before.feed.fit}), ""
     place = find_export(settings.model.start)
     model, sidecar = open_model(place)
-    channels = model.config.get("decoder_channels") if type(model).__name__ in WITH_DECODER_CHANNELS else None
-    usual = [256, 128, 64, 32, 16]
     of_model = {
         "architecture": type(model).__name__,
         "encoder": str(model.config["encoder_name"]),
-        "decoder_channels": None if channels is None or list(channels) == usual else list(channels),
+        "decoder_channels": _decoder_channels(model),
         "normalise": sidecar.normalise,
     }
     found = _with(settings, of_model, {"size": sidecar.size, "fit": sidecar.fit})
@@ -159,6 +157,15 @@ def with_start(settings: AnySettings, begun: ConfigFile[Any]) -> tuple[AnySettin
             f"{', '.join(found.corpus.class_names)}."
         )
     return found, text
+
+
+def _decoder_channels(model: Any) -> list[int] | None:
+    """Returns the widths of a model's decoder, or None where they are those that its architecture has by itself."""
+    widths = signature(type(model)).parameters.get("decoder_channels")
+    if widths is None:
+        return None
+    found = list(model.config.get("decoder_channels", widths.default))
+    return None if found == list(widths.default) else found
 
 
 def _same_classes(settings: Settings, sidecar: Sidecar) -> bool:

@@ -11,7 +11,7 @@ from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import Sample
 from lungseg_ray.errors import BadFileError
 from lungseg_ray.evaluation.robustness import ShiftChunk, ShiftedImage, _card
-from lungseg_ray.evaluation.shifts import SHIFTS
+from lungseg_ray.feed.shifts import SHIFTS
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Predictor, Processing
 from lungseg_ray.run.summary import describe_robustness

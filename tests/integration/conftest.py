@@ -26,7 +26,7 @@ def sharded(corpus: Path, cluster: None) -> Outcome:
 def settings_for(images: Path, root: Path, **sections: dict[str, Any]) -> Settings:
     """Settings of a job small enough for a test."""
     tree: dict[str, dict[str, Any]] = {
-        "corpus": {"root": str(images)},
+        "corpus": {"root": str(images), "split": {"val": 0.25}},
         "shards": {"root": str(root), "rows": 7},
         "feed": {"size": 64, "batch": 4, "window": 2},
         "model": {"architecture": "Unet", "encoder": "resnet18"},

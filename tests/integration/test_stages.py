@@ -22,7 +22,7 @@ from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import MeasureChunk, MeasuredImage
-from lungseg_ray.imaging import png, png_with_source, source_of_png
+from lungseg_ray.imaging import png, png_with_texts, texts_of_png
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.jobs.predict import Prediction, _Predict
 from lungseg_ray.run.folder import BEST, Run
@@ -185,7 +185,7 @@ def test_a_damaged_mask_is_made_again(model: Model, tmp_path: Path) -> None:
     image = png(draw(0, seed=0, size=100)[0])
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(image)
-    mask = png_with_source(draw(0, seed=0, size=100)[1] * 255, hashlib.sha256(image).hexdigest())
+    mask = png_with_texts(draw(0, seed=0, size=100)[1] * 255, {"Source SHA-256": hashlib.sha256(image).hexdigest()})
     place = tmp_path / "out/masks/a.png.png"
     place.parent.mkdir(parents=True)
     given = {"run": str(tmp_path), "images": str(tmp_path / "images"), "out": str(tmp_path / "out")}
@@ -193,7 +193,7 @@ def test_a_damaged_mask_is_made_again(model: Model, tmp_path: Path) -> None:
 
     for content, before in ((mask, 1), (mask[: len(mask) // 2], 0)):
         place.write_bytes(content)
-        assert source_of_png(content)
+        assert texts_of_png(content)
         batch, _ = work.prepare(0)
         assert [one.status for one in batch.found] == ["done before"] * before
         assert [one.status for one in batch.images] == ["done anew"] * (1 - before)

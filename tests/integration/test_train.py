@@ -76,7 +76,7 @@ class TestRun:
         }
         assert expected | {"tensorboard"} <= there
         assert {path.name for path in (finished.folder / "best").iterdir()} == {
-            *("README.md", "config.json", "model.safetensors", "preprocessing.json")
+            *("README.md", "config.json", "confidence.json", "model.safetensors", "preprocessing.json")
         }
         assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
         kept = list_checkpoints(locate(str(finished.folder)))
@@ -181,6 +181,19 @@ class TestEvaluate:
         assert result["n"] == 2
         assert [one["reason"] for one in result["set_aside"]] == ["unreadable"]
 
+    def test_the_expected_dice_is_compared_with_the_true_one(self, finished: Finished) -> None:
+        per_image = rows(finished.folder / "evaluation/test/per_image.csv")
+        expected = [float(row["expected_dice"]) for row in per_image]
+        assert all(
+            0 <= float(row["expected_low"]) <= dice <= float(row["expected_high"]) <= 1
+            for row, dice in zip(per_image, expected, strict=True)
+        )
+        judged = finished.summary["test"]["confidence"]
+        true = [float(row["dice"]) for row in per_image]
+        assert judged["mean_error"] == pytest.approx(np.abs(np.subtract(expected, true)).mean())
+        assert judged["unlike"] == np.mean([float(row["unlike"]) for row in per_image])
+        assert judged["below_90"] == sum(dice < 0.9 for dice in true)
+
     def test_a_run_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="there is no run here"):
             evaluate_run(EvaluateJob(run=str(tmp_path)))
@@ -214,6 +227,14 @@ class TestPredict:
         mask: Any = cv2.imread(str(tmp_path / "out/masks/a.png.png"), cv2.IMREAD_UNCHANGED)
         assert mask.shape == (70, 90)
         assert set(np.unique(mask)) <= {0, 255}
+        # Noise is unlike the images that the model was trained on.
+        table = {row["image"]: row for row in rows(tmp_path / "out/predictions.csv")}
+        estimate = found["a.png"].estimate
+        assert estimate
+        assert estimate.unlike
+        assert float(table["a.png"]["expected_dice"]) == estimate.dice
+        assert table["a.png"]["doubt"] == estimate.reason != ""
+        assert table["bad.png"]["expected_dice"] == ""
         assert found["a.png"].shares["lung"] == pytest.approx(float((mask > 0).mean()), abs=1e-6)
         overlay: Any = cv2.imread(str(tmp_path / "out/overlays/more/b.jpg.png"))
         assert overlay.shape == (50, 40, 3)
@@ -228,6 +249,19 @@ class TestPredict:
         predict(PredictJob.model_validate(tree))
         with pytest.raises(UserError, match="clean_up: False -> True"):
             predict(PredictJob.model_validate({**tree, "clean_up": True}))
+
+    def test_masks_that_do_not_say_how_good_they_are_are_made_again(self, finished: Finished, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        cv2.imwrite(str(tmp_path / "images/a.png"), np.zeros((40, 40), np.uint8))
+        tree = {"run": str(finished.folder), "images": str(tmp_path / "images"), "out": str(tmp_path / "out")}
+        without, with_ = (PredictJob.model_validate({**tree, "confidence": wanted}) for wanted in (False, True))
+        assert [(one.status, one.estimate) for one in outcomes(without)] == [("done", None)]
+        assert "expected_dice" not in rows(tmp_path / "out/predictions.csv")[0]
+        assert [one.status for one in outcomes(with_)] == ["done anew"]
+        (again,) = outcomes(with_)
+        assert again.status == "done before"
+        assert again.estimate
+        assert [one.status for one in outcomes(without)] == ["done before"]
 
     def test_another_image_of_the_same_name(self, finished: Finished, tmp_path: Path) -> None:
         generator = np.random.default_rng(0)

@@ -1,0 +1,201 @@
+"""What tells, without a true mask, how good a predicted one is: numbers by image, each larger where it is worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from lungseg_ray.imaging import Pixels
+from lungseg_ray.inference.predictor import Predictor, Probability
+
+SIGNALS = {
+    "undecided": "the probabilities of many pixels are undecided",
+    "unstable": "a smaller copy of the image gives another mask",
+    "shape": "the mask has another shape than those of training",
+    "unlike": "the image is unlike those of training",
+}
+"""The signals by name, each with what a large value means, in words.
+
+- `undecided`: 1 - Dice of the map of probabilities and the mask decided from it.
+- `unstable`: 1 - Dice of the mask and that of a smaller copy of the image, a comparison as in Wang et al., Aleatoric
+  uncertainty estimation with test-time augmentation, Neurocomputing 2019 (arXiv:1807.07356).
+- `shape`: the distance of the mask's description from those of training masks, in standard deviations.
+- `unlike`: the distance of the encoder's features from those of training images, in standard deviations.
+"""
+_SMALLER = 0.85
+"""The size of the smaller copy, as a share of the side."""
+_LARGEST = 5.0
+"""The standard deviations at which a term of a distance is cut off, so that one term alone does not decide."""
+_TERMS = 11
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What the networks say about some images.
+
+    Attributes:
+        maps: The maps of the only model, (N, size, size, K) float32, 0 to 1.
+        smaller: Those of smaller copies, enlarged again, of the same shape.
+        features: (N, F) float32, the deepest features of the encoder, means over the image.
+    """
+
+    maps: Probability
+    smaller: Probability
+    features: npt.NDArray[np.float32]
+
+
+def examine(predictor: Predictor, inputs: Pixels, *, batch: int | None = None) -> Examined:
+    """Computes what the signals of images are made of, which takes little more than twice the time of the maps.
+
+    Args:
+        predictor: The model, only one.
+        inputs: (N, size, size, C) uint8, as `Predictor.inputs` returns them for the model.
+        batch: The images of a forward pass, as for `Predictor.maps`.
+    """
+    size = inputs.shape[1]
+    inner = round(size * _SMALLER)
+    edge = (size - inner) // 2
+    small = np.empty_like(inputs)
+    for number, image in enumerate(inputs):
+        reduced = cv2.resize(image, (inner, inner), interpolation=cv2.INTER_AREA).reshape(inner, inner, -1)
+        rest = size - inner - edge
+        small[number] = np.pad(reduced, ((edge, rest), (edge, rest), (0, 0)), mode="edge")
+    (maps,) = predictor.maps([inputs], batch=batch)
+    (of_small,) = predictor.maps([small], batch=batch)
+    smaller = np.empty_like(maps)
+    for number, one in enumerate(of_small):
+        found = cv2.resize(one[edge : edge + inner, edge : edge + inner], (size, size), interpolation=cv2.INTER_LINEAR)
+        smaller[number] = found.reshape(maps.shape[1:])
+    return Examined(maps, smaller, predictor.features(inputs, batch=batch))
+
+
+class Spread(BaseModel):
+    """The mean and the standard deviation of each term of a description, over training images.
+
+    Attributes:
+        mean: The mean of each term.
+        scale: Its standard deviation.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    mean: list[float]
+    scale: list[float]
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Spread:
+        if len(self.mean) != len(self.scale) or not all(value > 0 for value in self.scale):
+            raise ValueError("expected as many positive standard deviations as means")
+        return self
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.floating]) -> Spread:
+        """Returns that of some descriptions, (n, terms)."""
+        return cls(mean=rows.mean(axis=0).tolist(), scale=(rows.std(axis=0) + 1e-3).tolist())
+
+    def distance(self, row: Sequence[float] | npt.NDArray[np.floating]) -> float:
+        """Returns the root mean square distance of a description from the mean, in standard deviations.
+
+        Args:
+            row: Its terms.
+        """
+        found = (np.asarray(row, np.float64) - self.mean) / self.scale
+        return float(np.sqrt(np.mean(np.square(np.clip(found, -_LARGEST, _LARGEST)))))
+
+
+class Reference(BaseModel):
+    """Training images, as far as other images are compared with them.
+
+    Attributes:
+        features: The features of the encoder.
+        masks: The description of the masks, all labels after one another.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    features: Spread
+    masks: Spread
+
+    def signals(self, examined: Examined, number: int, labels: Pixels, *, threshold: float) -> dict[str, float]:
+        """Returns the signals of an image, by the names in `SIGNALS`.
+
+        Args:
+            examined: What the networks say about some images.
+            number: The number of the image among them.
+            labels: (size, size) uint8, the labels decided from its map.
+            threshold: For one class, the probability above which a pixel is positive.
+        """
+        map_, smaller = examined.maps[number], examined.smaller[number]
+        count = max(map_.shape[2] - 1, 1)
+        decided = _channels(map_, threshold)
+        return {
+            "undecided": 1 - _soft_dice(map_[:, :, -count:], decided),
+            "unstable": 1 - _soft_dice(decided, _channels(smaller, threshold)),
+            "shape": self.masks.distance(describe_labels(labels, count)),
+            "unlike": self.features.distance(examined.features[number]),
+        }
+
+
+def describe_labels(labels: Pixels, count: int) -> list[float]:
+    """Describes the shape of each label.
+
+    Args:
+        labels: (H, W) uint8; values above `count` are not described.
+        count: The number of labels but the background.
+
+    Returns:
+        Eleven numbers for each label: area; number of components of a hundredth of it or more; share of the two
+        largest; balance of the halves to the left and the right of its middle; left, right, upper and lower end; share
+        of the convex hulls of the two largest components that is filled; length of the outline against that of a
+        circle; share of the border of the image that it covers. Lengths and areas are shares of those of the image; all
+        are 0 where the label is missing.
+    """
+    return [term for label in range(1, count + 1) for term in _describe(labels == label)]
+
+
+def _describe(mask: npt.NDArray[np.bool_]) -> list[float]:
+    height, width = mask.shape
+    area = int(mask.sum())
+    if not area:
+        return [0.0] * _TERMS
+    pixels = mask.astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    areas = np.sort(stats[1:, cv2.CC_STAT_AREA])[::-1]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    middle = (int(columns[0]) + int(columns[-1]) + 1) // 2
+    outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    largest = sorted(outlines, key=cv2.contourArea, reverse=True)[:2]
+    hulls = sum(cv2.contourArea(cv2.convexHull(one)) for one in largest)
+    length = sum(cv2.arcLength(one, closed=True) for one in largest)
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return [
+        area / (height * width),
+        float((areas >= 0.01 * area).sum()),
+        float(areas[:2].sum()) / area,
+        float(mask[:, :middle].sum()) / area,
+        int(columns[0]) / width,
+        (int(columns[-1]) + 1) / width,
+        int(rows[0]) / height,
+        (int(rows[-1]) + 1) / height,
+        sum(map(cv2.contourArea, largest)) / hulls if hulls else 1.0,
+        length / float(2 * np.sqrt(np.pi * area)),
+        float(border.mean()),
+    ]
+
+
+def _channels(map_: Probability, threshold: float) -> Probability:
+    """Returns the decided labels of a map, a channel for each label but the background."""
+    if map_.shape[2] == 1:
+        return (map_ > threshold).astype(np.float32)
+    decided = map_.argmax(axis=2)[:, :, None]
+    return (decided == np.arange(1, map_.shape[2])).astype(np.float32)
+
+
+def _soft_dice(first: Probability, second: Probability) -> float:
+    """Returns the mean Dice over the labels that one of two maps has; 1 where neither has any."""
+    both, sum_ = (first * second).sum(axis=(0, 1)), (first + second).sum(axis=(0, 1))
+    seen = sum_ >= 1
+    return float((2 * both[seen] / sum_[seen]).mean()) if seen.any() else 1.0
