@@ -184,8 +184,8 @@ def write_page() -> None:
     about = (
         f"Written by `python -m benchmarks.confidence`; {result['machine']}. The changed copies are {result['copies']} "
         f"of each test image, drawn from all levels of the robustness card. The range is meant to hold {COVERAGE:.0%}. "
-        f"The last column: of the masks with a Dice below {BAD:g}, how many are among the {LOOKED_AT:.0%} of the images "
-        "with the lowest expected Dice."
+        f"The last column: of the masks with a Dice below {BAD:g}, how many are among the {LOOKED_AT:.0%} of the "
+        "images with the lowest expected Dice."
     )
     alone = (
         "Each signal alone, and all together. AURC is the area under the curve of 1 - Dice of the masks that are kept, "
