@@ -1,7 +1,7 @@
 """The settings of all jobs: their typed tree, the function that reads it, and operations on whole trees."""
 
 from lungseg_ray.config.corpus import CorpusSettings, PhantomSettings, SplitSettings
-from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PlanJob, PredictJob, ReportJob, ShardJob, TrainJob
+from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PlanJob, PredictJob, ReportJob, ReviewJob, ShardJob, TrainJob
 from lungseg_ray.config.loading import load_settings, validated
 from lungseg_ray.config.sections import (
     CheckpointSettings,
@@ -71,6 +71,7 @@ __all__ = [
     "PlanJob",
     "PredictJob",
     "ReportJob",
+    "ReviewJob",
     "Roots",
     "RunSettings",
     "SearchSettings",

@@ -104,6 +104,13 @@ class PredictJob(ModelJob):
     device: Device = Field("auto", description="Device to compute on. auto: cuda if the cluster has a GPU, else cpu.")
 
 
+class ReviewJob(Section):
+    """Write review.html into a folder of predictions: one mask after another, with keys for verdicts."""
+
+    predictions: Place = Field(description="Folder or s3:// prefix that jobs/predict.py wrote (its --out).")
+    most: PositiveInt = Field(200, description="Largest number of masks, those of which the least is expected.")
+
+
 class ReportJob(Section):
     """Write report.html, the page of a sweep or of a run, as one file that needs no network."""
 

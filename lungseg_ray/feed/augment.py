@@ -217,36 +217,36 @@ def _chest(size: int, mirrored: _Pairs) -> list[Any]:
 
 def _chest_robust(size: int, mirrored: _Pairs) -> list[Any]:
     inverted_gamma = A.Sequential(
-        [A.InvertImg(p=1.0), A.RandomGamma(gamma_limit=(60, 170), p=1.0), A.InvertImg(p=1.0)], p=0.15
+        [A.InvertImg(p=1.0), A.RandomGamma(gamma_limit=(60, 170), p=1.0), A.InvertImg(p=1.0)], p=0.08
     )
     return [
-        Framing(size=size, zoom=(0.6, 1.25), aspect=(0.7, 1.4), degrees=12, shear=4.0, shift=0.08),
+        Framing(size=size, zoom=(0.65, 1.25), aspect=(0.72, 1.38), degrees=12, shear=4.0, shift=0.08),
         _HorizontalFlip(p=0.5, mirrored=mirrored),
-        Opacities(count=(1, 4), radius=(0.04, 0.18), strength=(0.2, 0.9), p=0.2),
+        Opacities(count=(1, 4), radius=(0.04, 0.18), strength=(0.2, 0.9), p=0.1),
         A.CoarseDropout(
             num_holes_range=(1, 3),
             hole_height_range=(0.04, 0.15),
             hole_width_range=(0.04, 0.15),
             fill="random_uniform",
             fill_mask=None,
-            p=0.15,
+            p=0.08,
         ),
-        BurntInText(count=(1, 3), p=0.25),
+        BurntInText(count=(1, 3), p=0.12),
         A.RandomBrightnessContrast(
-            brightness_limit=(-0.25, 0.25),
-            contrast_limit=(-0.35, 0.35),
+            brightness_limit=(-0.2, 0.2),
+            contrast_limit=(-0.3, 0.3),
             brightness_by_max=True,
             ensure_safe_range=False,
             p=0.5,
         ),
-        A.RandomGamma(gamma_limit=(50, 200), p=0.35),
+        A.RandomGamma(gamma_limit=(60, 170), p=0.3),
         inverted_gamma,
-        BrightnessRamp(gamma=(0.6, 1.7), p=0.15),
+        BrightnessRamp(gamma=(0.6, 1.7), p=0.08),
         A.InvertImg(p=0.05),
         A.Downscale(
             scale_range=(0.3, 0.8),
             interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
-            p=0.1,
+            p=0.06,
         ),
         A.OneOf(
             [

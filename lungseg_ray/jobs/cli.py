@@ -29,6 +29,7 @@ PURPOSES = {
     "tune": "search encoders, architectures and other settings",
     "evaluate": "measure a trained model on images with masks",
     "predict": "write the masks that a trained model predicts for images",
+    "review": "write a page for judging predicted masks",
     "report": "write the HTML page of a run or a sweep",
 }
 """What each command does, in one line for the user."""

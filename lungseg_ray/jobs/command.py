@@ -16,6 +16,7 @@ from lungseg_ray.config import (
     PlanJob,
     PredictJob,
     ReportJob,
+    ReviewJob,
     Section,
     ShardJob,
     SweepJob,
@@ -40,6 +41,7 @@ SETTINGS: dict[str, type[Section]] = {
     "tune": SweepJob,
     "evaluate": EvaluateJob,
     "predict": PredictJob,
+    "review": ReviewJob,
     "report": ReportJob,
 }
 """The class of the settings of each command.

@@ -65,7 +65,7 @@ def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: s
 
 def embedded(png: bytes) -> str:
     """Converts the content of a PNG file to a data URI with a JPEG picture, which has a tenth of the size."""
-    return _uri(np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8))
+    return picture_uri(np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8))
 
 
 def _seen(place: Location, rows: list[ShardRow]) -> list[Image]:
@@ -78,16 +78,17 @@ def _seen(place: Location, rows: list[ShardRow]) -> list[Image]:
         )
         masks = (fit_labels_to(mask, _SIDE) for mask in (labels, row.sample.mask))
         drawn = overlay(fit_to(row.sample.image, _SIDE), *masks)
-        pictures.append(Image(_uri(drawn), f"Dice {float(metrics.dice(counts).mean()):.3f}"))
+        pictures.append(Image(picture_uri(drawn), f"Dice {float(metrics.dice(counts).mean()):.3f}"))
     return pictures
 
 
 def _plain(row: ShardRow) -> Image:
     image = fit_to(row.sample.image, _SIDE)
-    return Image(_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
+    return Image(picture_uri(np.broadcast_to(image, (*image.shape[:2], 3))), row.image_id)
 
 
-def _uri(rgb: Pixels) -> str:
+def picture_uri(rgb: Pixels) -> str:
+    """Converts a picture (H, W, 3) uint8 to a data URI in JPEG."""
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return f"data:image/jpeg;base64,{b64encode(data.tobytes()).decode()}"
 
