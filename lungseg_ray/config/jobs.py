@@ -109,6 +109,25 @@ class ReviewJob(Section):
 
     predictions: Place = Field(description="Folder or s3:// prefix that jobs/predict.py wrote (its --out).")
     most: PositiveInt = Field(200, description="Largest number of masks, those of which the least is expected.")
+    verdicts: Place | None = Field(
+        None, description="The file review.csv that the page saved. With it, no page is written, but --redo."
+    )
+    redo: Place | None = Field(
+        None,
+        description="Folder or s3:// prefix for the images whose masks were judged wrong, with these masks, for people "
+        "who correct them. jobs/shard.py reads the folder as a corpus.",
+    )
+    form: Literal["labelme", "coco", "masks"] = Field(
+        "labelme",
+        description="How --redo writes masks: a file of LabelMe beside each image, annotations.json of COCO, which "
+        "CVAT and others import, or images of masks, as for 3D Slicer.",
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ReviewJob:
+        if (self.verdicts is None) != (self.redo is None):
+            raise ValueError("--verdicts FILE and --redo DIR need each other: what was judged, and where it goes")
+        return self
 
 
 class ReportJob(Section):

@@ -6,19 +6,33 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from lungseg_ray.config import ReviewJob
+from lungseg_ray.config import CorpusSettings, ReviewJob
+from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.errors import UserError
-from lungseg_ray.jobs.review import review
+from lungseg_ray.jobs.review import review, write_wrong
+from lungseg_ray.storage import locate
 from tests.page.test_browser import _ARGUMENTS, CHROMIUM
 
-COLUMNS = ["image", "status", "reason", "expected_dice", "expected_low", "expected_high", "unlike", "doubt"]
+COLUMNS = [
+    "image",
+    "status",
+    "reason",
+    "share_lung",
+    "expected_dice",
+    "expected_low",
+    "expected_high",
+    "unlike",
+    "doubt",
+]
 
 
 @pytest.fixture
@@ -34,8 +48,10 @@ def predicted(tmp_path: Path) -> Path:
             cv2.imwrite(str(tmp_path / "images" / name), image)
         cv2.imwrite(str(tmp_path / "out/masks" / f"{name}.png"), mask * 255)
         doubt = "the image is unlike those of training" if number == 1 else ""
-        rows.append([name, "done", "", expected, expected - 0.05, expected + 0.03, float(number == 1), doubt])
-    rows.append(["e.png", "set aside", "unreadable: no image", "", "", "", "", ""])
+        rows.append(
+            [name, "done", "", mask.mean(), expected, expected - 0.05, expected + 0.03, float(number == 1), doubt]
+        )
+    rows.append(["e.png", "set aside", "unreadable: no image", "", "", "", "", "", ""])
     with (tmp_path / "out/predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     (tmp_path / "out/model.json").write_text(json.dumps({"images": str(tmp_path / "images")}))
@@ -105,6 +121,48 @@ def test_it_fits_on_a_phone(predicted: Path, browser: Browser) -> None:
     assert page.locator("#count").inner_text() == "image 2 of 2, 1 judged"
 
 
+@pytest.mark.parametrize("form", ["labelme", "coco", "masks"])
+def test_wrong_masks_go_out_and_come_back_as_a_corpus(
+    predicted: Path, tmp_path: Path, form: Literal["labelme", "coco", "masks"]
+) -> None:
+    (tmp_path / "review.csv").write_text('image,verdict\n"a <b>.png",wrong\n"b <b>.png",right\n"c <b>.png",wrong\n')
+    given = {"predictions": str(predicted), "verdicts": str(tmp_path / "review.csv"), "redo": str(tmp_path / "redo")}
+    job = ReviewJob.model_validate({**given, "form": form})
+    assert job.verdicts
+    assert job.redo
+    assert write_wrong(job, job.verdicts, job.redo) == 2
+
+    corpus = CorpusSettings(root=str(tmp_path / "redo"))
+    listing = list_corpus(corpus)
+    samples = [read_sample(record, corpus, longer_side=1024) for record in listing.records]
+    assert len(samples) == 2
+    for sample, number in zip(samples, (0, 2), strict=True):
+        image, mask = draw(number, seed=0, size=120)
+        assert (sample.image[:, :, 0] == image).all()
+        both = (sample.mask == 1) & (mask == 1)
+        assert both.sum() / ((sample.mask == 1) | (mask == 1)).sum() > (0.999 if form == "masks" else 0.98)
+
+    with pytest.raises(UserError, match="files in this folder already"):
+        write_wrong(job, job.verdicts, job.redo)
+
+
+def test_verdicts_that_cannot_be_used(predicted: Path, tmp_path: Path) -> None:
+    file, redo = tmp_path / "review.csv", locate(str(tmp_path / "redo"))
+    job = ReviewJob(predictions=str(predicted))
+    for content, said in (
+        (None, "there is no such file"),
+        ("a,b\n1,2\n", "expected columns image and verdict"),
+        ("image,verdict\na <b>.png,right\n", "no mask was judged wrong"),
+        ("image,verdict\nz.png,wrong\n", "1 of 1 images are not among those"),
+    ):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(UserError, match=said):
+            write_wrong(job, locate(str(file)), redo)
+    with pytest.raises(ValueError, match="need each other"):
+        ReviewJob(predictions=str(predicted), redo=str(redo))
+
+
 def test_what_is_missing_is_said(predicted: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found no model.json there"):
         review(ReviewJob(predictions=str(tmp_path)))
@@ -112,7 +170,7 @@ def test_what_is_missing_is_said(predicted: Path, tmp_path: Path) -> None:
     (predicted / "predictions.csv").write_text(table.replace("expected_dice", "something"))
     with pytest.raises(UserError, match="does not say which Dice is expected"):
         review(ReviewJob(predictions=str(predicted)))
-    (predicted / "predictions.csv").write_text(f"{','.join(COLUMNS)}\ne.png,set aside,unreadable,,,,,\n")
+    (predicted / "predictions.csv").write_text(f"{','.join(COLUMNS)}\ne.png,set aside,unreadable,,,,,,\n")
     with pytest.raises(UserError, match="all images were set aside"):
         review(ReviewJob(predictions=str(predicted)))
     (predicted / "predictions.csv").unlink()

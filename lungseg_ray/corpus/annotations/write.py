@@ -1,0 +1,101 @@
+"""Writes masks as annotations that people can correct: of LabelMe, or of COCO, which CVAT and others import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lungseg_ray.imaging import Pixels
+
+_TOLERANCE = 0.75
+"""The largest distance in pixels of a polygon from the outline that it stands for."""
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A mask and the image that it belongs to.
+
+    Attributes:
+        file: The name of the image file in the folder of images.
+        labels: (H, W) uint8; label 0 is the background.
+    """
+
+    file: str
+    labels: Pixels
+
+
+def polygons(mask: Pixels) -> list[list[tuple[float, float]]]:
+    """Returns the outer outlines of a mask as polygons; holes are filled.
+
+    Args:
+        mask: (H, W) uint8, 0 or more.
+
+    Returns:
+        For each component the points (x, y), where the upper left corner of the image is (0, 0) and pixels have a side
+        of 1.
+    """
+    # The outline goes through the centres of the outermost pixels. At twice the size, these are farther out than the
+    # centres of the pixels of the mask, so that a polygon contains all of them.
+    double = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    lines, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    simple = (cv2.approxPolyDP(line, 2 * _TOLERANCE, closed=True)[:, 0] for line in lines)
+    return [[((x + 0.5) / 2, (y + 0.5) / 2) for x, y in line.tolist()] for line in simple if len(line) > 2]
+
+
+def labelme(one: Annotated, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns the content of the JSON file of an image in the format of LabelMe.
+
+    Args:
+        one: The mask.
+        class_names: The names of the labels from 1 on.
+    """
+    height, width = one.labels.shape
+    shapes = [
+        {"label": name, "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}
+        for label, name in enumerate(class_names, start=1)
+        for points in polygons((one.labels == label).astype(np.uint8))
+    ]
+    return {
+        "version": "5.0.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": one.file,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
+
+
+def coco(masks: Iterable[Annotated], class_names: Sequence[str]) -> Mapping[str, Any]:
+    """Returns the content of the JSON file of many images in the format of COCO.
+
+    Args:
+        masks: The masks.
+        class_names: The names of the labels from 1 on.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, one in enumerate(masks, start=1):
+        height, width = one.labels.shape
+        images.append({"id": number, "file_name": one.file, "height": height, "width": width})
+        for label in range(1, len(class_names) + 1):
+            for points in polygons((one.labels == label).astype(np.uint8)):
+                across, down = zip(*points, strict=True)
+                left, top = min(across), min(down)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": label,
+                        "segmentation": [[value for point in points for value in point]],
+                        "area": cv2.contourArea(np.array(points, np.float32)),
+                        "bbox": [left, top, max(across) - left, max(down) - top],
+                        "iscrowd": 0,
+                    }
+                )
+    categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
