@@ -160,10 +160,10 @@ python jobs/review.py --predictions predictions --verdicts review.csv --redo red
 
 The first command writes `predictions/review.html`, which needs no network: one image after another, those first of
 which the least is expected. `r`, `w` and `u` judge a mask as right, wrong or unsure, arrows move, `o` hides the
-outline, and `s` saves `review.csv`. The browser keeps the verdicts until then. The second one writes the images whose masks were
-judged wrong, with these masks, for people who correct them: as files of LabelMe (`--form labelme`), as
-`annotations.json` of COCO for CVAT and others (`coco`), or as images (`masks`). The folder is a corpus:
-`python jobs/shard.py --corpus.root redo` reads what was corrected.
+outline, and `s` saves `review.csv`. The browser keeps the verdicts until then. The second one writes the images whose
+masks were judged wrong, with these masks, for people who correct them: as files of LabelMe (`--form labelme`), as
+`annotations.json` of COCO for CVAT and others (`coco`), or as images (`masks`). The folder is a corpus: `python
+jobs/shard.py --corpus.root redo` reads what was corrected.
 
 ## How it is made
 
