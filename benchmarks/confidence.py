@@ -148,7 +148,7 @@ for nine of ten images like those of validation. `predict` and `evaluate` write 
 | `unlike` | 1 where the image is unlike those of training, for which nobody vouches for the range |
 | `doubt` | what speaks most against the mask, in words; empty where nothing is unusual (`predict` alone) |
 
-Sort `predictions.csv` by `expected_dice`, and look at the first ones. It costs a second pass of the network;
+Sort `predictions.csv` by `expected_dice`, and look at the first ones. It costs a second pass of the encoder;
 `--confidence false` (`predict`) and `--evaluate.confidence false` (`train`, `evaluate`) leave it out.
 
 ## Review
@@ -168,10 +168,9 @@ jobs/shard.py --corpus.root redo` reads what was corrected.
 ## How it is made
 
 A training job calibrates it at its end, and writes `confidence.json` beside the weights. It needs ten validation images
-at least. Four signals are taken of each image:
+at least. Three signals are taken of each image:
 
 - `undecided`: 1 - Dice of the map of probabilities and the mask that is decided from it.
-- `unstable`: 1 - Dice of the mask and that of a copy of the image at 0.85 of its size.
 - `shape`: how far area, position, components, smoothness and so on of the mask are from those of training masks, in
   standard deviations.
 - `unlike`: how far the encoder's deepest features are from those of training images, in standard deviations.

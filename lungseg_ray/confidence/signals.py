@@ -15,20 +15,15 @@ from lungseg_ray.inference.predictor import Predictor, Probability
 
 SIGNALS = {
     "undecided": "the probabilities of many pixels are undecided",
-    "unstable": "a smaller copy of the image gives another mask",
     "shape": "the mask has another shape than those of training",
     "unlike": "the image is unlike those of training",
 }
 """The signals by name, each with what a large value means, in words.
 
 - `undecided`: 1 - Dice of the map of probabilities and the mask decided from it.
-- `unstable`: 1 - Dice of the mask and that of a smaller copy of the image, a comparison as in Wang et al., Aleatoric
-  uncertainty estimation with test-time augmentation, Neurocomputing 2019 (arXiv:1807.07356).
 - `shape`: the distance of the mask's description from those of training masks, in standard deviations.
 - `unlike`: the distance of the encoder's features from those of training images, in standard deviations.
 """
-_SMALLER = 0.85
-"""The size of the smaller copy, as a share of the side."""
 _LARGEST = 5.0
 """The standard deviations at which a term of a distance is cut off, so that one term alone does not decide."""
 _TERMS = 11
@@ -40,38 +35,23 @@ class Examined:
 
     Attributes:
         maps: The maps of the only model, (N, size, size, K) float32, 0 to 1.
-        smaller: Those of smaller copies, enlarged again, of the same shape.
         features: (N, F) float32, the deepest features of the encoder, means over the image.
     """
 
     maps: Probability
-    smaller: Probability
     features: npt.NDArray[np.float32]
 
 
 def examine(predictor: Predictor, inputs: Pixels, *, batch: int | None = None) -> Examined:
-    """Computes what the signals of images are made of, which takes little more than twice the time of the maps.
+    """Computes what the signals of images are made of; the encoder runs twice.
 
     Args:
         predictor: The model, only one.
         inputs: (N, size, size, C) uint8, as `Predictor.inputs` returns them for the model.
         batch: The images of a forward pass, as for `Predictor.maps`.
     """
-    size = inputs.shape[1]
-    inner = round(size * _SMALLER)
-    edge = (size - inner) // 2
-    small = np.empty_like(inputs)
-    for number, image in enumerate(inputs):
-        reduced = cv2.resize(image, (inner, inner), interpolation=cv2.INTER_AREA).reshape(inner, inner, -1)
-        rest = size - inner - edge
-        small[number] = np.pad(reduced, ((edge, rest), (edge, rest), (0, 0)), mode="edge")
     (maps,) = predictor.maps([inputs], batch=batch)
-    (of_small,) = predictor.maps([small], batch=batch)
-    smaller = np.empty_like(maps)
-    for number, one in enumerate(of_small):
-        found = cv2.resize(one[edge : edge + inner, edge : edge + inner], (size, size), interpolation=cv2.INTER_LINEAR)
-        smaller[number] = found.reshape(maps.shape[1:])
-    return Examined(maps, smaller, predictor.features(inputs, batch=batch))
+    return Examined(maps, predictor.features(inputs, batch=batch))
 
 
 class Spread(BaseModel):
@@ -128,12 +108,10 @@ class Reference(BaseModel):
             labels: (size, size) uint8, the labels decided from its map.
             threshold: For one class, the probability above which a pixel is positive.
         """
-        map_, smaller = examined.maps[number], examined.smaller[number]
+        map_ = examined.maps[number]
         count = max(map_.shape[2] - 1, 1)
-        decided = _channels(map_, threshold)
         return {
-            "undecided": 1 - _soft_dice(map_[:, :, -count:], decided),
-            "unstable": 1 - _soft_dice(decided, _channels(smaller, threshold)),
+            "undecided": 1 - _soft_dice(map_[:, :, -count:], _channels(map_, threshold)),
             "shape": self.masks.distance(describe_labels(labels, count)),
             "unlike": self.features.distance(examined.features[number]),
         }

@@ -92,8 +92,8 @@ class PredictJob(ModelJob):
     )
     confidence: bool = Field(
         True,
-        description="Also write which Dice is expected of each mask, where the model knows (confidence.json). It "
-        "doubles the time of the network.",
+        description="Also write which Dice is expected of each mask, where the model knows (confidence.json). The "
+        "encoder runs twice for it.",
     )
     batch: PositiveInt | None = Field(
         None,

@@ -357,7 +357,7 @@ class EvaluateSettings(Section):
     confidence: bool = Field(
         True,
         description="Also say which Dice is expected of each mask without the true one. A training job calibrates this "
-        "on the validation images and stores it with the model. It doubles the time of the network.",
+        "on the validation images and stores it with the model.",
     )
     resamples: PositiveInt = Field(
         2000, description="Number of bootstrap resamples of the patients for the 95 % confidence intervals."

@@ -198,7 +198,7 @@ def passes_to_calibrate(training: int, validation: int) -> float:
     """
     if validation < FEWEST:
         return 0
-    return min(training, _TRAINING) / 2 + min(validation, _VALIDATION) * (1 + _COPIES) * 2.5
+    return min(training, _TRAINING) / 2 + min(validation, _VALIDATION) * (1 + _COPIES) * 1.5
 
 
 def _spread(count: int, most: int) -> list[int]:

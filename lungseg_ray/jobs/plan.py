@@ -299,7 +299,7 @@ def estimate(
     changed = min(settings.evaluate.robustness, test) * COPIES
     examined = 0.0
     if settings.evaluate.confidence:
-        examined = passes_to_calibrate(index.count("train"), index.count("val")) + 1.5 * test
+        examined = passes_to_calibrate(index.count("train"), index.count("val")) + 0.5 * test
     evaluation = FINISH_SECONDS + (test + changed + examined) * forward * passes
     evaluation += (test * MEASURE_SECONDS + changed * SHIFT_SECONDS) / max(plan.data_cpus + workers, 1)
     # Workers are started in two generations of processes: that of Ray Train, and their own.
