@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 from bokeh.resources import Resources
 
-import lungseg_ray
 from lungseg_ray.audit.result import PAGE, Audit
 from lungseg_ray.errors import UserError
 from lungseg_ray.page.audit_page import audit_page
 from lungseg_ray.page.elements import NONE, Page
 from lungseg_ray.page.run_page import run_page
 from lungseg_ray.page.sweep_page import sweep_page
+from lungseg_ray.page.templates import template, write_html
 from lungseg_ray.run.folder import Run
-from lungseg_ray.storage import Location, translate_errors
+from lungseg_ray.storage import Location
 from lungseg_ray.sweep.ledger import REPORT, Sweep
 
 
@@ -73,34 +71,13 @@ def write_audit_page(audit: Audit, out: Location) -> Location:
 
 def _write(page: Page, target: Location) -> Location:
     bundle = files("itables") / "html"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lungseg_ray.page", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["plain"] = _plain
-    # The order of the keys is kept, since an object in a chart must come before the references to it.
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    text = environment.get_template("template.html").render(
+    text = template("template.html", plain=_plain).render(
         page=page,
-        version=lungseg_ray.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         chart_js=Resources(mode="inline", components=["bokeh"], log_level="warn").render_js(),
         table_css=(bundle / "dt_bundle.css").read_text(),
         table_js=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
     )
-    # Stored texts may have halves of characters, which UTF-8 has no bytes for.
-    data = text.encode(errors="backslashreplace")
-    if target.is_local:
-        target.write_bytes(data)
-        return target
-    # Without the content type, a browser would download the page instead of showing it.
-    kind = {"Content-Type": "text/html; charset=utf-8"}
-    with translate_errors(target), target.filesystem.open_output_stream(target.path, metadata=kind) as stream:
-        stream.write(data)
-    return target
+    return write_html(text, target)
 
 
 def _plain(value: Any) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 
 import cv2
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
-import lungseg_ray
 from lungseg_ray.imaging import PREDICTED, Pixels, fit_labels_to, fit_to, hex_colour
 from lungseg_ray.page.pictures import picture_uri
+from lungseg_ray.page.templates import template, write_html
 from lungseg_ray.storage import Location
 
 REVIEW = "review.html"
@@ -96,23 +94,12 @@ def write_review_page(items: list[ReviewItem], place: Location, *, title: str) -
     Raises:
         OSError: If it cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lungseg_ray.page", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     queue = "\n".join([str(place), *(item.image for item in items)])
-    text = environment.get_template(REVIEW).render(
+    text = template(REVIEW).render(
         title=title,
         items=[asdict(item) for item in items],
         # The verdicts of another queue in the same browser stay apart.
         store=f"review {hashlib.sha256(queue.encode(errors='replace')).hexdigest()[:16]}",
         file=VERDICTS,
-        version=lungseg_ray.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    target = place / REVIEW
-    target.write_bytes(text.encode(errors="backslashreplace"))
-    return target
+    return write_html(text, place / REVIEW)

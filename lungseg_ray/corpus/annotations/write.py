@@ -54,7 +54,7 @@ def labelme(one: Annotated, class_names: Sequence[str]) -> dict[str, Any]:
         class_names: The names of the labels from 1 on.
     """
     height, width = one.labels.shape
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {"label": name, "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}
         for label, name in enumerate(class_names, start=1)
         for points in polygons((one.labels == label).astype(np.uint8))
