@@ -177,13 +177,14 @@ at least. Three signals are taken of each image:
 
 The expected error is a product of powers of the signals, fitted to validation images and four changed copies of each,
 of which the quality is worse. No power is negative: a larger signal never means a better mask. The range is the 90 %
-quantile of the errors of this fit on the validation images as they are, each left out of the fit with its copies
+quantile of the errors of this fit on the validation images as they are, each left out of the fit with its patient
 ([cross-conformal prediction](https://arxiv.org/abs/1208.0806)). An image is called unlike if its signal `unlike` is
 larger than that of every validation image.
 
 What this does not promise: the epoch was chosen on the same validation images; with 30 of them, the share of nine in
 ten is itself uncertain by five of a hundred; and masks of a hospital that outlines by other rules have a lower Dice,
-which no image tells. Averages of several models have no expected Dice.
+which no image tells. Averages of several models, and other mirror images than those of
+the model, have no expected Dice; with another threshold or clean-up, it is still that of the mask by the model's own.
 """
 
 

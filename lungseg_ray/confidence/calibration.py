@@ -24,7 +24,7 @@ _LEAST_SIGNAL = 1e-3
 _RIDGE = 1.0
 _FOLDS = 10
 FEWEST = 10
-"""The images with known Dice below which nothing is calibrated."""
+"""The images, and the patients, with known Dice below which nothing is calibrated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,13 @@ class Measured:
     Attributes:
         signals: (n, signals), those of an image or of a changed copy of it, in the order of `SIGNALS`.
         dice: (n,), its Dice, 0 to 1.
-        image: (n,), the number of the image.
+        patient: (n,), the patient of the image.
         plain: (n,), whether it is the image as it is.
     """
 
     signals: Numbers
     dice: Numbers
-    image: npt.NDArray[np.int64]
+    patient: npt.NDArray[np.str_]
     plain: npt.NDArray[np.bool_]
 
 
@@ -128,23 +128,23 @@ def calibrate(measured: Measured) -> Calibration | None:
 
     The powers are the weights of a ridge regression of log(1 - Dice) on the logarithms of the signals. The range is
     conformal: a quantile of its errors on the images as they are, each of which was left out of the fit together with
-    its copies (Vovk, Cross-conformal predictors, Annals of Mathematics and Artificial Intelligence 2015,
-    arXiv:1208.0806).
+    its copies and all other images of the patient (Vovk, Cross-conformal predictors, Annals of Mathematics and
+    Artificial Intelligence 2015, arXiv:1208.0806).
 
     Args:
         measured: The signals and the Dice of validation images and of changed copies of them.
 
     Returns:
-        The calibration; None for fewer than ten images.
+        The calibration; None for images of fewer than ten patients.
     """
-    images = np.unique(measured.image)
-    if len(images) < FEWEST:
+    patients, images = np.unique(measured.patient), int(measured.plain.sum())
+    if min(images, len(patients)) < FEWEST:
         return None
     x, y = np.log(measured.signals + _LEAST_SIGNAL), np.log(1 - measured.dice + _LEAST_ERROR)
     weights, offset = _fitted(x, y)
     errors = np.zeros(len(y))
     for fold in range(_FOLDS):
-        out = np.isin(measured.image, images[fold::_FOLDS])
+        out = np.isin(measured.patient, patients[fold::_FOLDS])
         of_fold, base = _fitted(x[~out], y[~out])
         errors[out] = np.abs(y[out] - x[out] @ of_fold - base)
     found = np.sort(errors[measured.plain])
@@ -156,7 +156,7 @@ def calibrate(measured: Measured) -> Calibration | None:
         half_range=float(found[rank - 1]) if rank <= len(found) else None,
         usual=dict(zip(SIGNALS, np.quantile(plain, COVERAGE, axis=0).tolist(), strict=True)),
         unlike=float(plain[:, list(SIGNALS).index("unlike")].max()),
-        images=len(images),
+        images=images,
     )
 
 

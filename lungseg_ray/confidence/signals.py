@@ -20,7 +20,8 @@ SIGNALS = {
 }
 """The signals by name, each with what a large value means, in words.
 
-- `undecided`: 1 - Dice of the map of probabilities and the mask decided from it.
+- `undecided`: 1 - Dice of the map of probabilities and the mask decided from it; 1 where nothing is found of a label
+  that nearly all training masks have.
 - `shape`: the distance of the mask's description from those of training masks, in standard deviations.
 - `unlike`: the distance of the encoder's features from those of training images, in standard deviations.
 """
@@ -110,8 +111,10 @@ class Reference(BaseModel):
         """
         map_ = examined.maps[number]
         count = max(map_.shape[2] - 1, 1)
+        areas = zip(self.masks.mean[::_TERMS], self.masks.scale[::_TERMS], strict=True)
+        usual = np.array([mean > 2 * scale for mean, scale in areas])
         return {
-            "undecided": 1 - _soft_dice(map_[:, :, -count:], _channels(map_, threshold)),
+            "undecided": 1 - _expected_dice(map_[:, :, -count:], _channels(map_, threshold), usual),
             "shape": self.masks.distance(describe_labels(labels, count)),
             "unlike": self.features.distance(examined.features[number]),
         }
@@ -172,8 +175,13 @@ def _channels(map_: Probability, threshold: float) -> Probability:
     return (decided == np.arange(1, map_.shape[2])).astype(np.float32)
 
 
-def _soft_dice(first: Probability, second: Probability) -> float:
-    """Returns the mean Dice over the labels that one of two maps has; 1 where neither has any."""
-    both, sum_ = (first * second).sum(axis=(0, 1)), (first + second).sum(axis=(0, 1))
-    seen = sum_ >= 1
-    return float((2 * both[seen] / sum_[seen]).mean()) if seen.any() else 1.0
+def _expected_dice(map_: Probability, decided: Probability, usual: npt.NDArray[np.bool_]) -> float:
+    """Returns the Dice of a map and what is decided from it, the mean over the labels that either has.
+
+    A label that is not found counts 0 where nearly all training masks have it: a network may be sure of nothing, and
+    wrong.
+    """
+    both, sum_ = (map_ * decided).sum(axis=(0, 1)), (map_ + decided).sum(axis=(0, 1))
+    seen = usual | (sum_ >= 1)
+    dice = np.where(decided.any(axis=(0, 1)), 2 * both / np.maximum(sum_, 1), 0.0)
+    return float(dice[seen].mean()) if seen.any() else 1.0

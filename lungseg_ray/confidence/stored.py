@@ -11,10 +11,9 @@ from lungseg_ray.confidence.signals import Examined, Reference
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Model, Processing
+from lungseg_ray.run.exported import CONFIDENCE
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location
-
-CONFIDENCE = "confidence.json"
 
 
 class Confidence(BaseModel):
@@ -65,14 +64,16 @@ def confidence_of(model: Model) -> Confidence | None:
         model: The model.
 
     Returns:
-        The confidence; None if the model has none, as one whose corpus has fewer than ten validation images, or if
-        several models are averaged, for which nothing is calibrated.
+        The confidence; None if the model has none, as one whose corpus has fewer than ten validation images, or if it
+        is used otherwise than it was calibrated: averaged with others, or over other mirror images.
 
     Raises:
         UserError: If the file holds something else.
         OSError: If a bucket cannot be used.
     """
-    return _read(model.runs[0].place / BEST / CONFIDENCE) if len(model.runs) == 1 else None
+    if len(model.runs) > 1 or model.used_flips != model.processing().sidecar.flips:
+        return None
+    return _read(model.runs[0].place / BEST / CONFIDENCE)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from lungseg_ray.evaluation.images import Images
 from lungseg_ray.evaluation.robustness import dice_of_image
 from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.feed.shifts import SHIFTS
-from lungseg_ray.imaging import Pixels, resize_labels
+from lungseg_ray.imaging import Pixels, pad_to_square, resize_labels
 from lungseg_ray.inference.predictor import Model
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.summary import ConfidenceFigures
@@ -48,13 +48,13 @@ class SignalledImage:
     """The signals of an image or of a changed copy of it.
 
     Attributes:
-        image: The number of the image.
+        patient: The patient of the image.
         plain: Whether it is the image as it is.
         signals: In the order of `SIGNALS`.
         dice: The Dice of its mask.
     """
 
-    image: int
+    patient: str
     plain: bool
     signals: list[float]
     dice: float
@@ -86,7 +86,8 @@ class DescribeChunk:
             except BadFileError:
                 continue
             found.append(sample.image)
-            masks.append(describe_labels(resize_labels(sample.mask, side.size, side.size), len(side.class_names)))
+            mask = pad_to_square(sample.mask) if side.fit == "pad" else sample.mask
+            masks.append(describe_labels(resize_labels(mask, side.size, side.size), len(side.class_names)))
         return masks, processing.inputs(found)[0]
 
     def compute(self, given: Pixels, device: str) -> npt.NDArray[np.float32]:
@@ -116,26 +117,29 @@ class SignalChunk:
     reference: Reference
     batch: int | None
 
-    def prepare(self, chunk: int) -> tuple[tuple[int, list[Pixels]], Pixels]:
+    def prepare(self, chunk: int) -> tuple[tuple[str, list[Pixels]], Pixels]:
         """Reads an image, changes it, and resizes all copies."""
         number = self.numbers[chunk]
         try:
-            sample = self.images.read(number).sample
+            row = self.images.read(number)
         except BadFileError:
-            return (number, []), self.model.processing().inputs([])[0]
+            return ("", []), self.model.processing().inputs([])[0]
+        sample = row.sample
         changes = [(shift.change, level) for shift in SHIFTS.values() for level in shift.levels]
         drawn = np.random.default_rng(number).choice(len(changes), _COPIES, replace=False)
         pairs = [(sample.image, sample.mask)]
         pairs += [change(sample.image, sample.mask, level) for change, level in (changes[one] for one in drawn)]
-        return (number, [mask for _, mask in pairs]), self.model.processing().inputs([image for image, _ in pairs])[0]
+        return (row.patient_id, [mask for _, mask in pairs]), self.model.processing().inputs(
+            [image for image, _ in pairs]
+        )[0]
 
     def compute(self, given: Pixels, device: str) -> Examined:
         """Runs the network on the copies."""
         return examine(self.model.load(device=device), given, batch=self.batch)
 
-    def finish(self, prepared: tuple[int, list[Pixels]], computed: Examined) -> list[SignalledImage]:
+    def finish(self, prepared: tuple[str, list[Pixels]], computed: Examined) -> list[SignalledImage]:
         """Measures the copies."""
-        number, masks = prepared
+        patient, masks = prepared
         processing = self.model.processing()
         side, found = processing.sidecar, []
         maps = processing.combine([computed.maps], [mask.shape for mask in masks])
@@ -143,7 +147,7 @@ class SignalChunk:
             dice = dice_of_image(processing.labels(probability), mask, side.classes)
             small = processing.labels(computed.maps[place])
             signals = self.reference.signals(computed, place, small, threshold=side.threshold)
-            found.append(SignalledImage(number, place == 0, [signals[name] for name in SIGNALS], dice))
+            found.append(SignalledImage(patient, place == 0, [signals[name] for name in SIGNALS], dice))
         return found
 
 
@@ -182,7 +186,7 @@ def calibrate_confidence(
         Measured(
             signals=np.array([one.signals for one in rows]).reshape(-1, len(SIGNALS)),
             dice=np.array([one.dice for one in rows]),
-            image=np.array([one.image for one in rows], np.int64),
+            patient=np.array([one.patient for one in rows], np.str_),
             plain=np.array([one.plain for one in rows], bool),
         )
     )
@@ -226,7 +230,7 @@ def judge_confidence(rows: FigureTable) -> ConfidenceFigures | None:
     return {
         "spearman": float(stats.spearmanr(expected, dice).statistic) if varied else 0.0,
         "mean_error": float(np.abs(expected - dice).mean()),
-        "inside": float(inside[like].mean()) if like.any() else 0.0,
+        "inside": float(inside[like].mean()) if like.any() else None,
         "unlike": float(1 - like.mean()),
         "below_90": int(bad.sum()),
         "below_90_found": int(bad[first].sum()),

@@ -7,7 +7,7 @@ from lungseg_ray.errors import JobFailedError
 from lungseg_ray.inference import predictor
 from lungseg_ray.inference.card import model_card
 from lungseg_ray.run.curves import curves
-from lungseg_ray.run.exported import Sidecar, save_model
+from lungseg_ray.run.exported import CONFIDENCE, Sidecar, save_model
 from lungseg_ray.run.folder import BEST, CURVES, Run
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.run.summary import ValidationFigures
@@ -49,6 +49,8 @@ def export_best(run: Run, settings: Settings, index: ShardIndex) -> None:
     )
     run.prune_checkpoints(progress, keep=settings.checkpoint.keep)
     card = model_card(settings, index, sidecar, validation_figures(progress), test=None)
+    # What is known of an earlier model does not hold for this one.
+    (run.place / BEST / CONFIDENCE).delete()
     save_model(run.place / BEST, model, sidecar, card)
     predictor.load_predictor.cache_clear()
     predictor.load_processing.cache_clear()

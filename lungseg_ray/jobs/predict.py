@@ -370,14 +370,20 @@ def _claim(job: PredictJob, model: Model) -> None:
     """
     model.load()
     weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
+    side = model.processing().sidecar
+    # How images are decoded is kept for those who look at them afterwards; earlier versions did not.
+    decoded = {"channels": side.channels, "white": side.white}
     mine = {
+        **decoded,
         "images": job.images.uri,
         "weights_sha256": " ".join(weights),
         "flips": model.used_flips,
-        "clean_up": model.processing().sidecar.clean_up if job.clean_up is None else job.clean_up,
+        "clean_up": side.clean_up if job.clean_up is None else job.clean_up,
     }
     place = job.out / CLAIM
     theirs = _read_claim(place)
+    if theirs:
+        theirs = {**decoded, **theirs}
     if theirs not in ({}, mine):
         raise UserError(
             f"{place}: this folder holds predictions made otherwise:\n  "

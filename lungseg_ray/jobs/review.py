@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -58,7 +59,7 @@ def review(job: ReviewJob) -> tuple[Location, int, int]:
         UserError: If there is no finished prediction, or if it does not say what is expected of its masks.
         OSError: If a file cannot be read, or the page cannot be written.
     """
-    images = _images(job.predictions)
+    source = _Source.of(job.predictions)
     rows = [row for row in _rows(job.predictions) if row["status"] != "set aside"]
     if not rows:
         raise UserError(f"{job.predictions / TABLE}: there are no masks to judge; all images were set aside.")
@@ -69,8 +70,8 @@ def review(job: ReviewJob) -> tuple[Location, int, int]:
         )
     rows.sort(key=lambda row: (float(row["expected_dice"]), row["image"]))
     chosen = rows[: job.most]
-    items = list(ticks(_items(chosen, images, job.predictions), total=len(chosen), description="Drawing"))
-    page = write_review_page(items, job.predictions, title=f"Masks to judge: {images.name}")
+    items = list(ticks(_items(chosen, source), total=len(chosen), description="Drawing"))
+    page = write_review_page(items, job.predictions, title=f"Masks to judge: {source.images.name}")
     return page, len(items), len(rows)
 
 
@@ -89,11 +90,13 @@ def write_wrong(job: ReviewJob, verdicts: Location, out: Location) -> int:
         The number of images.
 
     Raises:
-        UserError: If there is no finished prediction, if the verdicts cannot be used, or if the folder has other files.
+        UserError: If there is no finished prediction, if the verdicts or an image cannot be used, or if the folder has
+            other files.
         OSError: If a file cannot be read or written.
     """
-    images, rows = _images(job.predictions), {row["image"]: row for row in _rows(job.predictions)}
-    wrong = [name for name, verdict in _verdicts(verdicts) if verdict == "wrong"]
+    source = _Source.of(job.predictions)
+    rows = {row["image"]: row for row in _rows(job.predictions)}
+    wrong = [name for name, verdict in _verdicts(verdicts).items() if verdict == "wrong"]
     if unknown := [name for name in wrong if name not in rows]:
         raise UserError(
             f"{verdicts}: {len(unknown)} of {len(wrong)} images are not among those of {job.predictions}, the first "
@@ -103,14 +106,18 @@ def write_wrong(job: ReviewJob, verdicts: Location, out: Location) -> int:
         raise UserError(f"{verdicts}: no mask was judged wrong, so that there is nothing to correct.")
     if out.exists() and out.list():
         raise UserError(f"{out}: there are files in this folder already. Choose another --redo.")
+    # Nothing is written before all can be read.
+    for name in ticks(wrong, total=len(wrong), description="Checking"):
+        try:
+            source.read(name, longer_side=SIDE)
+        except (BadFileError, FileNotFoundError) as error:
+            raise UserError(f"{source.images}: {name} cannot be read: {error}. Leave it out of {verdicts}.") from None
     class_names = [name.removeprefix("share_") for name in rows[wrong[0]] if name.startswith("share_")]
     masks = []
     for name in ticks(wrong, total=len(wrong), description="Writing"):
-        uri = str(images / name)
-        pixels = decode_alone(fetch(uri), uri, channels=1, longer_side=_LARGEST).pixels
-        labels = _labels(job.predictions, name)
+        pixels, labels = source.read(name, longer_side=_LARGEST)
         one = Annotated(f"{name}.png", labels)
-        (out / "images" / one.file).write_bytes(png(pixels[:, :, 0]))
+        (out / "images" / one.file).write_bytes(png(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
         if job.form == "labelme":
             content = json.dumps(labelme(one, class_names), indent=1)
             (out / "images" / f"{name}.json").write_text(content)
@@ -123,31 +130,67 @@ def write_wrong(job: ReviewJob, verdicts: Location, out: Location) -> int:
     return len(wrong)
 
 
-def _verdicts(place: Location) -> list[tuple[str, str]]:
+def _verdicts(place: Location) -> dict[str, str]:
+    """Returns the last verdict on each image."""
     try:
-        rows = list(csv.DictReader(io.StringIO(place.read_text())))
-        return [(row["image"], row["verdict"]) for row in rows]
+        return {row["image"]: row["verdict"] for row in csv.DictReader(io.StringIO(place.read_text()))}
     except FileNotFoundError:
         raise UserError(f"{place}: there is no such file (--verdicts).") from None
     except (KeyError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{place}: expected columns image and verdict, as the page saves them (--verdicts).") from None
 
 
-def _labels(place: Location, name: str) -> Pixels:
-    """Returns the predicted labels of an image."""
-    mask = decode_image((place / MASKS / f"{name}.png").read_bytes(), channels=1).pixels[:, :, 0]
-    # The labels of one class are written as 0 and 255.
-    return (mask > 0).astype(np.uint8) if mask.max() == np.iinfo(np.uint8).max else mask
+@dataclass(frozen=True)
+class _Source:
+    """Where the images and the masks of a prediction are, and how the images are decoded.
 
+    Attributes:
+        predictions: The folder of the prediction.
+        images: The folder of the images.
+        channels: The channels of an image.
+        white: As in the sidecar of the model.
+    """
 
-def _images(place: Location) -> Location:
-    """Returns the folder of the images that were predicted."""
-    try:
-        return locate(str(json.loads((place / CLAIM).read_text())["images"]))
-    except FileNotFoundError:
-        raise UserError(f"{place}: expected a folder that jobs/predict.py wrote, found no {CLAIM} there.") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{place / CLAIM}: expected what jobs/predict.py wrote, found something else.") from None
+    predictions: Location
+    images: Location
+    channels: int
+    white: float | tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, predictions: Location) -> _Source:
+        """Reads what jobs/predict.py wrote of it."""
+        place = predictions / CLAIM
+        try:
+            content = json.loads(place.read_text())
+            white = content.get("white")
+            return cls(
+                predictions,
+                images=locate(str(content["images"])),
+                channels=3 if content.get("channels") == 3 else 1,
+                white=tuple(map(float, white)) if isinstance(white, list) else white and float(white),
+            )
+        except FileNotFoundError:
+            raise UserError(
+                f"{predictions}: expected a folder that jobs/predict.py wrote, found no {CLAIM} there."
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{place}: expected what jobs/predict.py wrote, found something else.") from None
+
+    def read(self, name: str, *, longer_side: int) -> tuple[Pixels, Pixels]:
+        """Returns an image (H, W, C) and its predicted labels (h, w).
+
+        Raises:
+            BadFileError: If the image or the mask cannot be used.
+            FileNotFoundError: If one of them is missing.
+        """
+        # Names come from a table that others may have written.
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise BadFileError("bad_name", "expected a path inside the folder of images")
+        uri = str(self.images / name)
+        image = decode_alone(fetch(uri), uri, channels=self.channels, longer_side=longer_side, white=self.white).pixels
+        mask = decode_image((self.predictions / MASKS / f"{name}.png").read_bytes(), channels=1).pixels[:, :, 0]
+        # The labels of one class are written as 0 and 255.
+        return image, (mask > 0).astype(np.uint8) if mask.max() == np.iinfo(np.uint8).max else mask
 
 
 def _rows(place: Location) -> list[Row]:
@@ -158,7 +201,7 @@ def _rows(place: Location) -> list[Row]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def _items(rows: list[Row], images: Location, place: Location) -> Iterator[ReviewItem]:
+def _items(rows: list[Row], source: _Source) -> Iterator[ReviewItem]:
     for row in rows:
         name = row["image"]
         facts = [
@@ -171,10 +214,6 @@ def _items(rows: list[Row], images: Location, place: Location) -> Iterator[Revie
         if float(row["unlike"]):
             facts.append(("unlike training", "the range is not vouched for"))
         try:
-            uri = str(images / name)
-            pixels = decode_alone(fetch(uri), uri, channels=1, longer_side=2 * SIDE).pixels
-            labels = _labels(place, name)
+            yield ReviewItem.of(name, facts, *source.read(name, longer_side=2 * SIDE))
         except (BadFileError, FileNotFoundError) as error:
             yield ReviewItem(name, [*facts, ("not shown", str(error))])
-            continue
-        yield ReviewItem.of(name, facts, pixels, labels)

@@ -94,11 +94,11 @@ def write_review_page(items: list[ReviewItem], place: Location, *, title: str) -
     Raises:
         OSError: If it cannot be written.
     """
-    queue = "\n".join([str(place), *(item.image for item in items)])
+    queue = "\n".join([str(place), *(f"{item.image} {item.outlines}" for item in items)])
     text = template(REVIEW).render(
         title=title,
         items=[asdict(item) for item in items],
-        # The verdicts of another queue in the same browser stay apart.
+        # The verdicts of another queue, or of other masks, in the same browser stay apart.
         store=f"review {hashlib.sha256(queue.encode(errors='replace')).hexdigest()[:16]}",
         file=VERDICTS,
     )

@@ -19,6 +19,7 @@ from lungseg_ray.storage import Location
 
 SIDECAR = "preprocessing.json"
 CARD = "README.md"
+CONFIDENCE = "confidence.json"
 
 
 class Sidecar(BaseModel):

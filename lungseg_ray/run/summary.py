@@ -136,7 +136,8 @@ class ConfidenceFigures(TypedDict):
     Attributes:
         spearman: The rank correlation of expected and true Dice, -1 to 1.
         mean_error: The mean absolute difference of both.
-        inside: The share of images whose Dice lies in its range, of those that are not unlike the training images.
+        inside: The share of images whose Dice lies in its range, of those that are not unlike the training images; None
+            if all are.
         unlike: The share of images that are unlike the training images.
         below_90: The number of images with a Dice below 0.9.
         below_90_found: The number of these among the 15 % of images with the lowest expected Dice.
@@ -144,7 +145,7 @@ class ConfidenceFigures(TypedDict):
 
     spearman: float
     mean_error: float
-    inside: float
+    inside: float | None
     unlike: float
     below_90: int
     below_90_found: int
@@ -291,9 +292,10 @@ def describe_confidence(result: Evaluation) -> list[str]:
     found = result["confidence"]
     text = (
         f"The Dice that is expected of a mask without the true one is wrong by {found['mean_error']:.3f} on average "
-        f"(rank correlation {found['spearman']:.2f}); the true one lies in its range for {found['inside']:.0%} of the "
-        f"images that are like those of training, and {found['unlike']:.0%} are unlike them."
+        f"(rank correlation {found['spearman']:.2f}). {found['unlike']:.0%} of the images are unlike those of training."
     )
+    if found["inside"] is not None:
+        text += f" Of the others, the true one lies in its range for {found['inside']:.0%}."
     if found["below_90"]:
         text += (
             f" Of {found['below_90']} masks with a Dice below 0.9, {found['below_90_found']} are among the 15 % of "

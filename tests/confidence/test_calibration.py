@@ -16,7 +16,7 @@ def measured(images: int, *, copies: int = 3, seed: int = 0) -> Measured:
     return Measured(
         signals=signals,
         dice=1 - np.clip(error, 0, 1),
-        image=np.arange(count) // (1 + copies),
+        patient=(np.arange(count) // (1 + copies)).astype(np.str_),
         plain=np.arange(count) % (1 + copies) == 0,
     )
 
@@ -46,7 +46,7 @@ def test_a_larger_signal_never_raises_the_expected_dice() -> None:
     draw = np.random.default_rng(0)
     noise = measured(40)
     # Here a larger signal is seen with better masks.
-    calibration = calibrate(Measured(noise.signals, 1 - 0.001 / noise.signals[:, 0], noise.image, noise.plain))
+    calibration = calibrate(Measured(noise.signals, 1 - 0.001 / noise.signals[:, 0], noise.patient, noise.plain))
     assert calibration
     assert min(calibration.weights.values()) >= 0
     usual = dict(zip(SIGNALS, noise.signals[0].tolist(), strict=True))

@@ -67,6 +67,8 @@ def test_a_usual_image_has_small_signals_and_others_large_ones() -> None:
     assert usual["shape"] < 1.5
     assert usual["unlike"] < 2
     assert all(signals["shape"] > 2 for signals in others)
+    # The network is sure that there is nothing, which no training mask is like.
+    assert found[1]["undecided"] == 1
     assert found[1]["unlike"] == found[2]["unlike"] == pytest.approx(5, abs=0.1)
 
 

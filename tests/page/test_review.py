@@ -94,8 +94,12 @@ def test_a_review_with_the_keyboard(predicted: Path, browser: Browser, tmp_path:
 
     page.keyboard.press("o")
     assert not page.locator("#picture path").is_visible()
-    for key in ("o", "w", "r", "ArrowLeft", "u"):
+    for key in ("o", "w", "r", "ArrowLeft"):
         page.keyboard.press(key)
+    # A key that is held down counts once, and capitals count, too.
+    for _ in range(3):
+        page.keyboard.down("U")
+    page.keyboard.up("U")
     # An image that has vanished is named, without a picture.
     assert "not shown" in page.locator("#facts").inner_text()
     assert page.locator("#count").inner_text() == "image 3 of 4, 2 judged"
@@ -149,13 +153,20 @@ def test_wrong_masks_go_out_and_come_back_as_a_corpus(
 def test_verdicts_that_cannot_be_used(predicted: Path, tmp_path: Path) -> None:
     file, redo = tmp_path / "review.csv", locate(str(tmp_path / "redo"))
     job = ReviewJob(predictions=str(predicted))
+    table = (predicted / "predictions.csv").read_text()
+    (predicted / "predictions.csv").write_text(table + "../x.png,done,,0.3,0.9,0.8,1,0,\n")
     for content, said in (
+        ("image,verdict\nd <b>.png,wrong\n", "d <b>.png cannot be read"),
+        ("image,verdict\n../x.png,wrong\n", "expected a path inside the folder"),
+        ("image,verdict\na <b>.png,wrong\na <b>.png,right\n", "no mask was judged wrong"),
         (None, "there is no such file"),
         ("a,b\n1,2\n", "expected columns image and verdict"),
         ("image,verdict\na <b>.png,right\n", "no mask was judged wrong"),
         ("image,verdict\nz.png,wrong\n", "1 of 1 images are not among those"),
     ):
-        if content is not None:
+        if content is None:
+            file.unlink()
+        else:
             file.write_text(content)
         with pytest.raises(UserError, match=said):
             write_wrong(job, locate(str(file)), redo)

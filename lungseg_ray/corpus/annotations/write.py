@@ -11,6 +11,7 @@ import numpy as np
 
 from lungseg_ray.imaging import Pixels
 
+Polygon = list[tuple[float, float]]
 _TOLERANCE = 0.75
 """The largest distance in pixels of a polygon from the outline that it stands for."""
 
@@ -28,7 +29,7 @@ class Annotated:
     labels: Pixels
 
 
-def polygons(mask: Pixels) -> list[list[tuple[float, float]]]:
+def polygons(mask: Pixels) -> list[Polygon]:
     """Returns the outer outlines of a mask as polygons; holes are filled.
 
     Args:
@@ -55,15 +56,15 @@ def labelme(one: Annotated, class_names: Sequence[str]) -> dict[str, Any]:
     """
     height, width = one.labels.shape
     shapes: list[dict[str, Any]] = [
-        {"label": name, "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}
-        for label, name in enumerate(class_names, start=1)
-        for points in polygons((one.labels == label).astype(np.uint8))
+        {"label": class_names[label - 1], "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}
+        for label, points in _shapes(one, len(class_names))
     ]
     return {
         "version": "5.0.0",
         "flags": {},
         "shapes": shapes,
-        "imagePath": one.file,
+        # LabelMe looks for it from the folder of the JSON file on.
+        "imagePath": one.file.rpartition("/")[2],
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
@@ -82,20 +83,31 @@ def coco(masks: Iterable[Annotated], class_names: Sequence[str]) -> Mapping[str,
     for number, one in enumerate(masks, start=1):
         height, width = one.labels.shape
         images.append({"id": number, "file_name": one.file, "height": height, "width": width})
-        for label in range(1, len(class_names) + 1):
-            for points in polygons((one.labels == label).astype(np.uint8)):
-                across, down = zip(*points, strict=True)
-                left, top = min(across), min(down)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": label,
-                        "segmentation": [[value for point in points for value in point]],
-                        "area": cv2.contourArea(np.array(points, np.float32)),
-                        "bbox": [left, top, max(across) - left, max(down) - top],
-                        "iscrowd": 0,
-                    }
-                )
+        for label, points in _shapes(one, len(class_names)):
+            across, down = zip(*points, strict=True)
+            left, top = min(across), min(down)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "segmentation": [[value for point in points for value in point]],
+                    "area": _area(points),
+                    "bbox": [left, top, max(across) - left, max(down) - top],
+                    "iscrowd": 0,
+                }
+            )
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _shapes(one: Annotated, count: int) -> list[tuple[int, Polygon]]:
+    """Returns all polygons with their labels, the largest first, since a later one covers those that it lies in."""
+    found = [
+        (label, points) for label in range(1, count + 1) for points in polygons((one.labels == label).astype(np.uint8))
+    ]
+    return sorted(found, key=lambda shape: -_area(shape[1]))
+
+
+def _area(points: Polygon) -> float:
+    return float(cv2.contourArea(np.array(points, np.float32)))
