@@ -24,7 +24,7 @@ _LEAST_SIGNAL = 1e-3
 _RIDGE = 1.0
 _FOLDS = 10
 FEWEST = 10
-"""The images, and the patients, with known Dice below which nothing is calibrated."""
+"""The images with known Dice below which nothing is calibrated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +135,15 @@ def calibrate(measured: Measured) -> Calibration | None:
         measured: The signals and the Dice of validation images and of changed copies of them.
 
     Returns:
-        The calibration; None for images of fewer than ten patients.
+        The calibration; None for fewer than ten images, or a single patient.
     """
     patients, images = np.unique(measured.patient), int(measured.plain.sum())
-    if min(images, len(patients)) < FEWEST:
+    if images < FEWEST or len(patients) < 2:
         return None
     x, y = np.log(measured.signals + _LEAST_SIGNAL), np.log(1 - measured.dice + _LEAST_ERROR)
     weights, offset = _fitted(x, y)
     errors = np.zeros(len(y))
-    for fold in range(_FOLDS):
+    for fold in range(min(_FOLDS, len(patients))):
         out = np.isin(measured.patient, patients[fold::_FOLDS])
         of_fold, base = _fitted(x[~out], y[~out])
         errors[out] = np.abs(y[out] - x[out] @ of_fold - base)
