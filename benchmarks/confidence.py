@@ -100,8 +100,7 @@ def _judged(model: Model, pairs: list[Pair]) -> list[Judged]:
         examined = examine(use, use.inputs([image])[0])
         (probability,) = use.combine([examined.maps], [mask.shape])
         dice = dice_of_image(use.labels(probability), mask, use.sidecar.classes)
-        small = use.labels(examined.maps[0])
-        signals = confidence.reference.signals(examined, 0, small, threshold=use.sidecar.threshold)
+        signals = confidence.reference.signals(examined, 0, use)
         found.append(Judged(dice, confidence.calibration.estimate(signals), signals))
     return found
 
@@ -162,8 +161,8 @@ The first command writes `predictions/review.html`, which needs no network: one 
 which the least is expected. `r`, `w` and `u` judge a mask as right, wrong or unsure, arrows move, `o` hides the
 outline, and `s` saves `review.csv`. The browser keeps the verdicts until then. The second one writes the images whose
 masks were judged wrong, with these masks, for people who correct them: as files of LabelMe (`--form labelme`), as
-`annotations.json` of COCO for CVAT and others (`coco`), or as images (`masks`). The folder is a corpus: `python
-jobs/shard.py --corpus.root redo` reads what was corrected.
+`annotations.json` of COCO for CVAT and others (`coco`), or as images (`masks`). The folder is a corpus:
+`python jobs/shard.py --corpus.root redo` reads what was corrected.
 
 ## How it is made
 

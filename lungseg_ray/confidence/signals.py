@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lungseg_ray.imaging import Pixels
-from lungseg_ray.inference.predictor import Predictor, Probability
+from lungseg_ray.inference.predictor import Predictor, Probability, Processing
 
 SIGNALS = {
     "undecided": "the probabilities of many pixels are undecided",
@@ -100,22 +100,21 @@ class Reference(BaseModel):
     features: Spread
     masks: Spread
 
-    def signals(self, examined: Examined, number: int, labels: Pixels, *, threshold: float) -> dict[str, float]:
+    def signals(self, examined: Examined, number: int, processing: Processing) -> dict[str, float]:
         """Returns the signals of an image, by the names in `SIGNALS`.
 
         Args:
             examined: What the networks say about some images.
             number: The number of the image among them.
-            labels: (size, size) uint8, the labels decided from its map.
-            threshold: For one class, the probability above which a pixel is positive.
+            processing: That of the model.
         """
         map_ = examined.maps[number]
         count = max(map_.shape[2] - 1, 1)
         areas = zip(self.masks.mean[::_TERMS], self.masks.scale[::_TERMS], strict=True)
         usual = np.array([mean > 2 * scale for mean, scale in areas])
         return {
-            "undecided": 1 - _expected_dice(map_[:, :, -count:], _channels(map_, threshold), usual),
-            "shape": self.masks.distance(describe_labels(labels, count)),
+            "undecided": 1 - _expected_dice(map_[:, :, -count:], _channels(map_, processing.sidecar.threshold), usual),
+            "shape": self.masks.distance(describe_labels(processing.labels(map_), count)),
             "unlike": self.features.distance(examined.features[number]),
         }
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lungseg_ray.confidence.calibration import Calibration, Estimate
 from lungseg_ray.confidence.signals import Examined, Reference
 from lungseg_ray.errors import UserError
-from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Model, Processing
 from lungseg_ray.run.exported import CONFIDENCE
 from lungseg_ray.run.folder import BEST, Run
@@ -36,11 +35,7 @@ class Confidence(BaseModel):
             number: The number of the image among them.
             processing: That of the model.
         """
-        labels: Pixels = processing.labels(examined.maps[number])
-        threshold = processing.sidecar.threshold
-        return self.calibration.estimate(
-            self.reference.signals(examined, number, labels, threshold=threshold),
-        )
+        return self.calibration.estimate(self.reference.signals(examined, number, processing))
 
 
 def write_confidence(run: Run, confidence: Confidence) -> None:

@@ -145,8 +145,7 @@ class SignalChunk:
         maps = processing.combine([computed.maps], [mask.shape for mask in masks])
         for place, (mask, probability) in enumerate(zip(masks, maps, strict=True)):
             dice = dice_of_image(processing.labels(probability), mask, side.classes)
-            small = processing.labels(computed.maps[place])
-            signals = self.reference.signals(computed, place, small, threshold=side.threshold)
+            signals = self.reference.signals(computed, place, processing)
             found.append(SignalledImage(patient, place == 0, [signals[name] for name in SIGNALS], dice))
         return found
 

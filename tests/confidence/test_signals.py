@@ -56,10 +56,7 @@ def test_a_usual_image_has_small_signals_and_others_large_ones() -> None:
     inputs = np.stack([images[0], blank, negative, one])
     examined = examine(use, inputs)
 
-    found = [
-        compared.signals(examined, number, use.labels(examined.maps[number]), threshold=0.5)
-        for number in range(len(inputs))
-    ]
+    found = [compared.signals(examined, number, use) for number in range(len(inputs))]
 
     assert all(signals.keys() == SIGNALS.keys() for signals in found)
     usual, *others = found
@@ -75,8 +72,7 @@ def test_a_usual_image_has_small_signals_and_others_large_ones() -> None:
 def test_undecided_probabilities_are_a_signal() -> None:
     images = discs()
     sure, unsure = (
-        reference(use, images).signals(examine(use, images), 0, use.labels(use.maps([images])[0][0]), threshold=0.5)
-        for use in (predictor(50), predictor(4))
+        reference(use, images).signals(examine(use, images), 0, use) for use in (predictor(50), predictor(4))
     )
     assert unsure["undecided"] > sure["undecided"] + 0.1
 
