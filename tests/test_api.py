@@ -24,7 +24,7 @@ SURFACE = {
     "open_shards": "(root: 'str') -> 'ShardIndex'",
     "read_shard": "(root: 'str', file: 'str') -> 'list[ShardRow]'",
 }
-METHODS = {"Predictor": ["combine", "inputs", "labels", "maps", "predict"], "ShardIndex": ["count", "of"]}
+METHODS = {"Predictor": ["combine", "features", "inputs", "labels", "maps", "predict"], "ShardIndex": ["count", "of"]}
 """Public methods of our own, beside those of pydantic."""
 
 

@@ -67,7 +67,7 @@ def test_every_pair_learns_in_data_parallel_training(architecture: str, encoder:
     assert all(0 < loss < 20 for loss in losses)
     changed = {name for name, value in learner.model.named_parameters() if not torch.equal(value, before[name])}
     # A bias before a normalisation has a gradient of 0, so not all change; but the ends of the network do.
-    last = {"PraNet": "decoder.reverse_attention.2.layers.5.weight", "U2Net": "segmentation_head.weight"}
+    last = {"PraNet": "decoder.reverse_attention.2.layers.5.0.weight", "U2Net": "segmentation_head.weight"}
     assert {next(iter(before)), last.get(architecture, "segmentation_head.0.weight")} <= changed
     assert changed.isdisjoint(learner.frozen)
 
