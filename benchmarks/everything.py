@@ -1,4 +1,5 @@
-"""Runs all benchmarks, each of which writes its figures to benchmarks/results/; takes an hour on two cores.
+"""Runs all benchmarks, each of which writes its figures to benchmarks/results/; takes half an hour on two cores
+with AVX512, and longer on slower ones.
 
 A part whose figures are there already, of this code and from this machine, is not measured again, so that a command
 that was interrupted goes on. Run it from the folder of the repository: python -m benchmarks.everything
@@ -22,9 +23,9 @@ PARTS = {
     "predict": ("--named", "10000", "1000000"),
     "feed": ("--images", "6016", "1000000", "--seconds", "5", "--bucket", "slow"),
     "peers": ("--images", "1024", "--epochs", "3"),
-    "sharding": ("--few", "300", "--many", "900"),
+    "sharding": ("--few", "100", "--many", "400"),
     "records": ("--images", "10000", "100000"),
-    "listing": ("--files", "50000"),
+    "listing": ("--files", "10000"),
     "gpu": (),
 }
 """The parts, each a module of this package, and their arguments."""

@@ -54,8 +54,10 @@ from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.precision import Precision, fastest_precision
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES, SIZE, BATCH, EPOCHS, LONGER_SIDE = 96, 256, 8, 3, 1024
-"""The images of an epoch, their size, those of a step, the epochs of a run, and the size of the shards, pixels."""
+SIZE, BATCH, EPOCHS, LONGER_SIDE = 256, 8, 3, 1024
+"""The size of the images, those of a step, the epochs of a run, and the size of the shards, pixels."""
+FEWEST, MOST, EPOCH_SECONDS = 32, 96, 15
+"""The bounds of the images of an epoch of the job, and about how long it takes; scripts have half as many images."""
 ENCODER = "timm-regnety_004"
 ACTORS = 7
 """The actors that a training job has besides its worker: those of Ray Train, of Ray Data, and the mailbox."""
@@ -68,7 +70,8 @@ class _Pairs(Dataset[tuple[Pixels, Pixels]]):
 
     def __init__(self, root: Path, *, keep: bool) -> None:
         # Few images are enough, since the speed of a script is the same in every step.
-        self._images = sorted((root / "images").iterdir())[: IMAGES // 2]
+        images = sorted((root / "images").iterdir())
+        self._images = images[: len(images) // 2 // BATCH * BATCH]
         self._change = build_augmentation("medium", size=SIZE)
         self._kept = [self._decode(number) for number in range(len(self._images))] if keep else None
 
@@ -144,11 +147,12 @@ def settings() -> Settings:
     return Settings.model_validate({"model": model, "feed": {"size": SIZE, "batch": BATCH}})
 
 
-def in_memory(precision: Precision, *, threads: int = 0) -> Iterator[float]:
+def in_memory(precision: Precision, *, steps: int, threads: int = 0) -> Iterator[float]:
     """Yields the images per second of groups of training steps on batches that are ready.
 
     Args:
         precision: The precision.
+        steps: The steps of a group.
         threads: The threads of a step; 0 for one on each core.
     """
     torch.set_num_threads(threads or cores())
@@ -161,18 +165,24 @@ def in_memory(precision: Precision, *, threads: int = 0) -> Iterator[float]:
     learner.step(batch)
     for _ in range(EPOCHS):
         start = time.perf_counter()
-        for _ in range(IMAGES // BATCH // 2):
+        for _ in range(steps):
             learner.step(batch)
-        yield IMAGES / 2 / (time.perf_counter() - start)
+        yield steps * BATCH / (time.perf_counter() - start)
 
 
-def beside_ray(precision: Precision) -> Iterator[float]:
+def epoch_images(precision: Precision) -> int:
+    """Returns the images of an epoch: so many that it takes about `EPOCH_SECONDS` on this machine, within bounds."""
+    speed = max(in_memory(precision, steps=1))
+    return BATCH * round(min(max(speed * EPOCH_SECONDS, FEWEST), MOST) / BATCH)
+
+
+def beside_ray(precision: Precision, *, steps: int) -> Iterator[float]:
     """Yields as `in_memory`, beside a local Ray cluster with as many idle actors as a training job has."""
     with cluster(processes=1):
         idle = ray.remote(num_cpus=0)(_Idle)
         actors = [idle.remote() for _ in range(ACTORS)]
         ray.get([actor.__ray_ready__.remote() for actor in actors])
-        yield from in_memory(precision)
+        yield from in_memory(precision, steps=steps)
 
 
 class _Idle:
@@ -233,12 +243,13 @@ def measured(kind: str, root: str, precision: str) -> float:
 
 def case(kind: str, root: str, precision: Precision) -> float:
     """Returns the median of the epochs of a script, or of the step in memory."""
+    steps = len(list((Path(root) / "images").iterdir())) // 2 // BATCH
     kinds: dict[str, Callable[[], Iterator[float]]] = {
         "published": lambda: script(Path(root), careful=False, precision="fp32"),
         "careful": lambda: script(Path(root), careful=True, precision=precision),
-        "in_memory": lambda: in_memory(precision),
-        "beside_ray": lambda: beside_ray(precision),
-        "one_thread": lambda: in_memory(precision, threads=1),
+        "in_memory": lambda: in_memory(precision, steps=steps),
+        "beside_ray": lambda: beside_ray(precision, steps=steps),
+        "one_thread": lambda: in_memory(precision, steps=max(steps // 2, 1), threads=1),
     }
     return statistics.median(kinds[kind]())
 
@@ -259,7 +270,8 @@ def main() -> None:
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="lungseg-train-") as name:
         folder = Path(name)
-        write_corpus(folder / "corpus", IMAGES * 10 // 9)
+        images = epoch_images(precision)
+        write_corpus(folder / "corpus", images * 10 // 9)
         root = str(folder / "corpus")
         # The shards are made before the first round.
         run_job(folder, "first", "--train.precision", precision, epochs=2)
@@ -280,6 +292,7 @@ def main() -> None:
         table.add_row(key, f"{value:.3g}", *(f"{one[key]:.3g}" for one in rounds))
     console.print(table)
     console.print(f"One thread: job {job:.2f}, step in memory {step:.2f} images/s, ratio {job / step:.2f}")
+    result["images"] = images
     result["two_workers"], result["two_workers_over_one"] = two, two / rounds[-1]["images_per_s"]
     result["beside_ray"] = idle
     result["one_thread"] = {"images_per_s": job, "in_memory": step, "ratio": job / step}
