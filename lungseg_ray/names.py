@@ -17,5 +17,8 @@ Fit = Literal["stretch", "pad"]
 Flips = Literal["none", "horizontal", "all"]
 """The mirror images over which a prediction may be averaged: the left-right one, or the four of both axes."""
 
+Format = Literal["onnx", "torch-export", "torchscript"]
+"""The formats of files in which a model leaves for other programs."""
+
 PRESETS = ("valid", "light", "medium", "heavy", "chest", "chest_robust")
 """Augmentation presets that `lungseg_ray.feed.augment.build_augmentation` builds."""

@@ -1,7 +1,18 @@
 """The settings of all jobs: their typed tree, the function that reads it, and operations on whole trees."""
 
 from lungseg_ray.config.corpus import CorpusSettings, PhantomSettings, SplitSettings
-from lungseg_ray.config.jobs import EvaluateJob, ModelJob, PlanJob, PredictJob, ReportJob, ReviewJob, ShardJob, TrainJob
+from lungseg_ray.config.jobs import (
+    DeliverJob,
+    EvaluateJob,
+    ExportJob,
+    ModelJob,
+    PlanJob,
+    PredictJob,
+    ReportJob,
+    ReviewJob,
+    ShardJob,
+    TrainJob,
+)
 from lungseg_ray.config.loading import load_settings, validated
 from lungseg_ray.config.sections import (
     CheckpointSettings,
@@ -55,10 +66,12 @@ __all__ = [
     "CheckpointSettings",
     "CorporaSettings",
     "CorpusSettings",
+    "DeliverJob",
     "Device",
     "Dimension",
     "EvaluateJob",
     "EvaluateSettings",
+    "ExportJob",
     "FeedSettings",
     "FileName",
     "LossSettings",

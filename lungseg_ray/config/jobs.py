@@ -11,7 +11,7 @@ from lungseg_ray.config.corpus import CorpusSettings
 from lungseg_ray.config.sections import EvaluateSettings, Settings
 from lungseg_ray.config.tree import Section
 from lungseg_ray.config.values import Device, Place, as_written
-from lungseg_ray.names import Flips
+from lungseg_ray.names import Flips, Format
 
 
 class ShardJob(Settings):
@@ -109,24 +109,54 @@ class ReviewJob(Section):
 
     predictions: Place = Field(description="Folder or s3:// prefix that jobs/predict.py wrote (its --out).")
     most: PositiveInt = Field(200, description="Largest number of masks, those of which the least is expected.")
+
+
+class DeliverJob(Section):
+    """Write predicted masks in the forms that hospitals, annotators and statisticians use."""
+
+    predictions: Place = Field(description="Folder or s3:// prefix that jobs/predict.py wrote (its --out).")
+    out: Place = Field(description="Folder or s3:// prefix for the files, which must be new or empty.")
+    form: Literal["dicom-seg", "dicom-picture", "labelme", "coco", "coco-rle", "masks", "measures"] = Field(
+        description="dicom-seg: DICOM segmentations, of DICOM images. dicom-picture: DICOM secondary captures with "
+        "outlines, of DICOM images. labelme: images as PNG with a file of LabelMe beside each. coco, coco-rle: images "
+        "as PNG and annotations.json of COCO, which CVAT and others import, with polygons or run lengths. masks: "
+        "images and masks as PNG, as for 3D Slicer. measures: a table of areas, heights and ratios."
+    )
     verdicts: Place | None = Field(
-        None, description="The file review.csv that the page saved. With it, no page is written, but --redo."
+        None, description="The file review.csv that a review page saved: only masks that were judged `verdict`."
     )
-    redo: Place | None = Field(
+    verdict: Literal["right", "wrong", "unsure"] = Field("wrong", description="With verdicts: which masks are written.")
+
+
+class ExportJob(Section):
+    """Write a trained model as a file that other programs open."""
+
+    run: Place = Field(description="Folder or s3:// prefix of a run, or of its exported model (best/).")
+    out: Place = Field(description="Folder or s3:// prefix for the file, preprocessing.json and reference.py.")
+    format: Format = Field(
+        "onnx",
+        description="onnx: for ONNX Runtime and others, needs pip install 'lungseg-ray[export]'. torch-export: a "
+        "program of torch.export. torchscript: for PyTorch in C++.",
+    )
+    flips: Flips | None = Field(
         None,
-        description="Folder or s3:// prefix for the images whose masks were judged wrong, with these masks, for people "
-        "who correct them. jobs/shard.py reads the folder as a corpus.",
+        description="The mirror images that the file averages over. By default as the model was trained to be used "
+        "(model.flips).",
     )
-    form: Literal["labelme", "coco", "masks"] = Field(
-        "labelme",
-        description="How --redo writes masks: a file of LabelMe beside each image, annotations.json of COCO, which "
-        "CVAT and others import, or images of masks, as for 3D Slicer.",
+    int8: CliImplicitFlag[bool] = Field(
+        False,
+        description="With onnx, also write model-int8.onnx, which computes convolutions with 8-bit integers, and print "
+        "what that costs on validation images.",
+    )
+    shards: Place | None = Field(
+        None,
+        description="With int8: folder or s3:// prefix of the run's shards, if it has changed since training.",
     )
 
     @model_validator(mode="after")
-    def _both_or_none(self) -> ReviewJob:
-        if (self.verdicts is None) != (self.redo is None):
-            raise ValueError("--verdicts FILE and --redo DIR need each other: what was judged, and where it goes")
+    def _int8_is_onnx(self) -> ExportJob:
+        if self.int8 and self.format != "onnx":
+            raise ValueError(f"--int8 is for --format onnx, found {self.format}; leave one of them out")
         return self
 
 

@@ -17,22 +17,15 @@ from torch import nn
 from lungseg_ray.config import differences
 from lungseg_ray.errors import UserError
 from lungseg_ray.imaging import Pixels, limited, resize_area, resize_image
+from lungseg_ray.inference.whole import WholeNetwork
 from lungseg_ray.names import Fit, Flips
-from lungseg_ray.numerics.inputs import scale_pixels
-from lungseg_ray.numerics.metrics import clean_up_labels, probabilities
+from lungseg_ray.numerics.metrics import clean_up_labels
 from lungseg_ray.run.exported import Sidecar, open_model, read_sidecar
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location
 
 ALIKE = {"channels", "longer_side", "classes", "class_names", "white", "mirrored", "flips", "clean_up"}
 """The attributes of `Sidecar` that must be equal for models that are averaged."""
-
-AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "horizontal": ((), (3,)),
-    "all": ((), (3,), (2,), (2, 3)),
-}
-"""The passes of the network for each value of `flips`, each given by the axes of (N, C, H, W) that it reverses."""
 
 BATCH = {"cpu": 4, "cuda": 16}
 """The images of a forward pass by the type of the device, where no number is asked for."""
@@ -129,6 +122,7 @@ class Predictor(Processing):
 
     Attributes:
         device: The device that the models compute on.
+        networks: The networks of the models, in evaluation mode on the device.
     """
 
     def __init__(
@@ -140,8 +134,8 @@ class Predictor(Processing):
     ) -> None:
         super().__init__([side for _, side in members])
         self.device = torch.device(device)
-        self._members = [(model.to(self.device).eval(), side) for model, side in members]
-        self._axes = AXES[flips or self.sidecar.flips]
+        used = flips or self.sidecar.flips
+        self.networks = [WholeNetwork(model, side, flips=used).to(self.device).eval() for model, side in members]
         self._bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def __call__(
@@ -170,10 +164,10 @@ class Predictor(Processing):
             For each model, (N, size, size, K) float32, 0 to 1.
         """
         return [
-            self._in_batches(partial(self._pass, model, side), images, batch)
+            self._in_batches(partial(self._pass, network), images, batch)
             if len(images)
-            else np.empty((0, side.size, side.size, self.sidecar.classes), np.float32)
-            for (model, side), images in zip(self._members, inputs, strict=True)
+            else np.empty((0, *images.shape[1:3], self.sidecar.classes), np.float32)
+            for network, images in zip(self.networks, inputs, strict=True)
         ]
 
     @torch.inference_mode()
@@ -187,19 +181,17 @@ class Predictor(Processing):
         Returns:
             (N, F) float32, the mean of each feature over the image.
         """
-        model, side = self._members[0]
         if not len(images):
             return np.empty((0, 0), np.float32)
-        return self._in_batches(partial(self._encode, model, side), images, batch)
+        return self._in_batches(partial(self._encode, self.networks[0]), images, batch)
 
-    def _tensor(self, images: npt.NDArray[np.uint8], side: Sidecar) -> torch.Tensor:
-        """Returns the input of a network, (N, C, H, W), on the device."""
+    def _tensor(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Returns images on the device."""
         # A copy, since what comes from another process is read-only.
-        stack = torch.tensor(images).permute(0, 3, 1, 2)
+        stack = torch.tensor(images)
         if self.device.type == "cuda":
             stack = stack.pin_memory()
-        pixels = stack.to(self.device, non_blocking=True).to(torch.float32)
-        return scale_pixels(pixels, scale=side.scale, normalise=side.normalise)
+        return stack.to(self.device, non_blocking=True)
 
     def _in_batches(self, run: Callable[[Pixels], Probability], images: Pixels, batch: int | None) -> Probability:
         step = batch or BATCH.get(self.device.type, BATCH["cpu"])
@@ -218,24 +210,17 @@ class Predictor(Processing):
         half = len(images) // 2
         return np.concatenate([self._halved(run, part) for part in (images[:half], images[half:])])
 
-    def _encode(self, model: Any, side: Sidecar, images: Pixels) -> Probability:
+    def _encode(self, network: WholeNetwork, images: Pixels) -> Probability:
+        encoder: Any = network.network.encoder
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            found = model.encoder(self._tensor(images, side))[-1]
+            found = encoder(network.scaled(self._tensor(images)))[-1]
         encoded: Probability = found.float().mean(dim=(2, 3)).cpu().numpy()
         return encoded
 
-    def _pass(self, model: nn.Module, side: Sidecar, images: npt.NDArray[np.uint8]) -> Probability:
-        inputs = self._tensor(images, side)
-        # The passes run one after the other, so that mirror images do not enlarge the batch that must fit in memory.
+    def _pass(self, network: WholeNetwork, images: npt.NDArray[np.uint8]) -> Probability:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            found = [
-                _exchanged(
-                    probabilities(model(inputs.flip(axes))).flip(axes),
-                    side.mirrored if len(axes) % 2 else [],
-                )
-                for axes in self._axes
-            ]
-        return torch.stack(found).mean(dim=0).permute(0, 2, 3, 1).cpu().numpy()
+            found: Probability = network(self._tensor(images)).cpu().numpy()
+        return found
 
     def predict(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Predicts the label map of one image, at the size of the image.
@@ -277,14 +262,6 @@ def _sized(probability: Probability, size: tuple[int, int], fit: Fit) -> Probabi
     else:
         sized = cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
     return sized.reshape(height, width, probability.shape[2])
-
-
-def _exchanged(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Exchanges the channels of labels that name a side, in maps (N, K, H, W) of a mirrored image."""
-    order = list(range(maps.shape[1]))
-    for one, other in pairs:
-        order[one], order[other] = other, one
-    return maps[:, order] if pairs else maps
 
 
 @lru_cache(maxsize=1)

@@ -30,6 +30,8 @@ PURPOSES = {
     "evaluate": "measure a trained model on images with masks",
     "predict": "write the masks that a trained model predicts for images",
     "review": "write a page for judging predicted masks",
+    "deliver": "write predicted masks for hospitals and annotators",
+    "export": "write a trained model for other programs",
     "report": "write the HTML page of a run or a sweep",
 }
 """What each command does, in one line for the user."""

@@ -12,7 +12,9 @@ from typing import TypeVar
 from rich.console import Console
 
 from lungseg_ray.config import (
+    DeliverJob,
     EvaluateJob,
+    ExportJob,
     PlanJob,
     PredictJob,
     ReportJob,
@@ -42,6 +44,8 @@ SETTINGS: dict[str, type[Section]] = {
     "evaluate": EvaluateJob,
     "predict": PredictJob,
     "review": ReviewJob,
+    "deliver": DeliverJob,
+    "export": ExportJob,
     "report": ReportJob,
 }
 """The class of the settings of each command.

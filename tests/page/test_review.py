@@ -3,59 +3,34 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from lungseg_ray.config import CorpusSettings, ReviewJob
-from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.config import ReviewJob
 from lungseg_ray.corpus.phantom import draw
-from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.errors import UserError
-from lungseg_ray.jobs.review import review, write_wrong
-from lungseg_ray.storage import locate
+from lungseg_ray.jobs.review import review
+from tests.jobs.predictions import COLUMNS, write_prediction
 from tests.page.test_browser import _ARGUMENTS, CHROMIUM
-
-COLUMNS = [
-    "image",
-    "status",
-    "reason",
-    "share_lung",
-    "expected_dice",
-    "expected_low",
-    "expected_high",
-    "unlike",
-    "doubt",
-]
 
 
 @pytest.fixture
 def predicted(tmp_path: Path) -> Path:
     """Five images, one of which was set aside and one of which has vanished, and what was predicted of them."""
     (tmp_path / "images").mkdir()
-    (tmp_path / "out/masks").mkdir(parents=True)
-    rows = []
+    masks, doubts = {}, {}
     for number, expected in enumerate([0.95, 0.71, 0.88, 0.93]):
         image, mask = draw(number, seed=0, size=120)
         name = f"{'abcd'[number]} <b>.png"
         if number != 3:
             cv2.imwrite(str(tmp_path / "images" / name), image)
-        cv2.imwrite(str(tmp_path / "out/masks" / f"{name}.png"), mask * 255)
-        doubt = "the image is unlike those of training" if number == 1 else ""
-        rows.append(
-            [name, "done", "", mask.mean(), expected, expected - 0.05, expected + 0.03, float(number == 1), doubt]
-        )
-    rows.append(["e.png", "set aside", "unreadable: no image", "", "", "", "", "", ""])
-    with (tmp_path / "out/predictions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    (tmp_path / "out/model.json").write_text(json.dumps({"images": str(tmp_path / "images")}))
-    return tmp_path / "out"
+        masks[name], doubts[name] = mask, (expected, number == 1)
+    return write_prediction(tmp_path, masks, doubts=doubts)
 
 
 @pytest.fixture(scope="module")
@@ -123,55 +98,6 @@ def test_it_fits_on_a_phone(predicted: Path, browser: Browser) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.get_by_role("button", name="wrong").tap()
     assert page.locator("#count").inner_text() == "image 2 of 2, 1 judged"
-
-
-@pytest.mark.parametrize("form", ["labelme", "coco", "masks"])
-def test_wrong_masks_go_out_and_come_back_as_a_corpus(
-    predicted: Path, tmp_path: Path, form: Literal["labelme", "coco", "masks"]
-) -> None:
-    (tmp_path / "review.csv").write_text('image,verdict\n"a <b>.png",wrong\n"b <b>.png",right\n"c <b>.png",wrong\n')
-    given = {"predictions": str(predicted), "verdicts": str(tmp_path / "review.csv"), "redo": str(tmp_path / "redo")}
-    job = ReviewJob.model_validate({**given, "form": form})
-    assert job.verdicts
-    assert job.redo
-    assert write_wrong(job, job.verdicts, job.redo) == 2
-
-    corpus = CorpusSettings(root=str(tmp_path / "redo"))
-    listing = list_corpus(corpus)
-    samples = [read_sample(record, corpus, longer_side=1024) for record in listing.records]
-    assert len(samples) == 2
-    for sample, number in zip(samples, (0, 2), strict=True):
-        image, mask = draw(number, seed=0, size=120)
-        assert (sample.image[:, :, 0] == image).all()
-        both = (sample.mask == 1) & (mask == 1)
-        assert both.sum() / ((sample.mask == 1) | (mask == 1)).sum() > (0.999 if form == "masks" else 0.98)
-
-    with pytest.raises(UserError, match="files in this folder already"):
-        write_wrong(job, job.verdicts, job.redo)
-
-
-def test_verdicts_that_cannot_be_used(predicted: Path, tmp_path: Path) -> None:
-    file, redo = tmp_path / "review.csv", locate(str(tmp_path / "redo"))
-    job = ReviewJob(predictions=str(predicted))
-    table = (predicted / "predictions.csv").read_text()
-    (predicted / "predictions.csv").write_text(table + "../x.png,done,,0.3,0.9,0.8,1,0,\n")
-    for content, said in (
-        ("image,verdict\nd <b>.png,wrong\n", "d <b>.png cannot be read"),
-        ("image,verdict\n../x.png,wrong\n", "expected a path inside the folder"),
-        ("image,verdict\na <b>.png,wrong\na <b>.png,right\n", "no mask was judged wrong"),
-        (None, "there is no such file"),
-        ("a,b\n1,2\n", "expected columns image and verdict"),
-        ("image,verdict\na <b>.png,right\n", "no mask was judged wrong"),
-        ("image,verdict\nz.png,wrong\n", "1 of 1 images are not among those"),
-    ):
-        if content is None:
-            file.unlink()
-        else:
-            file.write_text(content)
-        with pytest.raises(UserError, match=said):
-            write_wrong(job, locate(str(file)), redo)
-    with pytest.raises(ValueError, match="need each other"):
-        ReviewJob(predictions=str(predicted), redo=str(redo))
 
 
 def test_what_is_missing_is_said(predicted: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
 
 from lungseg_ray.imaging import Pixels
 
@@ -71,34 +73,41 @@ def labelme(one: Annotated, class_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def coco(masks: Iterable[Annotated], class_names: Sequence[str]) -> Mapping[str, Any]:
-    """Returns the content of the JSON file of many images in the format of COCO.
+def coco_shapes(one: Annotated, count: int, *, as_runs: bool = False) -> list[dict[str, Any]]:
+    """Returns the annotations of an image in the format of COCO, without their ids and without that of the image.
 
     Args:
-        masks: The masks.
-        class_names: The names of the labels from 1 on.
+        one: The mask.
+        count: The number of labels.
+        as_runs: Whether to write each label as one mask, as compressed run lengths, which keep holes, instead of
+            polygons, which do not.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, one in enumerate(masks, start=1):
-        height, width = one.labels.shape
-        images.append({"id": number, "file_name": one.file, "height": height, "width": width})
-        for label, points in _shapes(one, len(class_names)):
-            across, down = zip(*points, strict=True)
-            left, top = min(across), min(down)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label,
-                    "segmentation": [[value for point in points for value in point]],
-                    "area": _area(points),
-                    "bbox": [left, top, max(across) - left, max(down) - top],
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    if as_runs:
+        masks = [(label, one.labels == label) for label in range(1, count + 1)]
+        return [{"category_id": label, **_runs(mask), "iscrowd": 0} for label, mask in masks if mask.any()]
+    found = []
+    for label, points in _shapes(one, count):
+        across, down = zip(*points, strict=True)
+        left, top = min(across), min(down)
+        found.append(
+            {
+                "category_id": label,
+                "segmentation": [[value for point in points for value in point]],
+                "area": _area(points),
+                "bbox": [left, top, max(across) - left, max(down) - top],
+                "iscrowd": 0,
+            }
+        )
+    return found
+
+
+def _runs(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode()},
+        "area": int(mask.sum()),
+        "bbox": [float(value) for value in coco_mask.toBbox(encoded)],
+    }
 
 
 def _shapes(one: Annotated, count: int) -> list[tuple[int, Polygon]]:

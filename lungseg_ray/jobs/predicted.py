@@ -1,0 +1,167 @@
+"""A folder that jobs/predict.py wrote, as other jobs read it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from lungseg_ray.corpus.decode import Decoded, decode_image
+from lungseg_ray.corpus.read import decode_alone, fetch
+from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.imaging import Pixels
+from lungseg_ray.jobs.predict import CLAIM, MASKS, TABLE
+from lungseg_ray.storage import Location, locate
+
+Row = dict[str, str]
+WHOLE = 1 << 16
+"""A longer side that no image exceeds, so that none is reduced."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Where the images and the masks of a prediction are, and how the images are decoded.
+
+    Attributes:
+        place: The folder of the prediction.
+        images: The folder of the images.
+        channels: The channels of an image.
+        white: As in the sidecar of the model.
+        model: A name of the model: the SHA-256 of its weights; empty where it is not known.
+    """
+
+    place: Location
+    images: Location
+    channels: int
+    white: float | tuple[float, ...] | None
+    model: str = ""
+
+    @classmethod
+    def of(cls, place: Location) -> Predicted:
+        """Reads what jobs/predict.py wrote of a prediction.
+
+        Args:
+            place: The folder of the prediction.
+
+        Raises:
+            UserError: If it is not such a folder.
+            OSError: If it cannot be read; a `StorageError` for a bucket.
+        """
+        claim = place / CLAIM
+        try:
+            content = json.loads(claim.read_text())
+            white = content.get("white")
+            return cls(
+                place,
+                images=locate(str(content["images"])),
+                channels=3 if content.get("channels") == 3 else 1,
+                white=tuple(map(float, white)) if isinstance(white, list) else white and float(white),
+                model=str(content.get("weights_sha256") or ""),
+            )
+        except FileNotFoundError:
+            raise UserError(f"{place}: expected a folder that jobs/predict.py wrote, found no {CLAIM} there.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{claim}: expected what jobs/predict.py wrote, found something else.") from None
+
+    def rows(self) -> list[Row]:
+        """Returns the rows of the table, without those of images that were set aside.
+
+        Raises:
+            UserError: If the prediction has not finished, or if all images were set aside.
+            OSError: If the table cannot be read; a `StorageError` for a bucket.
+        """
+        try:
+            text = (self.place / TABLE).read_text()
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.place}: the prediction has not finished ({TABLE} is missing). Run it again."
+            ) from None
+        rows = [row for row in csv.DictReader(io.StringIO(text)) if row.get("status") != "set aside"]
+        if not rows:
+            raise UserError(f"{self.place / TABLE}: there are no masks; all images were set aside.")
+        return rows
+
+    def data(self, name: str) -> bytes:
+        """Returns the content of the file of an image.
+
+        Args:
+            name: The path of the image in the folder of images.
+
+        Raises:
+            BadFileError: If it leads out of the folder, or if the file is too large.
+            FileNotFoundError: If there is no such file.
+        """
+        # Names come from a table that others may have written.
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise BadFileError("bad_name", "expected a path inside the folder of images")
+        return fetch(str(self.images / name))
+
+    def image(self, name: str, data: bytes, *, longer_side: int = WHOLE) -> Decoded:
+        """Decodes an image as the prediction did.
+
+        Args:
+            name: The path of the image in the folder of images.
+            data: The content of its file.
+            longer_side: The largest length of the longer side, pixels.
+
+        Raises:
+            BadFileError: If it cannot be used.
+        """
+        uri = str(self.images / name)
+        return decode_alone(data, uri, channels=self.channels, longer_side=longer_side, white=self.white)
+
+    def labels(self, name: str) -> Pixels:
+        """Returns the predicted labels of an image, (H, W) uint8.
+
+        Args:
+            name: The path of the image in the folder of images.
+
+        Raises:
+            BadFileError: If the mask is damaged.
+            FileNotFoundError: If there is no mask.
+        """
+        mask = decode_image((self.place / MASKS / f"{name}.png").read_bytes(), channels=1).pixels[:, :, 0]
+        # The labels of one class are written as 0 and 255.
+        return (mask > 0).astype(np.uint8) if mask.max() == np.iinfo(np.uint8).max else mask
+
+    def read(self, name: str, *, longer_side: int = WHOLE) -> tuple[Pixels, Pixels]:
+        """Returns an image (H, W, C) and its predicted labels (h, w).
+
+        Args:
+            name: The path of the image in the folder of images.
+            longer_side: The largest length of the longer side of the image, pixels.
+
+        Raises:
+            BadFileError: If the image or the mask cannot be used.
+            FileNotFoundError: If one of them is missing.
+        """
+        return self.image(name, self.data(name), longer_side=longer_side).pixels, self.labels(name)
+
+
+def class_names_of(rows: list[Row]) -> list[str]:
+    """Returns the names of the labels from 1 on, by the columns of a table of predictions."""
+    return [name.removeprefix("share_") for name in rows[0] if name.startswith("share_")]
+
+
+def read_verdicts(place: Location) -> dict[str, str]:
+    """Reads the file that the review page saves.
+
+    Args:
+        place: The file.
+
+    Returns:
+        The last verdict on each image: `right`, `wrong` or `unsure`.
+
+    Raises:
+        UserError: If there is no such file, or if it is another one.
+        OSError: If it cannot be read; a `StorageError` for a bucket.
+    """
+    try:
+        return {row["image"]: row["verdict"] for row in csv.DictReader(io.StringIO(place.read_text()))}
+    except FileNotFoundError:
+        raise UserError(f"{place}: there is no such file (--verdicts).") from None
+    except (KeyError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{place}: expected columns image and verdict, as the page saves them (--verdicts).") from None

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lungseg_ray.config import ExportJob
+from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.inference import reference
+from lungseg_ray.inference.portable import FILES, open_file
+from lungseg_ray.inference.predictor import Predictor, Processing
+from lungseg_ray.jobs import export as job
+from lungseg_ray.jobs.cli import MISTAKE, main
+from lungseg_ray.names import Format
+from lungseg_ray.run.exported import SIDECAR, open_model
+from lungseg_ray.storage import locate
+from lungseg_ray.training.model import build_model
+from tests.helpers import make_settings
+from tests.inference.helpers import make_sidecar, save_small_model
+
+SIDES = {"class_names": ["right", "left"], "mirrored": [(1, 2)], "flips": "all", "normalise": True, "clean_up": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model with all that may happen around a network."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = build_model(make_settings(corpus={"classes": 3, "class_names": ["right", "left"]}))
+    save_small_model(locate(str(folder)), model, classes=3, **SIDES)
+    return folder
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_a_file_gives_the_masks_of_the_predictor(model: Path, tmp_path: Path, format: Format) -> None:
+    found = job.export(ExportJob(run=str(model), out=str(tmp_path), format=format))
+    assert found.difference < 1e-5
+    side = json.loads((tmp_path / SIDECAR).read_text())
+    opened = open_file(tmp_path / FILES[format], format)
+    predictor = Predictor([open_model(locate(str(model)))])
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (40 + number, 70, 1), np.uint8) for number in range(5)]
+    maps = opened(np.stack([reference.before(image, side) for image in images]))
+    for image, map_, expected in zip(images, maps, predictor(images), strict=True):
+        labels = reference.after(map_, image.shape[0], image.shape[1], side)
+        assert np.array_equal(labels, predictor.labels(expected))
+
+
+def test_the_copied_program_needs_nothing_of_this_project(model: Path, tmp_path: Path) -> None:
+    job.export(ExportJob(run=str(model), out=str(tmp_path), format="torchscript"))
+    text = (tmp_path / job.REFERENCE).read_text()
+    assert {line.split()[1] for line in text.splitlines() if line.startswith(("import", "from"))} == {
+        "cv2",
+        "numpy",
+        "typing",
+    }
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_reference_does_what_the_predictor_does(data: st.DataObject) -> None:
+    high, wide = (data.draw(st.integers(1, 90)) for _ in range(2))
+    classes = data.draw(st.sampled_from([1, 3]))
+    side = make_sidecar(
+        classes=classes,
+        channels=data.draw(st.sampled_from([1, 3])),
+        fit=data.draw(st.sampled_from(["stretch", "pad"])),
+        longer_side=data.draw(st.integers(8, 100)),
+        clean_up=data.draw(st.booleans()),
+        threshold=0.4,
+    )
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    image = generator.integers(0, 256, (high, wide, side.channels), np.uint8)
+    processing, plain = Processing([side]), json.loads(side.model_dump_json())
+    small = reference.before(image, plain)
+    # A predictor gets images that are reduced already, as those of shards are.
+    limited = side.longer_side >= max(high, wide)
+    assert small.shape == (side.size, side.size, side.channels)
+    if limited:
+        assert np.array_equal(processing.inputs([image])[0][0], small)
+    map_ = generator.random((side.size, side.size, classes), np.float32)
+    (combined,) = processing.combine([map_[None]], [(high, wide)])
+    assert np.array_equal(processing.labels(combined), reference.after(map_, high, wide, plain))
+
+
+def test_a_file_that_computes_something_else_is_not_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "open_file", lambda file, format: lambda images: np.zeros((*images.shape[:3], 3)))
+    with pytest.raises(JobFailedError, match="computes something else, by up to"):
+        job.export(ExportJob(run=str(model), out=str(tmp_path), format="torchscript"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(
+        UserError, match=r"the package onnxscript is not installed. pip install 'lungseg-ray\[export\]'"
+    ):
+        job.export(ExportJob(run=str(model), out=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--run", "nowhere"), "expected a finished run, or the folder of its model (best/), found no preproc"),
+        (("--run", ".", "--format", "torchscript", "--int8"), "--int8 is for --format onnx, found torchscript"),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("export", [*arguments, "--out", str(tmp_path)]) == MISTAKE
+    assert message in capsys.readouterr().err

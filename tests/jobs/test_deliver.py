@@ -1,0 +1,212 @@
+"""Masks in other forms: what goes out is read again, by this project and by others."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+
+from lungseg_ray.config import CorpusSettings, DeliverJob
+from lungseg_ray.corpus.layouts import list_corpus
+from lungseg_ray.corpus.phantom import draw
+from lungseg_ray.corpus.read import read_sample
+from lungseg_ray.corpus.segmentation import draw_segmentation
+from lungseg_ray.errors import UserError
+from lungseg_ray.jobs.deliver import deliver
+from tests.corpus.dicoms import IDENTITY, chest
+from tests.jobs.predictions import write_prediction
+
+SIZE = 120
+
+
+def job(predicted: Path, form: str, **more: object) -> DeliverJob:
+    given = {"predictions": str(predicted), "out": str(predicted.parent / form), "form": form}
+    return DeliverJob.model_validate({**given, **more})
+
+
+@pytest.fixture
+def predicted(tmp_path: Path) -> Path:
+    """Four PNG images, one of which has vanished, and what was predicted of them."""
+    (tmp_path / "images").mkdir()
+    masks = {}
+    for number in range(4):
+        image, mask = draw(number, seed=0, size=SIZE)
+        name = f"{'abcd'[number]} <b>.png"
+        if number != 3:
+            cv2.imwrite(str(tmp_path / "images" / name), image)
+        masks[name] = mask
+    return write_prediction(tmp_path, masks)
+
+
+@pytest.fixture
+def radiographs(tmp_path: Path) -> tuple[Path, dict[str, NDArray[np.uint8]]]:
+    """Two DICOM images of a study and a PNG image, and what was predicted of them."""
+    masks = {}
+    for number, name in enumerate(["one/IM1", "one/IM2.dcm", "other.png"]):
+        image, mask = draw(number, seed=0, size=SIZE)
+        place = tmp_path / "images" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("png"):
+            cv2.imwrite(str(place), image)
+        else:
+            own: dict[str, Any] = {"PatientBirthDate": None} if number else {}
+            place.write_bytes(chest(image, SOPInstanceUID=f"{IDENTITY['SOPInstanceUID']}.{number}", **own))
+        masks[name] = mask
+    return write_prediction(tmp_path, masks), masks
+
+
+@pytest.mark.parametrize("form", ["labelme", "coco", "coco-rle", "masks"])
+def test_wrong_masks_go_out_and_come_back_as_a_corpus(cluster: None, predicted: Path, form: str) -> None:
+    verdicts = predicted.parent / "review.csv"
+    verdicts.write_text('image,verdict\n"a <b>.png",wrong\n"b <b>.png",right\n"c <b>.png",wrong\n')
+    given = job(predicted, form, verdicts=str(verdicts))
+    assert deliver(given) == (2, [])
+
+    corpus = CorpusSettings(root=given.out.uri)
+    samples = [read_sample(record, corpus, longer_side=1024) for record in list_corpus(corpus).records]
+    assert len(samples) == 2
+    for sample, number in zip(samples, (0, 2), strict=True):
+        image, mask = draw(number, seed=0, size=SIZE)
+        assert (sample.image[:, :, 0] == image).all()
+        both = (sample.mask == 1) & (mask == 1)
+        exact = form in ("masks", "coco-rle")
+        assert both.sum() / ((sample.mask == 1) | (mask == 1)).sum() > (0.999 if exact else 0.98)
+
+    # The same command goes on; another one leaves the folder alone.
+    assert deliver(given) == (2, [])
+    with pytest.raises(UserError, match="files in this folder already"):
+        deliver(given.model_copy(update={"verdict": "right"}))
+
+
+def test_what_has_vanished_is_left_out(cluster: None, predicted: Path) -> None:
+    count, left_out = deliver(job(predicted, "measures"))
+    assert count == 3
+    assert [(one.image, one.reason) for one in left_out] == [
+        ("d <b>.png", "missing: the image or its mask is no longer there")
+    ]
+    with (predicted.parent / "measures/measures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["a <b>.png", "b <b>.png", "c <b>.png"]
+    mask = draw(0, seed=0, size=SIZE)[1]
+    assert int(rows[0]["lung_area_px"]) == mask.sum()
+    # The spacing of a PNG file is not known.
+    assert rows[0]["lung_area_mm2"] == ""
+
+
+def test_segmentations(cluster: None, radiographs: tuple[Path, dict[str, NDArray[np.uint8]]]) -> None:
+    predicted, masks = radiographs
+    given = job(predicted, "dicom-seg")
+    count, left_out = deliver(given)
+    assert count == 2
+    assert [one.reason for one in left_out] == ["unsupported: expected a DICOM image, found another format"]
+    seen = set()
+    for name in ("one/IM1", "one/IM2.dcm"):
+        data = (predicted.parent / "dicom-seg" / f"{name}.dcm").read_bytes()
+        source = pydicom.dcmread(predicted.parent / "images" / name)
+        # Read by highdicom, by pydicom, and by this project.
+        segments = highdicom.seg.segread(io.BytesIO(data))
+        assert segments.get_segment_description(1).segment_label == "lung"
+        ((study, series, instance),) = segments.get_source_image_uids()
+        assert (study, series, instance) == (
+            source.StudyInstanceUID,
+            source.SeriesInstanceUID,
+            source.SOPInstanceUID,
+        )
+        plain = pydicom.dcmread(io.BytesIO(data))
+        assert np.array_equal(plain.pixel_array, masks[name])
+        assert (plain.PatientID, plain.PatientName) == (source.PatientID, source.PatientName)
+        measures = plain.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        assert list(measures.PixelSpacing) == [0.2, 0.2]
+        assert np.array_equal(draw_segmentation(data, lambda label: 1), masks[name])
+        seen.add(plain.SeriesInstanceUID)
+    # The segmentations of a study are one series.
+    assert len(seen) == 1
+    # Written again, it is the same object.
+    before = plain.SOPInstanceUID
+    deliver(given)
+    assert pydicom.dcmread(predicted.parent / "dicom-seg/one/IM2.dcm.dcm").SOPInstanceUID == before
+
+
+def test_pictures(cluster: None, radiographs: tuple[Path, dict[str, NDArray[np.uint8]]]) -> None:
+    predicted, masks = radiographs
+    assert deliver(job(predicted, "dicom-picture"))[0] == 2
+    found = pydicom.dcmread(predicted.parent / "dicom-picture/one/IM1.dcm")
+    image = draw(0, seed=0, size=SIZE)[0]
+    shown = found.pixel_array
+    assert shown.shape == (SIZE, SIZE, 3)
+    outline = shown[:, :, 0].astype(int) - shown[:, :, 2] > 60
+    edge = cv2.morphologyEx(masks["one/IM1"], cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    assert outline.any()
+    assert (outline & edge).sum() > 0.95 * outline.sum()
+    elsewhere = cv2.dilate(edge.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
+    assert abs(shown[:, :, 1].astype(int) - image)[elsewhere].max() <= 1
+    assert (found.Modality, list(found.PixelSpacing), found.BurnedInAnnotation) == ("OT", [0.2, 0.2], "NO")
+
+
+def test_measures_of_a_radiograph_are_in_millimetres(
+    cluster: None, radiographs: tuple[Path, dict[str, NDArray[np.uint8]]]
+) -> None:
+    predicted, masks = radiographs
+    assert deliver(job(predicted, "measures")) == (3, [])
+    with (predicted.parent / "measures/measures.csv").open() as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert float(rows["one/IM1"]["lung_area_mm2"]) == pytest.approx(masks["one/IM1"].sum() * 0.04)
+
+
+def test_nobody_is_named_outside_of_the_objects(
+    cluster: None,
+    radiographs: tuple[Path, dict[str, NDArray[np.uint8]]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    predicted, _ = radiographs
+    for form in ("dicom-seg", "coco", "masks", "labelme", "measures"):
+        deliver(job(predicted, form))
+    said = capfd.readouterr()
+    others = [path for path in predicted.parent.rglob("*") if path.is_file() and "images" not in path.parts[-3:-1]]
+    texts = [said.out.encode(), said.err.encode()]
+    texts += [path.read_bytes() for path in others if "dicom-seg" not in path.parts]
+    written = (predicted.parent / form for form in ("coco", "masks", "labelme"))
+    texts += [path.read_bytes() for folder in written for path in folder.rglob("*.png")]
+    for value in (IDENTITY["PatientName"], IDENTITY["PatientID"], IDENTITY["AccessionNumber"]):
+        assert not any(value.encode() in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("image,verdict\n../x.png,wrong\n", "1 of 1 images are not among those"),
+        ("image,verdict\na <b>.png,wrong\na <b>.png,right\n", "no mask was judged wrong"),
+        (None, "there is no such file"),
+        ("a,b\n1,2\n", "expected columns image and verdict"),
+    ],
+)
+def test_verdicts_that_cannot_be_used(predicted: Path, content: str | None, said: str) -> None:
+    verdicts = predicted.parent / "review.csv"
+    if content is not None:
+        verdicts.write_text(content)
+    with pytest.raises(UserError, match=said):
+        deliver(job(predicted, "labelme", verdicts=str(verdicts)))
+
+
+def test_a_table_that_leads_out_of_the_folder(cluster: None, predicted: Path) -> None:
+    table = (predicted / "predictions.csv").read_text()
+    (predicted / "predictions.csv").write_text(table.splitlines()[0] + "\n../x.png,done,,0.3,0.9,0.8,1,0,\n")
+    with pytest.raises(UserError, match=r"nothing can be written as masks:\n1 left out.*\n.*inside the folder"):
+        deliver(job(predicted, "masks"))
+
+
+def test_coco_is_one_document(cluster: None, predicted: Path) -> None:
+    deliver(job(predicted, "coco-rle"))
+    content = json.loads((predicted.parent / "coco-rle/annotations.json").read_text())
+    assert [one["id"] for one in content["images"]] == [1, 2, 3]
+    assert [one["id"] for one in content["annotations"]] == [1, 2, 3]
+    assert content["categories"] == [{"id": 1, "name": "lung"}]
