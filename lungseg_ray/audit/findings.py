@@ -61,6 +61,7 @@ def list_findings(audit: Audit) -> list[Finding]:
         *_masks(audit),
         *_exposure(audit.images),
         *_splits(audit),
+        *_drift(audit),
     ]
     return sorted(found, key=lambda one: WEIGHTS.index(one.weight))
 
@@ -96,6 +97,15 @@ def column_counts(images: Sequence[ImageFacts]) -> dict[str, dict[str, Counter[s
             if name != STUDY_KEY:
                 counts[name][value][one.split or "none"] += 1
     return {name: dict(sorted(values.items())) for name, values in sorted(counts.items()) if 2 <= len(values) <= 12}
+
+
+def _drift(audit: Audit) -> Iterator[Finding]:
+    if audit.drift is None:
+        return
+    for shift in audit.drift.shifts:
+        yield Finding("look", f"{str(shift)[0].upper()}{str(shift)[1:]}")
+    if not audit.drift.shifts:
+        yield Finding("know", f"The images are like the {counted(audit.drift.images, 'training image')} compared with.")
 
 
 def _patients(audit: Audit) -> Iterator[Finding]:

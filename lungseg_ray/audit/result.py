@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from lungseg_ray.audit.drift import Drift
 from lungseg_ray.audit.duplicates import DuplicatePair
 from lungseg_ray.audit.facts import ImageFacts
 from lungseg_ray.audit.outliers import Outlier
@@ -40,6 +41,7 @@ class Audit:
         unsplit_reason: The reason why the other patients could not be assigned to splits; empty if they were assigned.
         duplicates: The pairs of images that have the same bytes or look the same.
         outliers: The images that differ from the rest, the farthest first.
+        drift: How they differ from the images of other shards; None if there are none to compare with.
     """
 
     corpus: CorpusSettings
@@ -53,6 +55,7 @@ class Audit:
     unsplit_reason: str
     duplicates: Sequence[DuplicatePair[ImageFacts]]
     outliers: Sequence[Outlier]
+    drift: Drift | None = None
 
     @cached_property
     def labelled(self) -> list[ImageFacts]:

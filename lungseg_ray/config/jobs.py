@@ -23,6 +23,11 @@ class ShardJob(Settings):
     dry_run: CliImplicitFlag[bool] = Field(
         False, description="Print what the corpus holds, and draw three pairs to shards.root; build no shards."
     )
+    against: Place | None = Field(
+        None,
+        description="With audit: folder or s3:// prefix of the shards that a model was trained on. The page says how "
+        "the images of the corpus differ from them.",
+    )
     find: str | None = Field(
         None, description="Print the path of the file that has this key in set_aside.csv (DICOM), and do nothing else."
     )

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from lungseg_ray.audit import outliers
+from lungseg_ray.audit.drift import Drift, Figures, figures, figures_of_sample, find_shifts
 from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import ImageFacts, image_facts, read_for_audit
 from lungseg_ray.audit.findings import list_findings
@@ -18,19 +20,26 @@ from lungseg_ray.audit.result import TABLE, Audit, write_table
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.cluster.session import cluster
-from lungseg_ray.config import CorpusSettings, Settings, SplitSettings
+from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings
 from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.record import SPLITS, Record, SetAside, Split
 from lungseg_ray.corpus.split import assign_splits, prescribed
 from lungseg_ray.errors import BadFileError, UserError
+from lungseg_ray.evaluation.images import ShardImages
+from lungseg_ray.imaging import fit_to, overlay
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks
+from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import Location
 from lungseg_ray.text import counted
 
 _NO_SPLIT = "no split"
 _CHUNK = 8
 """The number of images that one data task reads."""
+_COMPARED = 2000
+"""The largest number of training images that a corpus is compared with, at equal distances in the shards."""
+_EXAMPLES, _EXAMPLE_SIDE = 3, 256
+"""The number of training images that are shown, and their longer side, pixels."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,35 @@ class _ReadFacts:
         return prepared
 
 
-def main(job: Settings, console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class TrainingFigures:
+    """The figures of a training image."""
+
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class _ReadFigures:
+    """Computes the figures of training images, as `cluster.chunks.Work`."""
+
+    images: ShardImages
+    class_names: Sequence[str]
+
+    def prepare(self, chunk: int) -> tuple[list[TrainingFigures], None]:
+        """Reads and measures the images of a chunk, which needs no network."""
+        numbers = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.images)))
+        samples = (self.images.read(number).sample for number in numbers)
+        return [TrainingFigures(figures_of_sample(sample, self.class_names)) for sample in samples], None
+
+    def compute(self, given: None, _: str) -> None:
+        """Does nothing."""
+
+    def finish(self, prepared: list[TrainingFigures], _: None) -> list[TrainingFigures]:
+        """Returns what it gets."""
+        return prepared
+
+
+def main(job: ShardJob, console: Console) -> None:
     """Audits the corpus, and prints a summary.
 
     Args:
@@ -72,16 +109,17 @@ def main(job: Settings, console: Console) -> None:
         OSError: As `audit`.
     """
     with cluster(processes=1):
-        console.print(audit_summary(*audit(job)), soft_wrap=False)
+        console.print(audit_summary(*audit(job, against=job.against)), soft_wrap=False)
 
 
-def audit(settings: Settings) -> tuple[Audit, Location]:
+def audit(settings: Settings, *, against: Location | None = None) -> tuple[Audit, Location]:
     """Reads every image of a corpus, and writes a page and a table with the findings. Needs a running Ray cluster.
 
     The page `audit.html` and the table `audit.csv` are written to the folder of the shards.
 
     Args:
         settings: The settings of the job, of which those of the corpus and the shards are used.
+        against: The folder of other shards, with whose training images the corpus is compared.
 
     Returns:
         The result of the audit, and the location of the page.
@@ -112,6 +150,7 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
     if not images:
         raise UserError(f"None of {len(records)} images can be read; the first: {bad[0].uri}: {bad[0].detail}.")
     images.sort(key=lambda one: one.image_id)
+    drift = _drift(against, images) if against else None
     found = Audit(
         corpus=settings.corpus,
         longer_side=settings.shards.longer_side,
@@ -125,10 +164,30 @@ def audit(settings: Settings) -> tuple[Audit, Location]:
         # Of two images with the same bytes, the shards keep the one that comes first in this order.
         duplicates=find_duplicates(sorted(images, key=lambda one: ((*SPLITS, None).index(one.split), one.image_id))),
         outliers=outliers.find_outliers(images, settings.corpus.class_names),
+        drift=drift,
     )
     root.make_dir()
     write_table(found, root / TABLE)
     return found, write_audit_page(found, root)
+
+
+def _drift(shards: Location, images: Sequence[ImageFacts]) -> Drift:
+    """Compares images with some of the training images of shards."""
+    index = read_index(shards)
+    rows = ShardImages.of(shards, index.of("train"))
+    if not len(rows):
+        raise UserError(f"{shards}: there are no training images to compare with (--against).")
+    numbers = np.linspace(0, len(rows) - 1, min(_COMPARED, len(rows))).round().astype(int)
+    chosen = ShardImages(shards, [rows.rows[number] for number in numbers])
+    work = _ReadFigures(chosen, index.corpus.class_names)
+    done = map_chunks(work, -(-len(chosen) // _CHUNK), TrainingFigures, device="cpu")
+    before = [one.figures for one in ticks(done, total=len(chosen), description="Reading training images")]
+    examples = []
+    for number in np.linspace(0, len(chosen) - 1, _EXAMPLES).round().astype(int):
+        sample = chosen.read(number).sample
+        nothing = np.zeros_like(sample.mask)
+        examples.append(fit_to(overlay(sample.image, nothing, sample.mask), _EXAMPLE_SIDE))
+    return Drift(str(shards), len(before), find_shifts(before, [figures(one) for one in images]), examples)
 
 
 def assign_possible_splits(

@@ -47,6 +47,7 @@ _ROWS = 500
 _POINTS = 2000
 """The largest number of points of a chart."""
 _NO_SPLIT = "no split"
+_THERE, _HERE = "training images", "this corpus"
 
 Figure = Callable[[ImageFacts], float | None]
 
@@ -55,6 +56,7 @@ def audit_page(audit: Audit) -> Page:
     """Builds the page of an audit, for which it reads the few images that are shown as pictures again."""
     chapters = [
         _headline(audit),
+        *_drift(audit),
         _files(audit),
         *_groups(audit),
         _exposure(audit),
@@ -95,6 +97,33 @@ def _headline(audit: Audit) -> Chapter:
         "Result",
         "What there is, and what is worth a look before one trains on it: mend what spoils figures or leaves images "
         f"out, look at what may be a mistake, know the rest; {TABLE} beside this page has a row for each image.",
+        parts,
+    )
+
+
+def _drift(audit: Audit) -> Iterator[Chapter]:
+    drift = audit.drift
+    if drift is None:
+        return
+    parts: list[Part] = []
+    styles = charts.styles([_THERE, _HERE])
+    made = [
+        Chart(
+            shift.figure, charts.histogram({styles[_THERE]: shift.before, styles[_HERE]: shift.now}, shift.figure, "")
+        )
+        for shift in drift.shifts
+    ]
+    if made:
+        parts.append(Charts(made, [style.key for style in styles.values()]))
+    there = [Image(embedded(png(one)), _THERE) for one in drift.examples]
+    labelled = audit.labelled or list(audit.images)
+    step = max(len(labelled) // _ACROSS, 1)
+    here = [_picture(audit, one, f"{_HERE}: {one.image_id}") for one in labelled[::step][:_ACROSS]]
+    parts.append(ImageGrid([""] * _ACROSS, [row for row in (there, here) if row], _LONGER_SIDE, _outlines(audit)))
+    yield Chapter(
+        "Compared with training images",
+        f"How these images differ from {counted(drift.images, 'training image')} in {drift.shards}. A model may be "
+        "worse on images that are unlike those of its training; its expected Dice says of which.",
         parts,
     )
 
