@@ -7,6 +7,9 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 AUDIT := .venv-audit
 BENCH := .venv-bench
+# Tests that start no Ray share the cores; the others have the machine for themselves.
+WITHOUT_RAY := -n auto --maxprocesses 4 -m 'not cluster and not own_cluster and not faults and not machines'
+WITH_RAY := -m '(cluster or own_cluster) and not faults and not machines'
 
 .PHONY: help setup train test coverage test-lowest test-newest faults cluster-test fuzz audit-deps check format bench bench-smoke clean
 
@@ -25,14 +28,16 @@ train: $(READY) ## run the main job: draw chest phantoms, shard, train, evaluate
 	$(BIN)/python jobs/train.py
 
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WITHOUT_RAY)
+	$(BIN)/python -m pytest $(WITH_RAY)
 
 coverage: $(READY) ## run all tests, which takes a quarter longer, and print their coverage
-	$(BIN)/python -m pytest --cov=lungseg_ray --cov-report=term:skip-covered
+	$(BIN)/python -m pytest $(WITHOUT_RAY) --cov=lungseg_ray --cov-report=
+	$(BIN)/python -m pytest $(WITH_RAY) --cov=lungseg_ray --cov-append --cov-report=term:skip-covered
 
 # The page of docs/input.md contains byte counts of files that the imaging libraries write, so it fits one set of them.
 test-lowest: $(LOWEST)/.ready ## run the tests without Ray, on the lowest versions of the dependencies that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -m 'not faults and not machines and not cluster and not own_cluster' \
+	$(LOWEST)/bin/python -m pytest $(WITHOUT_RAY) \
 		--ignore tests/models/test_menu.py \
 		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
 
@@ -50,8 +55,9 @@ test-newest: ## run all tests on the newest versions of Ray and of the other dep
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		"$$(grep '^torch==' constraints.txt)" "$$(grep '^torchvision==' constraints.txt)" -e '.[dev]'
 	$(NEWEST)/bin/python -c "import ray; print('Ray', ray.__version__)"
-	$(NEWEST)/bin/python -m pytest \
+	$(NEWEST)/bin/python -m pytest $(WITHOUT_RAY) \
 		--deselect tests/corpus/test_input_page.py::test_the_page_shows_what_comes_out
+	$(NEWEST)/bin/python -m pytest $(WITH_RAY)
 
 faults: $(READY) ## kill, stop and starve real processes; an hour and a quarter, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults

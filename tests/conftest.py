@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def cluster() -> Iterator[None]:
         patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({STAND_IN: 1}))
         with session.cluster(processes=2):
             yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets PyTorch compute in one thread, and the processes of tests be interrupted."""
+    import torch
+
+    # Small networks gain nothing by more threads, and those wait for other processes.
+    torch.set_num_threads(1)
+    # A shell's background and nohup ignore these signals, and so would the processes that tests send them to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

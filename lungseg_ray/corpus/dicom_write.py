@@ -83,7 +83,6 @@ def write_segmentation(source: bytes, labels: Pixels, class_names: Sequence[str]
         for number, name in enumerate(class_names, start=1)
     ]
     layers = np.stack([labels == number for number in range(1, len(class_names) + 1)], axis=-1)[None]
-    spacing = spacing_of(image)
     with guarded():
         made = highdicom.seg.Segmentation(
             source_images=[image],
@@ -98,9 +97,6 @@ def write_segmentation(source: bytes, labels: Pixels, class_names: Sequence[str]
             manufacturer_model_name=_NAME,
             software_versions=__version__,
             device_serial_number=model[:12] or "1",
-            pixel_measures=highdicom.PixelMeasuresSequence(pixel_spacing=spacing, slice_thickness=None)
-            if spacing
-            else None,
             omit_empty_frames=False,
             series_description=f"{_NAME}: masks",
         )

@@ -85,7 +85,7 @@ def test_dicom(served: tuple[str, Predictor]) -> None:
     ("data", "status", "said"),
     [
         (b"no image", 422, b"unreadable"),
-        (b"", 422, b"unreadable"),
+        (b"", 422, b"empty_file"),
         (b"x" * (service.MOST_BYTES + 1), 413, b"expected at most 67108864 bytes"),
     ],
     ids=["text", "nothing", "too large"],

@@ -24,7 +24,13 @@ from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
 from tests.inference.helpers import make_sidecar, save_small_model
 
-SIDES = {"class_names": ["right", "left"], "mirrored": [(1, 2)], "flips": "all", "normalise": True, "clean_up": True}
+SIDES = {
+    "class_names": ["right", "left"],
+    "mirrored": [(1, 2)],
+    "flips": "horizontal",
+    "normalise": True,
+    "clean_up": True,
+}
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_everything_in_a_bucket_and_no_credential_anywhere(
         *("--runs.root", f"{bucket}/runs", "--runs.name", "one", "--feed.size", "32", "--feed.batch", "4"),
         *("--model.architecture", "Linknet", "--model.encoder", "timm-regnety_002", "--train.precision", "fp32"),
         *("--train.epochs", "2", "--checkpoint.every_steps", "3"),
-        *("--evaluate.resamples", "20", "--evaluate.robustness", "0"),
+        *("--evaluate.resamples", "20", "--evaluate.robustness", "0", "--evaluate.confidence", "false"),
     )
     outputs = []
     with Job("train.py", *train, environment=object_store.environment) as job:

@@ -143,7 +143,7 @@ def test_a_process_with_a_device_that_ends_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_process_with_a_device_that_always_ends(tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match=r"networks ended 3 times in succession.*smaller batch"):
-        list(map_chunks(Ending(tmp_path, times=100), 4, Prediction, resource=STAND_IN))
+        list(map_chunks(Ending(tmp_path, times=100), 1, Prediction, resource=STAND_IN))
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_what_has_vanished_is_left_out(cluster: None, predicted: Path) -> None:
     count, left_out = deliver(job(predicted, "measures"))
     assert count == 3
     assert [(one.image, one.reason) for one in left_out] == [
-        ("d <b>.png", "missing: the image or its mask is no longer there")
+        ("d <b>.png", "unreadable: the file cannot be opened: there is no such file")
     ]
     with (predicted.parent / "measures/measures.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -124,8 +124,8 @@ def test_segmentations(cluster: None, radiographs: tuple[Path, dict[str, NDArray
         plain = pydicom.dcmread(io.BytesIO(data))
         assert np.array_equal(plain.pixel_array, masks[name])
         assert (plain.PatientID, plain.PatientName) == (source.PatientID, source.PatientName)
-        measures = plain.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        assert list(measures.PixelSpacing) == [0.2, 0.2]
+        derived = plain.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
+        assert derived.SourceImageSequence[0].SpatialLocationsPreserved == "YES"
         assert np.array_equal(draw_segmentation(data, lambda label: 1), masks[name])
         seen.add(plain.SeriesInstanceUID)
     # The segmentations of a study are one series.
