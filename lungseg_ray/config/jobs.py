@@ -28,6 +28,11 @@ class ShardJob(Settings):
         description="With audit: folder or s3:// prefix of the shards that a model was trained on. The page says how "
         "the images of the corpus differ from them.",
     )
+    run: Place | None = Field(
+        None,
+        description="With audit: folder or s3:// prefix of a sweep over feed.leave_out, or of a run. Instead of the "
+        "corpus, the masks of its shards are checked: those that differ most from the predictions come first.",
+    )
     find: str | None = Field(
         None, description="Print the path of the file that has this key in set_aside.csv (DICOM), and do nothing else."
     )

@@ -5,9 +5,11 @@ The docstrings of the sections and the descriptions of the settings are the text
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -57,6 +59,14 @@ class ShardSettings(Section):
     )
 
 
+def _part(text: str) -> str:
+    """Checks the name of a part of the patients, which may be empty."""
+    found = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text)
+    if text and not (found and int(found[1]) < int(found[2]) and int(found[2]) >= 2):
+        raise ValueError(f"expected a part such as 0/4, the first of four, found {text}")
+    return text
+
+
 class FeedSettings(Section):
     """The feed, which turns shards into batches."""
 
@@ -78,6 +88,11 @@ class FeedSettings(Section):
     )
     batch: PositiveInt = Field(8, description="Images per optimiser step, over all workers.")
     window: PositiveInt = Field(64, description="Number of shards whose rows are shuffled together.")
+    leave_out: Annotated[str, AfterValidator(_part)] = Field(
+        "",
+        description="Part of the patients whose training images are left out, such as 0/4 for the first of four. A "
+        "sweep over all parts trains models by which jobs/shard.py --audit --run finds wrong masks.",
+    )
     tasks: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0, description="Largest number of data tasks at a time for each worker. 0: as many as fit."
     )

@@ -30,6 +30,7 @@ from lungseg_ray.feed.plan import DAMAGE, ChunkTask, Plan, Rows
 from lungseg_ray.feed.read_ahead import ReadAhead
 from lungseg_ray.names import Fit
 from lungseg_ray.shards.index import Shard, ShardIndex, read_index
+from lungseg_ray.shards.parts import split_off
 from lungseg_ray.storage import Location
 
 CHUNK_IMAGES = 128
@@ -112,6 +113,8 @@ class Source:
                 another corpus that is mixed in does not fit.
             OSError: If the index of such a corpus cannot be read.
         """
+        if settings.feed.leave_out:
+            index, _ = split_off(settings.shards.root, index, settings.feed.leave_out)
         return cls(
             root=settings.shards.root,
             index=index,

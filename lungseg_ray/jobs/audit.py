@@ -27,6 +27,7 @@ from lungseg_ray.corpus.split import assign_splits, prescribed
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.imaging import fit_to, overlay
+from lungseg_ray.jobs import mask_audit
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks
 from lungseg_ray.shards.index import read_index
@@ -108,6 +109,9 @@ def main(job: ShardJob, console: Console) -> None:
         UserError: As `audit`, or if no Ray cluster answers.
         OSError: As `audit`.
     """
+    if job.run:
+        mask_audit.main(job.run, console)
+        return
     with cluster(processes=1):
         console.print(audit_summary(*audit(job, against=job.against)), soft_wrap=False)
 

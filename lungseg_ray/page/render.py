@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -10,14 +11,19 @@ from bokeh.resources import Resources
 
 from lungseg_ray.audit.result import PAGE, Audit
 from lungseg_ray.errors import UserError
+from lungseg_ray.evaluation.mask_scores import ComparedMask
+from lungseg_ray.imaging import Pixels
 from lungseg_ray.page.audit_page import audit_page
 from lungseg_ray.page.elements import NONE, Page
+from lungseg_ray.page.mask_page import mask_page
 from lungseg_ray.page.run_page import run_page
 from lungseg_ray.page.sweep_page import sweep_page
 from lungseg_ray.page.templates import template, write_html
 from lungseg_ray.run.folder import Run
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep.ledger import REPORT, Sweep
+
+MASKS_PAGE = "masks.html"
 
 
 def write_sweep_page(place: Location, *, shards: Location | None = None, out: Location | None = None) -> Location:
@@ -67,6 +73,23 @@ def write_audit_page(audit: Audit, out: Location) -> Location:
         The HTML file.
     """
     return _write(audit_page(audit), out / PAGE)
+
+
+def write_mask_page(
+    masks: Sequence[ComparedMask], pictures: Sequence[tuple[Pixels, Pixels, Pixels]], out: Location, *, title: str
+) -> Location:
+    """Writes the page of masks beside predictions.
+
+    Args:
+        masks: The masks, the most suspicious first, at least one.
+        pictures: For the first of them the image (H, W, C), its mask and the predicted labels, both (H, W), all uint8.
+        out: The folder for the page.
+        title: The title of the page.
+
+    Returns:
+        The HTML file.
+    """
+    return _write(mask_page(masks, pictures, title=title), out / MASKS_PAGE)
 
 
 def _write(page: Page, target: Location) -> Location:
