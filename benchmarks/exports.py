@@ -1,7 +1,7 @@
 """Compares exported files with the predictor, for all architectures, and writes docs/exports.md.
 
 Weights are random, so that many probabilities are near 0.5, where a small difference would change a mask. Speed is that
-of the cores of this machine, of PyTorch and of ONNX Runtime in turn, the median of three.
+of all cores of this machine, the median of three.
 
 Run it from the folder of the repository, with the extra `export` installed: python -m benchmarks.exports
 """
@@ -65,8 +65,9 @@ training images, and the job prints the mean Dice of the validation images with 
 ## Every architecture
 
 Written by `python -m benchmarks.exports`; {machine}, PyTorch {torch}, ONNX Runtime {onnxruntime}. Encoder RegNetY-004,
-for U2Net `rsu_small`; random weights; {size} x {size} px, {images} images at once. The difference is the largest one of
-logits from those of `Predictor`, over the three formats; masks are equal or not in all of them.
+for U2Net `rsu_small`; random weights; {size} x {size} px, {images} images at once. The difference is the largest one
+from the logits of `Predictor`, over the three formats, where probabilities are between 0.001 and 0.999; masks are equal
+or not in all of them.
 
 {table}
 """

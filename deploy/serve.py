@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,11 @@ from lungseg_ray.confidence.signals import examine
 from lungseg_ray.confidence.stored import confidence_of
 from lungseg_ray.corpus.decode import Decoded
 from lungseg_ray.corpus.read import decode_alone
-from lungseg_ray.errors import BadFileError
+from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import png
 from lungseg_ray.inference.predictor import Model
-from lungseg_ray.run.folder import Run
+from lungseg_ray.run.exported import read_sidecar
+from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import locate
 
 MODEL = "LUNGSEG_MODEL"
@@ -62,6 +64,8 @@ class Masks:
         model = Model((Run(locate(run)),))
         self._predictor = model.load(device=device)
         self._confidence = confidence_of(model)
+        # Python's filters of warnings, which keep those of damaged files from the log, are those of all threads.
+        self._decoding = threading.Lock()
 
     async def __call__(self, request: Request) -> Response:
         """Answers a request with a mask."""
@@ -82,7 +86,8 @@ class Masks:
 
     def _decode(self, data: bytes) -> Decoded:
         side = self._predictor.sidecar
-        return decode_alone(data, "image", channels=side.channels, longer_side=side.longer_side, white=side.white)
+        with self._decoding:
+            return decode_alone(data, "image", channels=side.channels, longer_side=side.longer_side, white=side.white)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_SECONDS)
     async def predict(self, images: list[Decoded]) -> list[Masked]:
@@ -98,14 +103,15 @@ class Masks:
 
     def _masks(self, images: list[Decoded]) -> list[Masked]:
         predictor = self._predictor
-        (inputs,) = predictor.inputs([image.pixels for image in images])
-        examined = examine(predictor, inputs, batch=BATCH)
+        inputs = predictor.inputs([image.pixels for image in images])
+        examined = examine(predictor, inputs[0], batch=BATCH) if self._confidence else None
+        maps = [examined.maps] if examined else predictor.maps(inputs, batch=BATCH)
         sizes = [(image.height, image.width) for image in images]
         found = []
-        for number, probability in enumerate(predictor.combine([examined.maps], sizes)):
+        for number, probability in enumerate(predictor.combine(maps, sizes)):
             labels = predictor.labels(probability)
             headers = {}
-            if self._confidence:
+            if self._confidence and examined:
                 estimate = self._confidence.estimate(examined, number, predictor)
                 columns = {**estimate.columns(), "doubt": estimate.reason}
                 headers = {f"X-{name.replace('_', '-').title()}": str(value) for name, value in columns.items()}
@@ -117,12 +123,18 @@ def build() -> serve.Application:
     """Returns the application, for `serve run`.
 
     Raises:
-        SystemExit: If no model is named.
+        SystemExit: If no model is named, or if there is none.
     """
     run = os.environ.get(MODEL)
     if not run:
         raise SystemExit(f"{MODEL} is not set: give the folder or s3:// prefix of a finished run.")
-    return Masks.bind(run)  # type: ignore[no-any-return,attr-defined]
+    place = locate(run)
+    try:
+        read_sidecar(place / BEST)
+    except UserError as error:
+        raise SystemExit(f"{MODEL}: {error}") from None
+    # Whole, since a replica has another working directory.
+    return Masks.bind(place.uri)  # type: ignore[no-any-return,attr-defined]
 
 
 def __getattr__(name: str) -> serve.Application:

@@ -76,12 +76,14 @@ class Drift:
     Attributes:
         shards: The folder of the shards, for the reader.
         images: The number of training images that were compared.
+        figures: The number of figures that were compared; 0 if one of the sets has too few images.
         shifts: The figures that differ, the largest difference first.
         examples: Some of the training images with the outlines of their masks, (H, W, 3) uint8 RGB.
     """
 
     shards: str
     images: int
+    figures: int
     shifts: Sequence[Shift]
     examples: Sequence[Pixels]
 
@@ -109,6 +111,17 @@ def figures_of_sample(sample: Sample, class_names: Sequence[str]) -> Figures:
     return exposure | sizes | _of_masks(labels)
 
 
+def compared_figures(before: Sequence[Figures], now: Sequence[Figures]) -> list[str]:
+    """Returns the names of the figures that enough images of two sets have.
+
+    Args:
+        before: The figures of the training images.
+        now: The figures of the images of the corpus.
+    """
+    names = dict.fromkeys(name for one in now for name in one)
+    return [name for name in names if all(sum(name in one for one in some) >= _FEWEST for some in (before, now))]
+
+
 def find_shifts(before: Sequence[Figures], now: Sequence[Figures]) -> list[Shift]:
     """Finds the figures that differ between two sets of images.
 
@@ -120,10 +133,8 @@ def find_shifts(before: Sequence[Figures], now: Sequence[Figures]) -> list[Shift
         Those that have shifted, the largest difference first.
     """
     found = []
-    for name in dict.fromkeys(name for one in now for name in one):
+    for name in compared_figures(before, now):
         pair = [np.array([one[name] for one in images if name in one]) for images in (before, now)]
-        if min(map(len, pair)) < _FEWEST:
-            continue
         spread = float(np.sqrt(np.mean([values.var() for values in pair])))
         difference = float(pair[1].mean() - pair[0].mean())
         # A figure that is always the same has no spread, and any other value is far from it.

@@ -104,7 +104,9 @@ def _drift(audit: Audit) -> Iterator[Finding]:
         return
     for shift in audit.drift.shifts:
         yield Finding("look", f"{str(shift)[0].upper()}{str(shift)[1:]}")
-    if not audit.drift.shifts:
+    if not audit.drift.figures:
+        yield Finding("know", "There are too few images to compare with those of training.")
+    elif not audit.drift.shifts:
         yield Finding("know", f"The images are like the {counted(audit.drift.images, 'training image')} compared with.")
 
 

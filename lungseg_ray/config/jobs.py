@@ -37,6 +37,12 @@ class ShardJob(Settings):
         None, description="Print the path of the file that has this key in set_aside.csv (DICOM), and do nothing else."
     )
 
+    @model_validator(mode="after")
+    def _audit_is_asked_for(self) -> ShardJob:
+        if self.run and self.against:
+            raise ValueError("--run audits the masks of shards, --against a corpus: give one of them")
+        return self
+
 
 class ModelJob(Section):
     """The model that a job uses: that of a run, or the best ones of a sweep."""
@@ -137,6 +143,12 @@ class DeliverJob(Section):
     )
     verdict: Literal["right", "wrong", "unsure"] = Field("wrong", description="With verdicts: which masks are written.")
 
+    @model_validator(mode="after")
+    def _verdicts_are_given(self) -> DeliverJob:
+        if "verdict" in self.model_fields_set and not self.verdicts:
+            raise ValueError("--verdict needs --verdicts FILE, the file review.csv that a review page saved")
+        return self
+
 
 class ExportJob(Section):
     """Write a trained model as a file that other programs open."""
@@ -156,7 +168,7 @@ class ExportJob(Section):
     int8: CliImplicitFlag[bool] = Field(
         False,
         description="With onnx, also write model-int8.onnx, which computes convolutions with 8-bit integers, and print "
-        "what that costs on validation images.",
+        "what that costs on validation images. Needs the run itself and its shards.",
     )
     shards: Place | None = Field(
         None,
@@ -167,6 +179,8 @@ class ExportJob(Section):
     def _int8_is_onnx(self) -> ExportJob:
         if self.int8 and self.format != "onnx":
             raise ValueError(f"--int8 is for --format onnx, found {self.format}; leave one of them out")
+        if self.shards and not self.int8:
+            raise ValueError("--shards is for --int8, which reads images; leave it out, or add --int8")
         return self
 
 

@@ -166,7 +166,7 @@ def decode_dicom(data: bytes, *, use: Purpose = "image") -> Picture:
         plugin = PLUGINS[syntax] if compressed else ""
         pixels = pixel_array(found, decoding_plugin=plugin, correct_unused_bits=False)
         pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-        bits, spacing = int(found.BitsStored), spacing_of(found)
+        bits, spacing = int(found.BitsStored), _spacing(found)
         if pixels.ndim == 2:
             pixels = _stored_bits(pixels, found)
         if use == "mask" or pixels.ndim == 3:
@@ -243,7 +243,7 @@ def _check_frame(frame: bytes, found: Dataset) -> None:
         )
 
 
-def spacing_of(found: Dataset) -> Spacing:
+def _spacing(found: Dataset) -> Spacing:
     """Returns the pixel spacing at the patient if it was calibrated, else at the detector, else of the scanned film."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value = found.get(name)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lungseg_ray.audit import outliers
-from lungseg_ray.audit.drift import Drift, Figures, figures, figures_of_sample, find_shifts
+from lungseg_ray.audit.drift import Drift, Figures, compared_figures, figures, figures_of_sample, find_shifts
 from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import ImageFacts, image_facts, read_for_audit
 from lungseg_ray.audit.findings import list_findings
@@ -30,7 +30,7 @@ from lungseg_ray.imaging import fit_to, overlay
 from lungseg_ray.jobs import mask_audit
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks
-from lungseg_ray.shards.index import read_index
+from lungseg_ray.shards.index import ShardIndex, read_index
 from lungseg_ray.storage import Location
 from lungseg_ray.text import counted
 
@@ -123,7 +123,8 @@ def audit(settings: Settings, *, against: Location | None = None) -> tuple[Audit
 
     Args:
         settings: The settings of the job, of which those of the corpus and the shards are used.
-        against: The folder of other shards, with whose training images the corpus is compared.
+        against: The folder of other shards, with whose training images the corpus is compared; its images are then
+            decoded as those were.
 
     Returns:
         The result of the audit, and the location of the page.
@@ -135,6 +136,8 @@ def audit(settings: Settings, *, against: Location | None = None) -> tuple[Audit
     """
     root = settings.shards.root
     check_lasting(root)
+    if against:
+        settings = _as_trained(settings, read_index(against))
     listing = list_corpus(settings.corpus, settings.outputs)
     settings = settings.model_copy(update={"corpus": listing.corpus})
     records, split_conflicts, unsplit_reason = assign_possible_splits(listing.records, settings.corpus.split)
@@ -175,6 +178,13 @@ def audit(settings: Settings, *, against: Location | None = None) -> tuple[Audit
     return found, write_audit_page(found, root)
 
 
+def _as_trained(settings: Settings, index: ShardIndex) -> Settings:
+    """Returns settings by which images are decoded as those of some shards, and as a model of them predicts."""
+    corpus = settings.corpus.model_copy(update={"white": index.corpus.white, "channels": index.corpus.channels})
+    shards = settings.shards.model_copy(update={"longer_side": index.longer_side})
+    return settings.model_copy(update={"corpus": corpus, "shards": shards})
+
+
 def _drift(shards: Location, images: Sequence[ImageFacts]) -> Drift:
     """Compares images with some of the training images of shards."""
     index = read_index(shards)
@@ -191,7 +201,8 @@ def _drift(shards: Location, images: Sequence[ImageFacts]) -> Drift:
         sample = chosen.read(number).sample
         nothing = np.zeros_like(sample.mask)
         examples.append(fit_to(overlay(sample.image, nothing, sample.mask), _EXAMPLE_SIDE))
-    return Drift(str(shards), len(before), find_shifts(before, [figures(one) for one in images]), examples)
+    now = [figures(one) for one in images]
+    return Drift(str(shards), len(before), len(compared_figures(before, now)), find_shifts(before, now), examples)
 
 
 def assign_possible_splits(

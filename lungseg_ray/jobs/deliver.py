@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import shutil
 import tempfile
 from collections import Counter
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 
 from lungseg_ray.cluster.capacity import wait_for_cpu
@@ -22,7 +25,8 @@ from lungseg_ray.corpus.annotations.write import Annotated, coco_shapes, labelme
 from lungseg_ray.corpus.dicom_write import write_picture, write_segmentation
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import Pixels, overlay, png
-from lungseg_ray.jobs.predicted import Predicted, class_names_of, read_verdicts
+from lungseg_ray.jobs.predict import TABLE as PREDICTIONS
+from lungseg_ray.jobs.predicted import Predicted, read_verdicts
 from lungseg_ray.numerics.measures import measure
 from lungseg_ray.progress import ticks
 from lungseg_ray.text import escaped
@@ -56,7 +60,7 @@ class Delivered:
     height: int = 0
     width: int = 0
     shapes: list[dict[str, Any]] = field(default_factory=list)
-    measures: dict[str, float | None] = field(default_factory=dict)
+    measures: dict[str, int | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,12 @@ class _Deliver:
 
     job: DeliverJob
     source: Predicted
-    names: list[str]
+    names: pa.LargeStringArray
     class_names: list[str]
 
     def prepare(self, chunk: int) -> tuple[list[str], None]:
         """Returns the names of the images of a chunk."""
-        return self.names[chunk * _CHUNK : (chunk + 1) * _CHUNK], None
+        return self.names.slice(chunk * _CHUNK, _CHUNK).to_pylist(), None
 
     def compute(self, given: None, device: str) -> None:
         """Does nothing."""
@@ -123,7 +127,9 @@ class _Deliver:
         return {}
 
 
-def _measured(labels: Pixels, class_names: list[str], spacing: tuple[float, float] | None) -> dict[str, float | None]:
+def _measured(
+    labels: Pixels, class_names: list[str], spacing: tuple[float, float] | None
+) -> dict[str, int | float | None]:
     known = {"spacing_row_mm": spacing[0], "spacing_column_mm": spacing[1]} if spacing else {}
     return {**known, **measure(labels, class_names, spacing)}
 
@@ -162,14 +168,14 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
     """
     check_lasting(job.out)
     source = Predicted.of(job.predictions)
-    rows = source.rows()
-    names = [row["image"] for row in rows]
+    names, class_names = source.names()
+    verdicts = job.verdicts.read_bytes() if job.verdicts and job.verdicts.is_file() else b""
     if job.verdicts:
         names = _judged(job, names)
-    _claim(job, source)
+    claim = _claim(job, source, verdicts)
     check_shared(job.out)
     wait_for_cpu()
-    work = _Deliver(job, source, names, class_names_of(rows))
+    work = _Deliver(job, source, pa.array(names, pa.large_string()), class_names)
     done = map_chunks(work, -(-len(names) // _CHUNK), Delivered, device="cpu")
     left_out: list[Delivered] = []
 
@@ -180,23 +186,51 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
             else:
                 yield one
 
-    count = _tables(job, written(), work.class_names)
+    count = _tables(job, written(), class_names)
+    (job.out / TABLE).delete()
+    if not count:
+        # The folder is free again for another form.
+        for name in (CLAIM, MEASURES, ANNOTATIONS):
+            (job.out / name).delete()
+        raise UserError(f"{job.predictions}: nothing can be written as {job.form}:\n{_described(left_out)}")
     if left_out:
         (job.out / TABLE).write_csv(
             ({"image": one.image, "reason": one.reason} for one in left_out), ["image", "reason"]
         )
-    if not count:
-        raise UserError(f"{job.predictions}: nothing can be written as {job.form}:\n{_described(left_out)}")
+    (job.out / CLAIM).write_text(json.dumps({**claim, "finished": True}) + "\n")
     return count, left_out
 
 
-def _claim(job: DeliverJob, source: Predicted) -> None:
-    """Writes into the folder what it is for, or refuses if it has other files; the same command goes on in it."""
+def _claim(job: DeliverJob, source: Predicted, verdicts: bytes) -> dict[str, object]:
+    """Writes into the folder what it is for.
+
+    The same command goes on in a folder that an interrupted one has left. A finished folder is left alone, since people
+    may have corrected what is in it.
+
+    Raises:
+        UserError: If the folder is finished, or has other files.
+        OSError: If a file cannot be read or written.
+    """
     place = job.out / CLAIM
-    mine = job.model_dump_json(include={"predictions", "form", "verdicts", "verdict"}) + source.model
-    if job.out.exists() and job.out.list() and not (place.exists() and place.read_text() == mine):
-        raise UserError(f"{job.out}: there are files in this folder already. Choose another --out.")
-    place.write_text(mine)
+    table = (job.predictions / PREDICTIONS).read_bytes()
+    mine: dict[str, object] = {
+        "form": job.form,
+        "verdict": job.verdict if job.verdicts else "",
+        "predictions_sha256": hashlib.sha256(table + source.claim).hexdigest(),
+        "verdicts_sha256": hashlib.sha256(verdicts).hexdigest(),
+        "finished": False,
+    }
+    if job.out.exists() and job.out.list():
+        try:
+            theirs = json.loads(place.read_text())
+        except (FileNotFoundError, ValueError):
+            theirs = None
+        if theirs == {**mine, "finished": True}:
+            raise UserError(f"{job.out}: these masks have been written here before. Choose another --out.")
+        if theirs != mine:
+            raise UserError(f"{job.out}: there are files in this folder already. Choose another --out.")
+    place.write_text(json.dumps(mine) + "\n")
+    return mine
 
 
 def _judged(job: DeliverJob, names: list[str]) -> list[str]:
@@ -238,7 +272,7 @@ def _tables(job: DeliverJob, written: Iterator[Delivered], class_names: list[str
 
 
 def _write_coco(job: DeliverJob, written: Iterator[Delivered], class_names: Sequence[str]) -> None:
-    """Writes the annotations of all images, without holding them in memory."""
+    """Writes the annotations of all images, by way of files on the disk of this machine."""
     with tempfile.TemporaryFile("w+", prefix="lungseg-") as file, tempfile.TemporaryFile("w+") as shapes:
         file.write('{"images": [')
         annotation = 0
@@ -254,8 +288,9 @@ def _write_coco(job: DeliverJob, written: Iterator[Delivered], class_names: Sequ
         shutil.copyfileobj(shapes, file)
         categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
         file.write(f'\n], "categories": {json.dumps(categories)}}}\n')
-        file.seek(0)
-        (job.out / ANNOTATIONS).write_text(file.read())
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            (job.out / ANNOTATIONS).write_bytes(pa.py_buffer(content))
 
 
 def _described(left_out: Sequence[Delivered]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.config import ExportJob
 from lungseg_ray.errors import BadFileError, JobFailedError, UserError
 from lungseg_ray.evaluation.images import ShardImages
@@ -36,6 +39,9 @@ from lungseg_ray.storage import Location
 
 EIGHT_BITS = "model-int8.onnx"
 REFERENCE = "reference.py"
+WEIGHTS = "model.safetensors"
+CLAIM = "exported.json"
+"""Which model the files of a folder are."""
 _LARGEST_DIFFERENCE = 1e-4
 """The difference of two probabilities up to which a file counts as the model."""
 _IMAGES, _BATCH = 100, 4
@@ -97,32 +103,47 @@ def export(job: ExportJob) -> ExportedFile:
         The file of the model, and how it compares.
 
     Raises:
-        UserError: If there is no model, if a package for the format is missing, or if the shards for 8-bit integers
-            are not those of the training.
+        UserError: If there is no model, if a package for the format is missing, if the folder has files of another
+            model, or if the shards for 8-bit integers are not those of the training.
         JobFailedError: If the file computes something else than the model.
         OSError: If a file cannot be read or written.
     """
     needs(job.format)
-    model, sidecar = open_model(find_export(job.run))
+    check_lasting(job.out)
+    place = find_export(job.run)
+    model, sidecar = open_model(place)
     sidecar = sidecar.model_copy(update={"flips": job.flips or sidecar.flips})
     network = WholeNetwork(model, sidecar).eval()
+    claim = _claim(job, place, sidecar)
     index = _index(job) if job.int8 else None
     with tempfile.TemporaryDirectory(prefix="lungseg-") as folder:
         file = Path(folder) / FILES[job.format]
         write_model(network, sidecar, job.format, file)
         opened = open_file(file, job.format)
         difference = largest_difference(opened, network, sidecar)
-        if difference > _LARGEST_DIFFERENCE:
+        # The difference of something that is not a number is not one, either.
+        if not difference <= _LARGEST_DIFFERENCE:
             raise JobFailedError(
                 f"{job.run}: the model as {job.format} computes something else, by up to {difference:.1e}; nothing "
                 "was written. Choose another --format."
             )
         dice = _eight_bits(job, index, file, opened, sidecar) if index else None
+        (job.out / CLAIM).write_text(claim)
         (job.out / SIDECAR).write_text(sidecar.model_dump_json(indent=2) + "\n")
         (job.out / REFERENCE).write_text(Path(reference.__file__).read_text())
         for written in sorted(Path(folder).iterdir()):
             (job.out / written.name).write_bytes(written.read_bytes())
     return ExportedFile(job.out / FILES[job.format], difference, dice)
+
+
+def _claim(job: ExportJob, place: Location, sidecar: Sidecar) -> str:
+    """Returns the content of the file that says which model a folder holds, or refuses one that has another's files."""
+    weights = hashlib.sha256((place / WEIGHTS).read_bytes()).hexdigest()
+    mine = json.dumps({"weights_sha256": weights, "flips": sidecar.flips}) + "\n"
+    there = job.out / CLAIM
+    if job.out.exists() and job.out.list() and not (there.exists() and there.read_text() == mine):
+        raise UserError(f"{job.out}: this folder has files of another model, or others. Choose another --out.")
+    return mine
 
 
 def _index(job: ExportJob) -> tuple[Location, ShardIndex]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +18,7 @@ from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.jobs.predict import CLAIM, MASKS, TABLE
 from lungseg_ray.storage import Location, locate
+from lungseg_ray.text import escaped
 
 Row = dict[str, str]
 WHOLE = 1 << 16
@@ -30,7 +34,9 @@ class Predicted:
         images: The folder of the images.
         channels: The channels of an image.
         white: As in the sidecar of the model.
-        model: A name of the model: the SHA-256 of its weights; empty where it is not known.
+        model: A name of the model: the SHA-256 of its weights; of several, that of all together. Empty where it is not
+            known.
+        claim: The content of the file by which the prediction names the model and the images.
     """
 
     place: Location
@@ -38,6 +44,7 @@ class Predicted:
     channels: int
     white: float | tuple[float, ...] | None
     model: str = ""
+    claim: bytes = b""
 
     @classmethod
     def of(cls, place: Location) -> Predicted:
@@ -52,22 +59,25 @@ class Predicted:
         """
         claim = place / CLAIM
         try:
-            content = json.loads(claim.read_text())
+            data = claim.read_bytes()
+            content = json.loads(data)
             white = content.get("white")
+            weights = str(content.get("weights_sha256") or "")
             return cls(
                 place,
                 images=locate(str(content["images"])),
                 channels=3 if content.get("channels") == 3 else 1,
                 white=tuple(map(float, white)) if isinstance(white, list) else white and float(white),
-                model=str(content.get("weights_sha256") or ""),
+                model=hashlib.sha256(weights.encode()).hexdigest() if " " in weights else weights,
+                claim=data,
             )
         except FileNotFoundError:
             raise UserError(f"{place}: expected a folder that jobs/predict.py wrote, found no {CLAIM} there.") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{claim}: expected what jobs/predict.py wrote, found something else.") from None
 
-    def rows(self) -> list[Row]:
-        """Returns the rows of the table, without those of images that were set aside.
+    def rows(self) -> Iterator[Row]:
+        """Yields the rows of the table, without those of images that were set aside.
 
         Raises:
             UserError: If the prediction has not finished, or if all images were set aside.
@@ -79,10 +89,27 @@ class Predicted:
             raise UserError(
                 f"{self.place}: the prediction has not finished ({TABLE} is missing). Run it again."
             ) from None
-        rows = [row for row in csv.DictReader(io.StringIO(text)) if row.get("status") != "set aside"]
-        if not rows:
+        some = False
+        for row in csv.DictReader(io.StringIO(text)):
+            if row.get("status") != "set aside":
+                some = True
+                yield row
+        if not some:
             raise UserError(f"{self.place / TABLE}: there are no masks; all images were set aside.")
-        return rows
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Returns the paths of the images that have masks, and the names of the labels from 1 on.
+
+        Raises:
+            UserError: As `rows`.
+            OSError: As `rows`.
+        """
+        names: list[str] = []
+        columns: list[str] = []
+        for row in self.rows():
+            names.append(row["image"])
+            columns = columns or list(row)
+        return names, [name.removeprefix("share_") for name in columns if name.startswith("share_")]
 
     def data(self, name: str) -> bytes:
         """Returns the content of the file of an image.
@@ -97,7 +124,7 @@ class Predicted:
         # Names come from a table that others may have written.
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise BadFileError("bad_name", "expected a path inside the folder of images")
-        return fetch(str(self.images / name))
+        return fetch(str(self.images / self._real(name)))
 
     def image(self, name: str, data: bytes, *, longer_side: int = WHOLE) -> Decoded:
         """Decodes an image as the prediction did.
@@ -110,7 +137,7 @@ class Predicted:
         Raises:
             BadFileError: If it cannot be used.
         """
-        uri = str(self.images / name)
+        uri = str(self.images / self._real(name))
         return decode_alone(data, uri, channels=self.channels, longer_side=longer_side, white=self.white)
 
     def labels(self, name: str) -> Pixels:
@@ -123,7 +150,7 @@ class Predicted:
             BadFileError: If the mask is damaged.
             FileNotFoundError: If there is no mask.
         """
-        mask = decode_image((self.place / MASKS / f"{name}.png").read_bytes(), channels=1).pixels[:, :, 0]
+        mask = decode_image((self.place / MASKS / f"{self._real(name)}.png").read_bytes(), channels=1).pixels[:, :, 0]
         # The labels of one class are written as 0 and 255.
         return (mask > 0).astype(np.uint8) if mask.max() == np.iinfo(np.uint8).max else mask
 
@@ -140,10 +167,16 @@ class Predicted:
         """
         return self.image(name, self.data(name), longer_side=longer_side).pixels, self.labels(name)
 
+    def _real(self, shown: str) -> str:
+        """Returns the name of an image by that in the table, where characters that are not printable are escaped."""
+        return _names(self.place / MASKS).get(shown, shown) if "\\" in shown else shown
 
-def class_names_of(rows: list[Row]) -> list[str]:
-    """Returns the names of the labels from 1 on, by the columns of a table of predictions."""
-    return [name.removeprefix("share_") for name in rows[0] if name.startswith("share_")]
+
+@lru_cache(maxsize=1)
+def _names(masks: Location) -> dict[str, str]:
+    """Returns the paths of masks without their suffix, by their printable form."""
+    names = (place.uri[len(masks.uri) + 1 :].removesuffix(".png") for place, _ in masks.list(recursive=True))
+    return {escaped(name): name for name in names}
 
 
 def read_verdicts(place: Location) -> dict[str, str]:

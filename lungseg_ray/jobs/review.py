@@ -44,7 +44,7 @@ def review(job: ReviewJob) -> tuple[Location, int, int]:
         OSError: If a file cannot be read, or the page cannot be written.
     """
     source = Predicted.of(job.predictions)
-    rows = source.rows()
+    rows = list(source.rows())
     if not rows[0].get("expected_dice"):
         raise UserError(
             f"{job.predictions / TABLE}: it does not say which Dice is expected of the masks. Predict again into the "

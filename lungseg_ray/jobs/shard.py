@@ -33,6 +33,8 @@ def main(job: ShardJob, console: Console) -> None:
         UserError: As `shard`, `audit.audit` or `find_path`, or if the corpus has no files to search by --find.
         OSError: If a file cannot be read or written.
     """
+    if (job.run or job.against) and not job.audit:
+        raise UserError(f"--{'run' if job.run else 'against'} belongs to an audit: add --audit.")
     if job.find:
         if not isinstance(job.corpus.root, Location):
             raise UserError("--find looks for a file of a corpus: set corpus.root to its folder, one at a time.")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from lungseg_ray.audit.drift import Figures, figures, figures_of_sample, find_shifts
+from lungseg_ray.audit.drift import Figures, compared_figures, figures, figures_of_sample, find_shifts
 from lungseg_ray.audit.facts import image_facts
 from lungseg_ray.config import CorpusSettings, ShardJob
 from lungseg_ray.corpus.layouts import list_corpus
@@ -36,6 +36,8 @@ def test_equal_sets_have_none() -> None:
 
 def test_few_images_say_nothing() -> None:
     assert find_shifts(normal(0.5, count=7), normal(0.1)) == []
+    assert compared_figures(normal(0.5, count=7), normal(0.1)) == []
+    assert compared_figures(normal(0.5, count=8), normal(0.1)) == ["mean"]
 
 
 def test_a_figure_that_never_varies() -> None:

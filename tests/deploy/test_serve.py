@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from ray import serve
 
 import deploy.serve as service
+from lungseg_ray.confidence.calibration import Calibration
+from lungseg_ray.confidence.signals import SIGNALS, Reference, Spread, describe_labels
+from lungseg_ray.confidence.stored import Confidence, write_confidence
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.inference.predictor import Predictor, load_predictor
-from lungseg_ray.run.folder import BEST
+from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import locate
 from tests.corpus.dicoms import IDENTITY, chest
 from tests.inference.helpers import save_small_model
@@ -31,6 +34,7 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The address of the service, and the model that it serves."""
     run = tmp_path_factory.mktemp("run")
     save_small_model(locate(str(run)) / BEST, longer_side=64)
+    write_confidence(Run(locate(str(run))), confidence(load_predictor(locate(str(run)) / BEST)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,6 +44,16 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         serve.run(service.app, name="masks")
     yield f"http://127.0.0.1:{port}/masks", load_predictor(locate(str(run)) / BEST)
     serve.shutdown()
+
+
+def confidence(predictor: Predictor) -> Confidence:
+    """A confidence that rests on four phantoms."""
+    (inputs,) = predictor.inputs([image(number)[:, :, None] for number in range(4)])
+    masks = np.array([describe_labels(draw(number, seed=0, size=96)[1], 1) for number in range(4)])
+    reference = Reference(features=Spread.of(predictor.features(inputs)), masks=Spread.of(masks))
+    each = dict.fromkeys(SIGNALS, 1.0)
+    calibration = Calibration(weights=each, offset=-1.0, half_range=0.5, usual=each, unlike=1e-6, images=10)
+    return Confidence(reference=reference, calibration=calibration)
 
 
 def post(address: str, data: bytes) -> Answer:
@@ -68,17 +82,31 @@ def test_many_images_at_once(served: tuple[str, Predictor]) -> None:
     for number, (status, mask, headers) in enumerate(answers):
         assert status == 200
         assert headers["content-type"] == "image/png"
+        low, dice, high = (float(headers[f"x-expected-{name}"]) for name in ("low", "dice", "high"))
+        assert 0 <= low <= dice <= high <= 1
+        assert headers["x-unlike"] == "1.0"
         assert np.array_equal(decoded(mask), predictor.predict(image(number)) * 255)
 
 
-def test_dicom(served: tuple[str, Predictor]) -> None:
+def test_dicom(served: tuple[str, Predictor], capfd: pytest.CaptureFixture[str]) -> None:
     address, predictor = served
     status, mask, headers = post(address, chest(image(0)))
     assert status == 200
     agree = decoded(mask) == predictor.predict(image(0)) * 255
     # 12 bits are not 8, so that a few pixels may differ.
     assert agree.mean() > 0.98
-    assert not any(IDENTITY["PatientName"] in value for value in headers.values())
+    # A damaged file is answered without what is in it, too.
+    code, content, _ = post(address, chest(image(0))[:-100])
+    assert code == 422
+    logs = Path("/tmp/ray/session_latest/logs/serve").glob("*")
+    texts = [
+        str(headers),
+        content.decode(),
+        *capfd.readouterr(),
+        *(path.read_text() for path in logs if path.is_file()),
+    ]
+    assert len(texts) > 4
+    assert not any(value in text for value in IDENTITY.values() for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +132,7 @@ def test_other_addresses(served: tuple[str, Predictor]) -> None:
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(service.MODEL, raising=False)
     with pytest.raises(SystemExit, match="LUNGSEG_MODEL is not set"):
+        service.build()
+    monkeypatch.setenv(service.MODEL, str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match=r"LUNGSEG_MODEL: .*nowhere/best: no trained model here"):
         service.build()

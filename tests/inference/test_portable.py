@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lungseg_ray.config import ExportJob
 from lungseg_ray.errors import JobFailedError, UserError
+from lungseg_ray.imaging import limited, resize_area
 from lungseg_ray.inference import reference
 from lungseg_ray.inference.portable import FILES, open_file
 from lungseg_ray.inference.predictor import Predictor, Processing
@@ -86,10 +87,8 @@ def test_the_reference_does_what_the_predictor_does(data: st.DataObject) -> None
     processing, plain = Processing([side]), json.loads(side.model_dump_json())
     small = reference.before(image, plain)
     # A predictor gets images that are reduced already, as those of shards are.
-    limited = side.longer_side >= max(high, wide)
-    assert small.shape == (side.size, side.size, side.channels)
-    if limited:
-        assert np.array_equal(processing.inputs([image])[0][0], small)
+    reduced = resize_area(image, *limited(high, wide, longer_side=side.longer_side))
+    assert np.array_equal(processing.inputs([reduced.reshape(*reduced.shape[:2], -1)])[0][0], small)
     map_ = generator.random((side.size, side.size, classes), np.float32)
     (combined,) = processing.combine([map_[None]], [(high, wide)])
     assert np.array_equal(processing.labels(combined), reference.after(map_, high, wide, plain))
@@ -102,6 +101,24 @@ def test_a_file_that_computes_something_else_is_not_written(
     with pytest.raises(JobFailedError, match="computes something else, by up to"):
         job.export(ExportJob(run=str(model), out=str(tmp_path), format="torchscript"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_computes_no_numbers_is_not_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "open_file", lambda file, format: lambda images: np.full((*images.shape[:3], 3), np.nan))
+    with pytest.raises(JobFailedError, match="computes something else"):
+        job.export(ExportJob(run=str(model), out=str(tmp_path), format="torchscript"))
+
+
+def test_a_folder_holds_the_files_of_one_model(model: Path, tmp_path: Path) -> None:
+    given = {"run": str(model), "out": str(tmp_path / "out"), "format": "torchscript"}
+    job.export(ExportJob.model_validate(given))
+    job.export(ExportJob.model_validate(given))
+    with pytest.raises(UserError, match="files of another model"):
+        job.export(ExportJob.model_validate({**given, "flips": "none"}))
+    with pytest.raises(UserError, match="files of another model, or others"):
+        job.export(ExportJob.model_validate({**given, "out": str(model)}))
 
 
 def test_a_missing_package(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

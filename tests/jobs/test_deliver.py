@@ -16,13 +16,14 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings, DeliverJob
+from lungseg_ray.corpus.dicom_write import write_picture, write_segmentation
 from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.segmentation import draw_segmentation
 from lungseg_ray.errors import UserError
-from lungseg_ray.jobs.deliver import deliver
-from tests.corpus.dicoms import IDENTITY, chest
+from lungseg_ray.jobs.deliver import ANNOTATIONS, CLAIM, deliver
+from tests.corpus.dicoms import IDENTITY, chest, encoded
 from tests.jobs.predictions import write_prediction
 
 SIZE = 120
@@ -81,10 +82,19 @@ def test_wrong_masks_go_out_and_come_back_as_a_corpus(cluster: None, predicted: 
         exact = form in ("masks", "coco-rle")
         assert both.sum() / ((sample.mask == 1) | (mask == 1)).sum() > (0.999 if exact else 0.98)
 
-    # The same command goes on; another one leaves the folder alone.
-    assert deliver(given) == (2, [])
+    # Someone may have corrected what is there.
+    with pytest.raises(UserError, match="written here before"):
+        deliver(given)
     with pytest.raises(UserError, match="files in this folder already"):
         deliver(given.model_copy(update={"verdict": "right"}))
+    # An interrupted one goes on, unless the verdicts have changed.
+    claim = Path(given.out.path, CLAIM)
+    claim.write_text(claim.read_text().replace("true", "false"))
+    assert deliver(given) == (2, [])
+    claim.write_text(claim.read_text().replace("true", "false"))
+    verdicts.write_text('image,verdict\n"a <b>.png",wrong\n')
+    with pytest.raises(UserError, match="files in this folder already"):
+        deliver(given)
 
 
 def test_what_has_vanished_is_left_out(cluster: None, predicted: Path) -> None:
@@ -97,7 +107,7 @@ def test_what_has_vanished_is_left_out(cluster: None, predicted: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ["a <b>.png", "b <b>.png", "c <b>.png"]
     mask = draw(0, seed=0, size=SIZE)[1]
-    assert int(rows[0]["lung_area_px"]) == mask.sum()
+    assert rows[0]["lung_area_px"] == str(mask.sum())
     # The spacing of a PNG file is not known.
     assert rows[0]["lung_area_mm2"] == ""
 
@@ -130,10 +140,47 @@ def test_segmentations(cluster: None, radiographs: tuple[Path, dict[str, NDArray
         seen.add(plain.SeriesInstanceUID)
     # The segmentations of a study are one series.
     assert len(seen) == 1
-    # Written again, it is the same object.
-    before = plain.SOPInstanceUID
-    deliver(given)
-    assert pydicom.dcmread(predicted.parent / "dicom-seg/one/IM2.dcm.dcm").SOPInstanceUID == before
+    # What is written again is the same object, and another mask is another one.
+    source, labels = (predicted.parent / "images/one/IM2.dcm").read_bytes(), masks["one/IM2.dcm"]
+    uids = [
+        pydicom.dcmread(io.BytesIO(write_segmentation(source, each, ["lung"], model="ab" * 32))).SOPInstanceUID
+        for each in (labels, labels, 1 - labels)
+    ]
+    assert uids[0] == uids[1] == plain.SOPInstanceUID
+    assert uids[2] != uids[0]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PatientSex": "Male"},
+        {"PatientBirthDate": "1960"},
+        {"StudyDate": "19600000"},
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう"},
+        {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Zoë"},
+        {"SpecificCharacterSet": "ISO 2022 IR 100"},
+        {"Modality": None},
+        {"PatientName": None, "PatientID": None},
+        {"FrameOfReferenceUID": "1.2.3", "ImagePositionPatient": [0, 0, 0]},
+        {"PatientOrientation": ["FR", "L"]},
+    ],
+    ids=lambda tags: "-".join(tags),
+)
+def test_tags_as_hospitals_have_them(tags: dict[str, Any]) -> None:
+    image, mask = draw(0, seed=0, size=SIZE)
+    with pydicom.config.disable_value_validation():
+        source = pydicom.dcmread(io.BytesIO(chest(image)))
+        for name, value in tags.items():
+            if value is None:
+                source.pop(name)
+            else:
+                setattr(source, name, value)
+        data = encoded(source)
+    colours = np.repeat(image[:, :, None], 3, axis=2)
+    for made in (write_segmentation(data, mask, ["lung"], model="a"), write_picture(data, colours, model="a")):
+        found = pydicom.dcmread(io.BytesIO(made))
+        for name in ("PatientName", "PatientID", "PatientSex", "PatientBirthDate", "StudyDate"):
+            assert str(found.get(name) or "") == str(source.get(name) or "")
 
 
 def test_pictures(cluster: None, radiographs: tuple[Path, dict[str, NDArray[np.uint8]]]) -> None:
@@ -149,7 +196,9 @@ def test_pictures(cluster: None, radiographs: tuple[Path, dict[str, NDArray[np.u
     assert (outline & edge).sum() > 0.95 * outline.sum()
     elsewhere = cv2.dilate(edge.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
     assert abs(shown[:, :, 1].astype(int) - image)[elsewhere].max() <= 1
-    assert (found.Modality, list(found.PixelSpacing), found.BurnedInAnnotation) == ("OT", [0.2, 0.2], "NO")
+    # The spacing at the detector is not that at the patient, and nobody knows whether there is text in the image.
+    assert (found.Modality, list(found.ImagerPixelSpacing)) == ("OT", [0.2, 0.2])
+    assert not {"PixelSpacing", "BurnedInAnnotation"} & {element.keyword for element in found}
 
 
 def test_measures_of_a_radiograph_are_in_millimetres(
@@ -168,14 +217,14 @@ def test_nobody_is_named_outside_of_the_objects(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     predicted, _ = radiographs
-    for form in ("dicom-seg", "coco", "masks", "labelme", "measures"):
+    forms = ("dicom-seg", "dicom-picture", "coco", "coco-rle", "masks", "labelme", "measures")
+    for form in forms:
         deliver(job(predicted, form))
     said = capfd.readouterr()
-    others = [path for path in predicted.parent.rglob("*") if path.is_file() and "images" not in path.parts[-3:-1]]
     texts = [said.out.encode(), said.err.encode()]
-    texts += [path.read_bytes() for path in others if "dicom-seg" not in path.parts]
-    written = (predicted.parent / form for form in ("coco", "masks", "labelme"))
-    texts += [path.read_bytes() for folder in written for path in folder.rglob("*.png")]
+    written = [path for form in forms for path in (predicted.parent / form).rglob("*") if path.is_file()]
+    texts += [path.read_bytes() for path in written if path.suffix != ".dcm"]
+    assert len([path for path in written if path.suffix == ".json"]) > 5
     for value in (IDENTITY["PatientName"], IDENTITY["PatientID"], IDENTITY["AccessionNumber"]):
         assert not any(value.encode() in text for text in texts)
 
@@ -202,6 +251,31 @@ def test_a_table_that_leads_out_of_the_folder(cluster: None, predicted: Path) ->
     (predicted / "predictions.csv").write_text(table.splitlines()[0] + "\n../x.png,done,,0.3,0.9,0.8,1,0,\n")
     with pytest.raises(UserError, match=r"nothing can be written as masks:\n1 left out.*\n.*inside the folder"):
         deliver(job(predicted, "masks"))
+
+
+def test_a_form_that_nothing_can_be_written_in_leaves_the_folder_free(cluster: None, predicted: Path) -> None:
+    given = job(predicted, "dicom-seg", out=str(predicted.parent / "out of it"))
+    with pytest.raises(UserError, match="nothing can be written as dicom-seg"):
+        deliver(given)
+    other = job(predicted, "coco", out=str(predicted.parent / "out of it"))
+    assert deliver(other)[0] == 3
+    assert Path(other.out.path, ANNOTATIONS).exists()
+
+
+def test_names_that_are_not_printable(cluster: None, tmp_path: Path) -> None:
+    """Such as those of screenshots of macOS, with a narrow space before PM."""
+    name, (image, mask) = "at 1.00.00\u202fPM.png", draw(0, seed=0, size=SIZE)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / name), image)
+    predicted = write_prediction(tmp_path, {name: mask})
+    table = predicted / "predictions.csv"
+    table.write_text(table.read_text().replace("\u202f", "\\u202f"))
+    assert deliver(job(predicted, "masks")) == (1, [])
+
+
+def test_a_verdict_without_verdicts(predicted: Path) -> None:
+    with pytest.raises(ValueError, match="--verdict needs --verdicts FILE"):
+        job(predicted, "masks", verdict="right")
 
 
 def test_coco_is_one_document(cluster: None, predicted: Path) -> None:

@@ -55,6 +55,25 @@ def test_labels_that_name_a_side_are_believed() -> None:
     assert found["right_lung_height_mm"] is None
 
 
+def test_specks_and_other_structures_of_a_lung_count_for_nothing() -> None:
+    labels = chest()
+    expected = measure(labels, ["lung", "heart", "lung nodule"])
+    rectangle(labels, 1, slice(0, 2), slice(0, 2))
+    rectangle(labels, 2, slice(99, 100), slice(199, 200))
+    rectangle(labels, 3, slice(90, 99), slice(0, 50))
+    found = measure(labels, ["lung", "heart", "lung nodule"])
+    different = {name for name in found if found[name] != expected[name]}
+    assert different == {"lung_area_px", "heart_area_px", "lung_nodule_area_px"}
+
+
+def test_a_side_alone_is_not_split() -> None:
+    labels = np.zeros((100, 200), np.uint8)
+    rectangle(labels, 1, slice(10, 20), slice(50, 70))
+    rectangle(labels, 1, slice(30, 70), slice(50, 70))
+    found = measure(labels, ["right_lung"])
+    assert (found["right_lung_area_px"], found["right_lung_height_px"], found["left_lung_area_px"]) == (1000, 60, None)
+
+
 @pytest.mark.parametrize(("columns", "there", "missing"), [((20, 40), "right", "left"), ((150, 170), "left", "right")])
 def test_one_lung(columns: tuple[int, int], there: str, missing: str) -> None:
     labels = np.zeros((100, 200), np.uint8)
