@@ -189,7 +189,7 @@ def _uid(*names: str) -> uid.UID:
 
 
 def _digest(pixels: Pixels) -> str:
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _file(made: Dataset, source: bytes) -> bytes:

@@ -15,7 +15,7 @@ from lungseg_ray.page.render import write_mask_page
 from lungseg_ray.run.folder import Run
 from lungseg_ray.shards.format import read_rows
 from lungseg_ray.shards.index import Shard, ShardIndex, read_index
-from lungseg_ray.shards.parts import split_off
+from lungseg_ray.shards.parts import Row, split_off
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep.ledger import Sweep
 
@@ -96,7 +96,8 @@ def _judges(runs: list[Run], root: Location, index: ShardIndex) -> list[Judge]:
     others = [(shard, row) for shard in (*index.of("val"), *index.of("test")) for row in shard.usable]
     judges = []
     for run in runs:
-        left_out, seen = [], []
+        left_out: list[Row] = []
+        seen: list[Row] = []
         if part := run.started_with().settings.feed.leave_out:
             _, left_out = split_off(root, index, part)
         else:

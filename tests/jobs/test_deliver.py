@@ -141,9 +141,9 @@ def test_segmentations(cluster: None, radiographs: tuple[Path, dict[str, NDArray
     # The segmentations of a study are one series.
     assert len(seen) == 1
     # What is written again is the same object, and another mask is another one.
-    source, labels = (predicted.parent / "images/one/IM2.dcm").read_bytes(), masks["one/IM2.dcm"]
+    data, labels = (predicted.parent / "images/one/IM2.dcm").read_bytes(), masks["one/IM2.dcm"]
     uids = [
-        pydicom.dcmread(io.BytesIO(write_segmentation(source, each, ["lung"], model="ab" * 32))).SOPInstanceUID
+        pydicom.dcmread(io.BytesIO(write_segmentation(data, each, ["lung"], model="ab" * 32))).SOPInstanceUID
         for each in (labels, labels, 1 - labels)
     ]
     assert uids[0] == uids[1] == plain.SOPInstanceUID
