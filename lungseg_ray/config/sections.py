@@ -91,7 +91,7 @@ class FeedSettings(Section):
     leave_out: Annotated[str, AfterValidator(_part)] = Field(
         "",
         description="Part of the patients whose training images are left out, such as 0/4 for the first of four. A "
-        "sweep over all parts trains models by which jobs/shard.py --audit --run finds wrong masks.",
+        "sweep over all parts trains models by which an audit finds wrong masks.",
     )
     tasks: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0, description="Largest number of data tasks at a time for each worker. 0: as many as fit."
