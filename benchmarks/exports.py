@@ -1,6 +1,6 @@
 """Compares exported files with the predictor, for all architectures, and writes docs/exports.md.
 
-Weights are random, so that many probabilities are near 0.5, where a small difference would change a mask. Speed is that
+Weights are random, and with them masks: they are compared by the tests, for a small network. Speed is that
 of all cores of this machine, the median of three.
 
 Run it from the folder of the repository, with the extra `export` installed: python -m benchmarks.exports
@@ -34,8 +34,8 @@ from lungseg_ray.run.exported import Sidecar
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "exports.md"
 SIZE, IMAGES, ROUNDS = 192, 8, 3
-LABELS = (512, 640)
-"""The size of the masks that are compared."""
+LARGEST = 1e-4
+"""The difference of two logits up to which they count as equal."""
 ENCODERS = {"U2Net": "rsu_small"}
 """Encoders by architecture; RegNetY-004 for the others."""
 EIGHT_BITS = "8-bit ONNX"
@@ -54,7 +54,7 @@ A file takes pixels, (N, size, size, channels) uint8 with any N, and gives proba
 The scaling of pixels and the mean over mirror images are part of it. What happens before and after that - an image is
 reduced to `longer_side` and resized to `size`, a map is resized to the image, the threshold decides, components are
 cleaned up - is `reference.py` beside the file: 60 lines that need NumPy and OpenCV alone, with `preprocessing.json`.
-The tests compare its masks with those of `jobs/predict.py`, pixel by pixel.
+The tests compare what it computes with the predictor, pixel by pixel.
 
 The job opens each file again, compares its probabilities with those of the model, prints the largest difference, and
 writes nothing where it exceeds 0.0001. ONNX files use version {opset} of the operators.
@@ -64,10 +64,12 @@ training images, and the job prints the mean Dice of the validation images with 
 
 ## Every architecture
 
-Written by `python -m benchmarks.exports`; {machine}, PyTorch {torch}, ONNX Runtime {onnxruntime}. Encoder RegNetY-004,
+Written by `python -m benchmarks.exports`; {machine}, PyTorch {torch},
+ONNX Runtime {onnxruntime}. Encoder RegNetY-004,
 for U2Net `rsu_small`; random weights; {size} x {size} px, {images} images at once. The difference is the largest one
-from the logits of `Predictor`, over the three formats, where probabilities are between 0.001 and 0.999; masks are equal
-or not in all of them.
+from the logits of `Predictor`, over the three formats, where probabilities are between 0.001 and 0.999. A pixel whose
+probability is within it of the threshold may fall to the other side: with the trained model of `configs/best.yaml`, one
+of the 6.3 million pixels of 32 validation masks did in ONNX, and 0.17 % with 8 bits, which left the mean Dice at 0.948.
 
 {table}
 """
@@ -99,7 +101,7 @@ def measure(architecture: str, images: Pixels, folder: Path) -> dict[str, Any]:
     sidecar = Sidecar.model_validate({**side, "normalise": True})
     predictor = Predictor([(network, sidecar)])
     (expected,) = predictor.maps([images], batch=IMAGES)
-    found: dict[str, Any] = {"difference": 0.0, "equal": True, "images_per_s": {}}
+    found: dict[str, Any] = {"difference": 0.0, "images_per_s": {}}
     found["images_per_s"]["PyTorch"] = images_per_second(lambda: predictor.maps([images], batch=IMAGES))
     for format, name in FILES.items():
         file = folder / name
@@ -107,9 +109,6 @@ def measure(architecture: str, images: Pixels, folder: Path) -> dict[str, Any]:
         opened = open_file(file, format)
         maps = opened(images)
         found["difference"] = max(found["difference"], float(np.abs(logits(maps) - logits(expected)).max()))
-        both = (predictor.combine([each], [LABELS] * IMAGES) for each in (maps, expected))
-        masks = ((predictor.labels(one), predictor.labels(other)) for one, other in zip(*both, strict=True))
-        found["equal"] &= all(np.array_equal(one, other) for one, other in masks)
         found["images_per_s"][format] = images_per_second(lambda opened=opened: opened(images))  # type: ignore[misc]
     small = folder / "small.onnx"
     write_eight_bits(folder / FILES["onnx"], small, (images[number : number + 4] for number in range(0, IMAGES, 4)))
@@ -125,17 +124,16 @@ def page(figures: dict[str, Any]) -> str:
         (
             name,
             f"{one['difference']:.0e}",
-            "equal" if one["equal"] else "DIFFER",
             *(f"{one['images_per_s'][kind]:.1f}" for kind in speeds),
         )
         for name, one in figures["architectures"].items()
     ]
-    head = ("architecture", "difference", "masks", "PyTorch, images/s", "ONNX Runtime", "the same, 8 bits")
+    head = ("architecture", "difference", "PyTorch, images/s", "ONNX Runtime", "the same, 8 bits")
     return TEXT.format(**{**figures, "table": table(head, rows)})
 
 
 def main() -> None:
-    """Measures, writes the page and the result, and fails where masks differ."""
+    """Measures, writes the page and the result, and fails where logits differ."""
     import onnxruntime
 
     from lungseg_ray.inference.portable import OPSET
@@ -154,8 +152,8 @@ def main() -> None:
     write_result("exports", figures, console)
     PAGE.write_text(page({**figures, "machine": machine()}))
     console.print(f"Written: {PAGE}")
-    if wrong := [name for name, one in found.items() if not one["equal"]]:
-        raise SystemExit(f"Masks differ: {', '.join(wrong)}")
+    if wrong := [name for name, one in found.items() if one["difference"] > LARGEST]:
+        raise SystemExit(f"Logits differ by more than {LARGEST}: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

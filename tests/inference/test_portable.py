@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("format", FILES)
-def test_a_file_gives_the_masks_of_the_predictor(model: Path, tmp_path: Path, format: Format) -> None:
+def test_a_file_does_what_the_predictor_does(model: Path, tmp_path: Path, format: Format) -> None:
     found = job.export(ExportJob(run=str(model), out=str(tmp_path), format=format))
     assert found.difference < 1e-5
     side = json.loads((tmp_path / SIDECAR).read_text())
@@ -53,10 +53,16 @@ def test_a_file_gives_the_masks_of_the_predictor(model: Path, tmp_path: Path, fo
     predictor = Predictor([open_model(locate(str(model)))])
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (40 + number, 70, 1), np.uint8) for number in range(5)]
-    maps = opened(np.stack([reference.before(image, side) for image in images]))
-    for image, map_, expected in zip(images, maps, predictor(images), strict=True):
+    (inputs,) = predictor.inputs(images)
+    assert np.array_equal(np.stack([reference.before(image, side) for image in images]), inputs)
+    maps = opened(inputs)
+    (expected,) = predictor.maps([inputs])
+    assert np.abs(maps - expected).max() < 1e-5
+    # A pixel on the threshold may fall to either side; given the same map, all are equal.
+    sized = predictor.combine([maps], [image.shape[:2] for image in images])
+    for image, map_, probability in zip(images, maps, sized, strict=True):
         labels = reference.after(map_, image.shape[0], image.shape[1], side)
-        assert np.array_equal(labels, predictor.labels(expected))
+        assert np.array_equal(labels, predictor.labels(probability))
 
 
 def test_the_copied_program_needs_nothing_of_this_project(model: Path, tmp_path: Path) -> None:
