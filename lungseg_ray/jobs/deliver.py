@@ -149,7 +149,7 @@ def main(job: DeliverJob, console: Console) -> None:
         written, left_out = deliver(job)
     console.print(f"{job.out}: {written} masks as {job.form}", highlight=False)
     if left_out:
-        console.print(_described(left_out), highlight=False)
+        console.print(f"{_described(left_out)}\n{job.out / TABLE} lists them all", highlight=False)
 
 
 def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
@@ -294,7 +294,7 @@ def _write_coco(job: DeliverJob, written: Iterator[Delivered], class_names: Sequ
 
 
 def _described(left_out: Sequence[Delivered]) -> str:
-    lines = [f"{len(left_out)} left out, with reasons in {TABLE}:"]
+    lines = [f"{len(left_out)} left out:"]
     lines += [f"  {one.image}: {one.reason}" for one in left_out[:_SHOWN]]
     if (more := len(left_out) - _SHOWN) > 0:
         lines.append(f"  ... and {more} more")
