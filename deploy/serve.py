@@ -134,7 +134,8 @@ def build() -> serve.Application:
     except UserError as error:
         raise SystemExit(f"{MODEL}: {error}") from None
     # Whole, since a replica has another working directory.
-    return Masks.bind(place.uri)  # type: ignore[no-any-return,attr-defined]
+    application: serve.Application = Masks.bind(place.uri)  # type: ignore[attr-defined]
+    return application
 
 
 def __getattr__(name: str) -> serve.Application:
