@@ -8,8 +8,8 @@ NEWEST := .venv-newest
 AUDIT := .venv-audit
 BENCH := .venv-bench
 # Tests that start no Ray share the cores; the others have the machine for themselves.
-WITHOUT_RAY := -n auto --maxprocesses 4 -m 'not cluster and not own_cluster and not faults and not machines'
-WITH_RAY := -m '(cluster or own_cluster) and not faults and not machines'
+WITHOUT_RAY := -n auto --maxprocesses 4 -m 'not (cluster or own_cluster or alone or faults or machines)'
+WITH_RAY := -m '(cluster or own_cluster or alone) and not (faults or machines)'
 
 .PHONY: help setup train test coverage test-lowest test-newest faults cluster-test fuzz audit-deps check format bench bench-smoke clean
 

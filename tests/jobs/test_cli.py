@@ -96,6 +96,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("signals", "code", "word"),
     [

@@ -64,6 +64,7 @@ class TestReadersThatGoAway:
         assert (tmp_path / "done").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("ignored", "code"), [(False, 128 + signal.SIGTERM), (True, None)])
 def test_a_terminal_that_is_closed(ignored: bool, code: int | None, tmp_path: Path) -> None:
     if ignored:
