@@ -108,7 +108,7 @@ def _feed(result: Result) -> list[str]:
         "## The feed: `python -m benchmarks.feed`",
         f"Images of {result['stored_px']} px are read and augmented (`medium`) for a network of {result['size']} px by "
         f"{result['tasks']} data tasks; nothing is done with them. An index names more images by hard links to the "
-        "same files. The bucket is a SeaweedFS server on the same machine; with 30 ms, a proxy delays each. "
+        "same files. The bucket is a SeaweedFS server on the same machine; with 30 ms, a proxy delays each request. "
         "The first batch is counted from the start of the process, most of which is the start of Ray. The first epoch "
         "of a large index is its first 512 images.",
         _machine(result),

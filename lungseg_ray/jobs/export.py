@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -32,14 +31,13 @@ from lungseg_ray.inference.portable import (
 from lungseg_ray.inference.predictor import Processing
 from lungseg_ray.inference.whole import WholeNetwork
 from lungseg_ray.progress import ticks
-from lungseg_ray.run.exported import SIDECAR, Sidecar, find_export, open_model
+from lungseg_ray.run.exported import SIDECAR, Sidecar, find_export, open_model, weights_sha256
 from lungseg_ray.run.folder import Run
 from lungseg_ray.shards.index import ShardIndex, read_index
 from lungseg_ray.storage import Location
 
 EIGHT_BITS = "model-int8.onnx"
 REFERENCE = "reference.py"
-WEIGHTS = "model.safetensors"
 CLAIM = "exported.json"
 """Which model the files of a folder are."""
 _LARGEST_DIFFERENCE = 1e-4
@@ -138,8 +136,7 @@ def export(job: ExportJob) -> ExportedFile:
 
 def _claim(job: ExportJob, place: Location, sidecar: Sidecar) -> str:
     """Returns the content of the file that says which model a folder holds, or refuses one that has another's files."""
-    weights = hashlib.sha256((place / WEIGHTS).read_bytes()).hexdigest()
-    mine = json.dumps({"weights_sha256": weights, "flips": sidecar.flips}) + "\n"
+    mine = json.dumps({"weights_sha256": weights_sha256(place), "flips": sidecar.flips}) + "\n"
     there = job.out / CLAIM
     if job.out.exists() and job.out.list() and not (there.exists() and there.read_text() == mine):
         raise UserError(f"{job.out}: this folder has files of another model, or others. Choose another --out.")

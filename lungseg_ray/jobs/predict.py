@@ -38,7 +38,7 @@ from lungseg_ray.imaging import Pixels, overlay, png, png_with_texts, texts_of_p
 from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.jobs.members import model_of
 from lungseg_ray.progress import ticks
-from lungseg_ray.run.exported import Sidecar
+from lungseg_ray.run.exported import Sidecar, weights_sha256
 from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
 from lungseg_ray.text import escaped, is_utf8
@@ -369,7 +369,7 @@ def _claim(job: PredictJob, model: Model) -> None:
             predicted into the folder.
     """
     model.load()
-    weights = [hashlib.sha256((run.place / BEST / "model.safetensors").read_bytes()).hexdigest() for run in model.runs]
+    weights = [weights_sha256(run.place / BEST) for run in model.runs]
     side = model.processing().sidecar
     # How images are decoded is kept for those who look at them afterwards; earlier versions did not.
     decoded = {"channels": side.channels, "white": side.white}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from lungseg_ray.run.folder import BEST
 from lungseg_ray.storage import Location
 
 SIDECAR = "preprocessing.json"
+WEIGHTS = "model.safetensors"
 CARD = "README.md"
 CONFIDENCE = "confidence.json"
 
@@ -112,6 +114,19 @@ def find_export(place: Location) -> Location:
     raise UserError(
         f"{place}: expected a finished run, or the folder of its model ({BEST}/), found no {SIDECAR} in either."
     )
+
+
+def weights_sha256(place: Location) -> str:
+    """Returns the SHA-256 of a model's weights, hexadecimal, by which what was made with it names it.
+
+    Args:
+        place: A folder that `save_model` wrote.
+
+    Raises:
+        FileNotFoundError: If there are no weights.
+        OSError: If the file cannot be read; a `StorageError` for a bucket.
+    """
+    return hashlib.sha256((place / WEIGHTS).read_bytes()).hexdigest()
 
 
 def read_sidecar(place: Location) -> Sidecar:
