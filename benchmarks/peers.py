@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.feed import BATCH, LATENCY, SIZE, TASKS, make_shards
 from benchmarks.results import write_result
 from lungseg_ray.feed.augment import build_augmentation
-from lungseg_ray.shards.format import read_rows
+from lungseg_ray.shards.format import read_pairs
 from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import locate
 
@@ -78,16 +78,16 @@ class _Rows(Dataset[Pair]):
 
     def __getitem__(self, number: int) -> Pair:
         shard, row = self._rows[number]
-        sample = read_rows(self._root, shard, [row])[0].sample
-        return self._augment({"image": sample.image, "mask": sample.mask})
+        (pair,) = read_pairs(self._root, shard, [row])
+        return self._augment({"image": pair.image, "mask": pair.mask})
 
 
 def pairs(root: str) -> Iterator[Pair]:
     """Yields the pixels of all training rows of shards."""
     place = locate(root)
     for shard in read_index(place).of("train"):
-        for row in read_rows(place, shard, list(shard.usable)):
-            yield {"image": row.sample.image, "mask": row.sample.mask}
+        for pair in read_pairs(place, shard, shard.usable):
+            yield {"image": pair.image, "mask": pair.mask}
 
 
 def write_litdata(root: str, out: Path) -> None:

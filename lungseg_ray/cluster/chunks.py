@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from lungseg_ray.cluster.capacity import Bundle, Capacity, plan_on_cluster, require_cpu
 from lungseg_ray.cluster.devices import Call, Devices, calls_to, processes_with_device
 from lungseg_ray.cluster.memory import reuse_memory
-from lungseg_ray.cluster.planning import cores
+from lungseg_ray.cluster.planning import cores, tasks_for
 from lungseg_ray.cluster.watchdog import end_if_stalled
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.storage import PATIENCE_SECONDS, retry
@@ -109,8 +109,9 @@ def map_chunks(
     plan = planned.when_up()
     # Where there is no limit, tasks that wait for a CPU make the autoscaler add one.
     size = None if planned.grows else min(_cpus_that_compute(), plan.cpus, count)
+    tasks, share = tasks_for(size) if size else (None, 1.0)
     if workers and not plan.processes:
-        size = workers if planned.grows else min(workers, plan.cpus, count)
+        tasks, share = workers if planned.grows else min(workers, plan.cpus, count), 1.0
     # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus, would be
     # unpickled for each task.
     reference = ray.put(work)
@@ -130,7 +131,8 @@ def map_chunks(
             batch_size=None,
             batch_format="pyarrow",
             max_calls=0,
-            compute=ray.data.TaskPoolStrategy(size=size),
+            compute=ray.data.TaskPoolStrategy(size=tasks),
+            num_cpus=share,
         )
         done.context.execution_options.preserve_order = True
         end_if_stalled(done)

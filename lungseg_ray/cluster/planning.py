@@ -134,6 +134,24 @@ def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
     return max(left // workers, 1) if left > 0 else 0
 
 
+def tasks_for(cpus: int) -> tuple[int, float]:
+    """Computes how many data tasks keep some CPUs busy.
+
+    Ray Data takes up to a tenth of a second to start a task after another has ended. With one task more than CPUs, no
+    CPU waits for that. Of a single CPU this would make two.
+
+    Args:
+        cpus: The logical CPUs, at least 1.
+
+    Returns:
+        The number of tasks, and the share of a CPU that Ray reserves for each, up to 1.
+    """
+    if cpus == 1:
+        return 1, 1.0
+    # Ray counts in ten-thousandths of a CPU.
+    return cpus + 1, cpus * 10_000 // (cpus + 1) / 10_000
+
+
 @dataclass(frozen=True)
 class TrialsPlan:
     """The division of a cluster among the trials of a sweep.

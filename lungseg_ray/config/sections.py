@@ -94,7 +94,7 @@ class FeedSettings(Section):
         "sweep over all parts trains models by which an audit finds wrong masks.",
     )
     tasks: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        0, description="Largest number of data tasks at a time for each worker. 0: as many as fit."
+        0, description="Largest number of CPUs for the data tasks of each worker. 0: as many as there are."
     )
     ahead: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         64, description="Number of images that each worker prepares in advance."

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lungseg_ray.shards.format import DamagedShardError, ShardRow, forget_open_shards, read_rows
+from lungseg_ray.shards.format import DamagedShardError, Pair, forget_open_shards, read_pairs
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import REQUESTS, Location
 
@@ -47,8 +47,8 @@ class ShardCache:
     folder: str
     most_bytes: int
 
-    def read_rows(self, root: Location, shard: Shard, rows: Sequence[int]) -> list[ShardRow]:
-        """Reads rows of a shard as `shards.format.read_rows` does, from the copy if there is one.
+    def read_pairs(self, root: Location, shard: Shard, rows: Sequence[int]) -> list[Pair]:
+        """Reads rows of a shard as `shards.format.read_pairs` does, from the copy if there is one.
 
         Args:
             root: The folder of the shards.
@@ -62,13 +62,13 @@ class ShardCache:
         copy = self._copy(root, shard, wait=True)
         if copy:
             try:
-                return read_rows(Location(str(copy.parent)), shard.model_copy(update={"file": copy.name}), rows)
+                return read_pairs(Location(str(copy.parent)), shard.model_copy(update={"file": copy.name}), rows)
             except (DamagedShardError, OSError):
                 # The copy was damaged, or has just made room for another.
                 copy.unlink(missing_ok=True)
                 _seen.pop(copy, None)
                 forget_open_shards()
-        return read_rows(root, shard, rows)
+        return read_pairs(root, shard, rows)
 
     def fetch(self, root: Location, shards: Sequence[Shard], *, wait: bool) -> None:
         """Fetches the shards of which there is no copy yet, several at a time.

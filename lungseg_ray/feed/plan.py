@@ -16,7 +16,7 @@ import ray
 from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places
 from lungseg_ray.names import Fit
-from lungseg_ray.shards.format import DamagedShardError, ShardRow, read_rows, unpack_rows
+from lungseg_ray.shards.format import DamagedShardError, Pair, read_pairs, unpack_pairs
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location, retry
 
@@ -98,11 +98,11 @@ class Plan:
         names = np.empty(count, object)
         for shard in np.unique(chunk.places[:, 0]).tolist():
             at = np.flatnonzero(chunk.places[:, 0] == shard)
-            for place, row in zip(at, self._read(shard, chunk.places[at, 1].tolist()), strict=True):
-                name = int.from_bytes(hashlib.sha256(row.image_id.encode()).digest()[:8], "big")
+            for place, pair in zip(at, self._read(shard, chunk.places[at, 1].tolist()), strict=True):
+                name = int.from_bytes(hashlib.sha256(pair.image_id.encode()).digest()[:8], "big")
                 seed = (self.seed, chunk.epoch, name)
-                images[place], masks[place] = change(row.sample.image, row.sample.mask, seed=seed)
-                names[place] = row.image_id
+                images[place], masks[place] = change(pair.image, pair.mask, seed=seed)
+                names[place] = pair.image_id
         return {
             "epoch": np.full(count, chunk.epoch),
             "slot": chunk.slots,
@@ -111,12 +111,12 @@ class Plan:
             "mask": masks,
         }
 
-    def _read(self, shard: int, rows: Sequence[int]) -> list[ShardRow]:
+    def _read(self, shard: int, rows: Sequence[int]) -> list[Pair]:
         if shard in self.shared:
-            return unpack_rows(ray.get(self.shared[shard]), rows)
+            return unpack_pairs(ray.get(self.shared[shard]), rows)
         root, entry = self.shards[shard]
         cache = self._cache_of(root)
-        return cache.read_rows(root, entry, rows) if cache else read_rows(root, entry, rows)
+        return cache.read_pairs(root, entry, rows) if cache else read_pairs(root, entry, rows)
 
     def _cache_of(self, root: Location) -> ShardCache | None:
         """Returns the cache for the shards of a folder: of a local one only where the user has named a cache."""

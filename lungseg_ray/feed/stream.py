@@ -20,6 +20,7 @@ import numpy.typing as npt
 import ray
 import torch
 
+from lungseg_ray.cluster.planning import tasks_for
 from lungseg_ray.config import CorporaSettings, Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
@@ -263,8 +264,7 @@ class Feed:
         source: The source of the rows.
         rank: The rank of this worker, from 0.
         world_size: The number of workers. It divides the global batch.
-        tasks: The largest number of data tasks that run at the same time. With 0, the worker prepares its images
-            itself, because no CPU is left for a task.
+        tasks: The logical CPUs for data tasks. With 0, the worker prepares its images itself.
         ahead: The number of images that are kept ready.
         patience: Seconds for which the reading of a shard is repeated while a bucket cannot be used.
     """
@@ -368,11 +368,13 @@ class Feed:
             task = ChunkTask(plan, self.patience)
             yield from (task({"id": np.array([number])}) for number in range(count))
             return
+        tasks, share = tasks_for(self.tasks)
         blocks = ray.data.range(count, override_num_blocks=count).map_batches(
             ChunkTask(ray.put(plan), self.patience),
             batch_size=None,
             batch_format="numpy",
-            compute=ray.data.TaskPoolStrategy(size=min(self.tasks, count)),
+            compute=ray.data.TaskPoolStrategy(size=min(tasks, count)),
+            num_cpus=share,
             # Images that are prepared on the node of the worker need not travel. Ray Data would spread its tasks over
             # all nodes; Ray's own rule begins with the node of the worker, and goes on to others when that is busy.
             scheduling_strategy="DEFAULT",

@@ -2,19 +2,20 @@
 
 A row is one image with its mask. It contains raw uint8 pixels, which are read without decoding an image file. This
 takes about twice the disk space of PNG, and about a hundredth of the CPU time of decoding PNG in every epoch. The
-columns are compressed with LZ4. A row group contains about 1 MiB of pixels, so that a row can be read without its
-neighbours. Each page has a CRC-32, and the index knows the footer of each file: what is read is what was written.
+columns are compressed with LZ4. A row group is one row, or as many small ones as make 256 KiB of pixels, so that a row
+can be read without its neighbours. Each page has a CRC-32, and the index knows the footer of each file: what is read is
+what was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -63,8 +64,27 @@ are as in `Record` and `Sample`.
 """
 
 PIXELS = ("image", "mask")
-ROW_GROUP_BYTES = 1 << 20
+PAIR = ("image_id", "height", "width", "channels", *PIXELS)
+"""The columns that training needs."""
+ROW_GROUP_BYTES = 1 << 18
 NOTES = b"lungseg_ray.notes"
+
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The image and the mask of a row, which is all that training needs of it.
+
+    Attributes:
+        image_id: The id of the image, unique in the corpus.
+        image: uint8 (height, width, channels).
+        mask: uint8 (height, width), the label of each pixel; `IGNORE_LABEL` for pixels that are left out.
+    """
+
+    image_id: str
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -284,20 +304,31 @@ def read_rows(root: Location, shard: Shard, rows: Sequence[int]) -> list[ShardRo
         DamagedShardError: If the file is missing, damaged, or another one than the index describes.
         OSError: If the file cannot be read; a `StorageError` for a bucket.
     """
+    return _read(root, shard, rows, SCHEMA.names, _unpack_row)
+
+
+def read_pairs(root: Location, shard: Shard, rows: Sequence[int]) -> list[Pair]:
+    """Reads images and masks as `read_rows` does, in half of its time, since the other columns are not read."""
+    return _read(root, shard, rows, PAIR, _unpack_pair)
+
+
+def _read(
+    root: Location, shard: Shard, rows: Sequence[int], columns: Sequence[str], unpack: Callable[[pa.Table], _Row]
+) -> list[_Row]:
     place = root / shard.file
     with _reading(place):
         file, starts = _open_indexed(place, shard.footer)
-        unpacked: dict[int, ShardRow] = {}
+        unpacked: dict[int, _Row] = {}
         groups = np.searchsorted(starts, np.asarray(rows), side="right") - 1
         for group in np.unique(groups):
-            table = file.read_row_group(int(group), use_threads=False)
+            table = file.read_row_group(int(group), columns=list(columns), use_threads=False)
             for row in {row for row, of in zip(rows, groups, strict=True) if of == group}:
-                unpacked[row] = _unpack(table.slice(row - starts[group], 1))
+                unpacked[row] = unpack(table.slice(row - starts[group], 1))
         return [unpacked[row] for row in rows]
 
 
 def read_table(root: Location, shard: Shard) -> pa.Table:
-    """Reads a whole shard as one table, for `unpack_rows`.
+    """Reads the images and masks of a whole shard as one table, for `unpack_pairs`.
 
     Args:
         root: The folder of the shards.
@@ -309,10 +340,10 @@ def read_table(root: Location, shard: Shard) -> pa.Table:
     """
     place = root / shard.file
     with _reading(place):
-        return _open_indexed(place, shard.footer)[0].read(use_threads=False).combine_chunks()
+        return _open_indexed(place, shard.footer)[0].read(list(PAIR), use_threads=False).combine_chunks()
 
 
-def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[ShardRow]:
+def unpack_pairs(table: pa.Table, rows: Sequence[int]) -> list[Pair]:
     """Unpacks rows of a shard that is in memory. The pixels are not copied: the arrays use the table's memory.
 
     Args:
@@ -322,23 +353,30 @@ def unpack_rows(table: pa.Table, rows: Sequence[int]) -> list[ShardRow]:
     Returns:
         The rows, in the order of the numbers.
     """
-    return [_unpack(table.slice(row, 1)) for row in rows]
+    return [_unpack_pair(table.slice(row, 1)) for row in rows]
 
 
-def _unpack(table: pa.Table) -> ShardRow:
-    pixels = {name: np.frombuffer(table.column(name)[0].as_buffer(), np.uint8) for name in PIXELS}
-    row = table.drop_columns(list(PIXELS)).to_pylist(maps_as_pydicts="strict")[0]
-    height, width, channels = row["height"], row["width"], row["channels"]
-    sizes = (len(pixels["image"]), len(pixels["mask"]))
-    if min(height, width, channels) < 1 or sizes != (height * width * channels, height * width):
-        raise ValueError(f"a row of {height} x {width} x {channels} whose image and mask have {sizes} bytes")
+def _unpack_pair(table: pa.Table) -> Pair:
+    image, mask = (np.frombuffer(table.column(name)[0].as_buffer(), np.uint8) for name in PIXELS)
+    height, width, channels = (table.column(name)[0].as_py() for name in ("height", "width", "channels"))
+    if min(height, width, channels) < 1 or (image.size, mask.size) != (height * width * channels, height * width):
+        raise ValueError(
+            f"a row of {height} x {width} x {channels} whose image and mask have {image.size} and {mask.size} bytes"
+        )
+    name = table.column("image_id")[0].as_py()
+    return Pair(name, image.reshape(height, width, channels), mask.reshape(height, width))
+
+
+def _unpack_row(table: pa.Table) -> ShardRow:
+    pair = _unpack_pair(table)
+    row = table.drop_columns(list(PAIR)).to_pylist(maps_as_pydicts="strict")[0]
     return ShardRow(
-        image_id=row["image_id"],
+        image_id=pair.image_id,
         patient_id=row["patient_id"],
         groups=row["groups"],
         sample=Sample(
-            image=pixels["image"].reshape(height, width, channels),
-            mask=pixels["mask"].reshape(height, width),
+            image=pair.image,
+            mask=pair.mask,
             source_height=row["source_height"],
             source_width=row["source_width"],
             source_bits=row["source_bits"],

@@ -19,7 +19,7 @@ from lungseg_ray.storage.location import Location
 _ARROW_SCHEMA, _HIDDEN = b"ARROW:schema", b"ARROW:hidden"
 _EXTENSION = b"ARROW:extension:name"
 _MAGIC, _TAIL = b"PAR1", 8
-_USUAL_FOOTER = 1 << 16
+_USUAL_FOOTER = 1 << 17
 _MOST_FOOTER = 1 << 28
 """The maximum size of the metadata of a file, bytes. Those of a file with a million row groups are smaller."""
 

@@ -7,7 +7,15 @@ from typing import Literal
 
 import pytest
 
-from lungseg_ray.cluster.planning import TrainingPlan, cores, data_tasks, plan_training, plan_trials, trials_in_memory
+from lungseg_ray.cluster.planning import (
+    TrainingPlan,
+    cores,
+    data_tasks,
+    plan_training,
+    plan_trials,
+    tasks_for,
+    trials_in_memory,
+)
 from lungseg_ray.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -191,3 +199,12 @@ def test_what_is_asked_for() -> None:
 )
 def test_trials_in_memory(nodes: list[float], need: float, fit: int) -> None:
     assert trials_in_memory(nodes, need) == fit
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 7, 64, 1000])
+def test_data_tasks_fit_their_cpus(cpus: int) -> None:
+    tasks, share = tasks_for(cpus)
+    assert tasks == (cpus if cpus == 1 else cpus + 1)
+    assert 0.99 * cpus < tasks * share <= cpus
+    # One fewer would leave a CPU idle.
+    assert (tasks - 1) * share < cpus

@@ -16,7 +16,7 @@ import pytest
 
 from lungseg_ray.feed import cache as module
 from lungseg_ray.feed.cache import ShardCache
-from lungseg_ray.shards.format import DamagedShardError, ShardRow, read_rows
+from lungseg_ray.shards.format import DamagedShardError, Pair, read_pairs
 from lungseg_ray.shards.index import Shard
 from lungseg_ray.storage import Location, locate
 from tests.helpers import write_shards
@@ -38,8 +38,8 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     module._folder.cache_clear()
 
 
-def names(rows: Sequence[ShardRow]) -> list[tuple[str, bytes]]:
-    return [(row.image_id, row.sample.image.tobytes()) for row in rows]
+def names(rows: Sequence[Pair]) -> list[tuple[str, bytes]]:
+    return [(row.image_id, row.image.tobytes()) for row in rows]
 
 
 def copies(folder: Path) -> set[str]:
@@ -48,10 +48,10 @@ def copies(folder: Path) -> set[str]:
 
 def test_each_shard_is_fetched_once(shards: tuple[Location, list[Shard]], tmp_path: Path) -> None:
     root, (shard, *_) = shards
-    cache, expected = ShardCache(str(tmp_path / "cache"), MUCH), names(read_rows(root, shard, [2, 0]))
-    assert names(cache.read_rows(root, shard, [2, 0])) == expected
+    cache, expected = ShardCache(str(tmp_path / "cache"), MUCH), names(read_pairs(root, shard, [2, 0]))
+    assert names(cache.read_pairs(root, shard, [2, 0])) == expected
     (root / shard.file).delete()
-    assert names(cache.read_rows(root, shard, [2, 0])) == expected
+    assert names(cache.read_pairs(root, shard, [2, 0])) == expected
     assert copies(tmp_path / "cache") == {shard.footer}
 
 
@@ -61,13 +61,13 @@ def test_each_shard_is_fetched_once(shards: tuple[Location, list[Shard]], tmp_pa
 def test_a_damaged_copy_is_replaced(damage: object, shards: tuple[Location, list[Shard]], tmp_path: Path) -> None:
     assert callable(damage)
     root, (shard, *_) = shards
-    cache, expected = ShardCache(str(tmp_path / "cache"), MUCH), names(read_rows(root, shard, [0, 1, 2]))
+    cache, expected = ShardCache(str(tmp_path / "cache"), MUCH), names(read_pairs(root, shard, [0, 1, 2]))
     cache.fetch(root, [shard], wait=True)
     copy = tmp_path / "cache" / f"{shard.footer}.parquet"
     whole = copy.read_bytes()
     copy.write_bytes(damage(whole))
-    assert names(cache.read_rows(root, shard, [0, 1, 2])) == expected
-    assert names(cache.read_rows(root, shard, [0, 1, 2])) == expected
+    assert names(cache.read_pairs(root, shard, [0, 1, 2])) == expected
+    assert names(cache.read_pairs(root, shard, [0, 1, 2])) == expected
     assert copy.read_bytes() == whole
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_shard_is_named_itself(shards: tuple[Location, list[Shard]], t
     root, (shard, *_) = shards
     (root / shard.file).write_bytes((root / shard.file).read_bytes()[:-50])
     with pytest.raises(DamagedShardError, match=r"bucket/train-0\.parquet: expected the shard"):
-        ShardCache(str(tmp_path / "cache"), MUCH).read_rows(root, shard, [0])
+        ShardCache(str(tmp_path / "cache"), MUCH).read_pairs(root, shard, [0])
 
 
 def test_the_longest_unused_makes_room(
@@ -86,7 +86,7 @@ def test_the_longest_unused_makes_room(
     sizes = [(root / shard.file).info().size or 0 for shard in train]
     cache = ShardCache(str(tmp_path / "cache"), sizes[0] + sizes[1] + sizes[2])
     for number in (0, 1, 2, 0, 3):
-        cache.read_rows(root, train[number], [0])
+        cache.read_pairs(root, train[number], [0])
         time.sleep(0.02)
     assert copies(tmp_path / "cache") == {train[number].footer for number in (2, 0, 3)}
     assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= cache.most_bytes
@@ -95,12 +95,12 @@ def test_the_longest_unused_makes_room(
 def test_no_room(shards: tuple[Location, list[Shard]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a disk that is full, or in a folder that cannot be, shards are read where they are."""
     root, (shard, *_) = shards
-    expected = names(read_rows(root, shard, [1]))
+    expected = names(read_pairs(root, shard, [1]))
     (tmp_path / "file").touch()
     for folder, most in (("cache", 10), ("file", MUCH), ("file/below", MUCH)):
-        assert names(ShardCache(str(tmp_path / folder), most).read_rows(root, shard, [1])) == expected
+        assert names(ShardCache(str(tmp_path / folder), most).read_pairs(root, shard, [1])) == expected
     monkeypatch.setattr(module, "_KEPT_FREE", 1.0)
-    assert names(ShardCache(str(tmp_path / "cache"), MUCH).read_rows(root, shard, [1])) == expected
+    assert names(ShardCache(str(tmp_path / "cache"), MUCH).read_pairs(root, shard, [1])) == expected
     assert copies(tmp_path / "cache") == set()
 
 
@@ -109,7 +109,7 @@ def test_one_that_is_too_large_removes_no_other(shards: tuple[Location, list[Sha
     small, large = sorted(train, key=lambda shard: (root / shard.file).info().size or 0)[:: len(train) - 1]
     cache = ShardCache(str(tmp_path / "cache"), (root / small.file).info().size or 0)
     for shard in (small, large, small):
-        assert cache.read_rows(root, shard, [0])
+        assert cache.read_pairs(root, shard, [0])
         assert copies(tmp_path / "cache") == {small.footer}
 
 
@@ -128,7 +128,7 @@ def test_the_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_many_processes(shards: tuple[Location, list[Shard]], tmp_path: Path) -> None:
     root, train = shards
     cache = ShardCache(str(tmp_path / "cache"), MUCH)
-    expected = [names(read_rows(root, shard, [0, 1])) for shard in train]
+    expected = [names(read_pairs(root, shard, [0, 1])) for shard in train]
     with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
         assert list(pool.map(_read_all, [(cache, root, train)] * 8)) == [expected] * 8
     assert copies(tmp_path / "cache") == {shard.footer for shard in train}
@@ -137,7 +137,7 @@ def test_many_processes(shards: tuple[Location, list[Shard]], tmp_path: Path) ->
 def _read_all(task: tuple[ShardCache, Location, list[Shard]]) -> list[list[tuple[str, bytes]]]:
     cache, root, train = task
     cache.fetch(root, train, wait=False)
-    return [names(cache.read_rows(root, shard, [0, 1])) for shard in train]
+    return [names(cache.read_pairs(root, shard, [0, 1])) for shard in train]
 
 
 _HOLDS = """
@@ -167,7 +167,7 @@ def test_a_process_that_is_killed(shards: tuple[Location, list[Shard]], tmp_path
     part = tmp_path / "cache" / f"{shard.footer}.1-2.part"
     part.touch()
     os.utime(part, (1, 1))
-    assert len(cache.read_rows(root, shard, [0])) == 1
+    assert len(cache.read_pairs(root, shard, [0])) == 1
     module._state.counted = -1e9
     cache.fetch(root, shards[1], wait=True)
     assert copies(tmp_path / "cache") == {one.footer for one in shards[1]}

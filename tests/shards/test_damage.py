@@ -7,6 +7,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from lungseg_ray.corpus.record import MaskSource, Record
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.format import SCHEMA, DamagedShardError, read_contents, read_rows, read_table, write_file
+from lungseg_ray.shards.format import (
+    SCHEMA,
+    DamagedShardError,
+    read_contents,
+    read_pairs,
+    read_rows,
+    read_table,
+    write_file,
+)
 from lungseg_ray.shards.index import INDEX, Shard, read_index, write_index
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.storage.parquet import open_parquet
@@ -38,6 +47,7 @@ READS: dict[str, Callable[[Location, Shard], object]] = {
     "contents": lambda place, shard: read_contents(place),
     "table": lambda place, shard: read_table(folder_of(place), shard),
     "rows": lambda place, shard: read_rows(folder_of(place), shard, [0]),
+    "pairs": lambda place, shard: read_pairs(folder_of(place), shard, [0]),
 }
 
 
@@ -60,7 +70,7 @@ def test_missing(place: Location, read: Callable[[Location, Shard], object]) -> 
         read(place, shard)
 
 
-@pytest.mark.parametrize("read", [READS["table"], READS["rows"]], ids=["table", "rows"])
+@pytest.mark.parametrize("read", [READS["table"], READS["rows"], READS["pairs"]], ids=["table", "rows", "pairs"])
 def test_exchanged_for_one_of_the_same_number_of_rows(
     place: Location, read: Callable[[Location, Shard], object]
 ) -> None:
@@ -85,13 +95,16 @@ def test_every_flipped_bit_is_found(place: Location) -> None:
         damaged = bytearray(content)
         damaged[at] ^= 1 << int(rng.integers(8))
         place.write_bytes(bytes(damaged))
-        try:
-            found = read_rows(folder_of(place), shard, range(ROWS))
-        except DamagedShardError:
-            continue
-        assert right == [
-            (row.image_id, row.sample.image.tobytes(), row.sample.mask.tobytes(), row.groups) for row in found
-        ]
+        with suppress(DamagedShardError):
+            pairs = read_pairs(folder_of(place), shard, range(ROWS))
+            assert [one[:3] for one in right] == [
+                (pair.image_id, pair.image.tobytes(), pair.mask.tobytes()) for pair in pairs
+            ]
+        with suppress(DamagedShardError):
+            rows = read_rows(folder_of(place), shard, range(ROWS))
+            assert right == [
+                (row.image_id, row.sample.image.tobytes(), row.sample.mask.tobytes(), row.groups) for row in rows
+            ]
 
 
 class _Bomb:

@@ -10,7 +10,7 @@ import pytest
 
 from lungseg_ray.corpus.record import MaskSource, Record, Sample, SetAside
 from lungseg_ray.errors import UserError
-from lungseg_ray.shards.format import SCHEMA, ShardRow, read_contents, read_rows, write_file
+from lungseg_ray.shards.format import SCHEMA, ShardRow, read_contents, read_pairs, read_rows, write_file
 from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, Shard, json_sum, read_index
 from lungseg_ray.storage import Location, locate
 from tests.helpers import folder_of, make_sample, shard_of, write_shards
@@ -72,18 +72,31 @@ def test_facts(place: Location) -> None:
     assert row["groups"] == {}
 
 
-def test_row_groups_hold_about_a_mebibyte(place: Location) -> None:
-    # An image of 512 x 512 and its mask are half a mebibyte: two rows to a group, and one is left over.
+def test_large_rows_have_a_row_group_each(place: Location) -> None:
     rows = [(record(str(number)), make_sample(str(number), height=512, width=512)) for number in range(5)]
     write_file(place, rows)
     metadata = pq.read_metadata(place.path)
-    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [2, 2, 1]
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [1] * 5
     assert metadata.row_group(0).column(SCHEMA.names.index("image")).compression == "LZ4"
     wanted = [4, 1, 1, 3, 0, 4]
     found = rows_of(place, wanted)
     assert [row.image_id for row in found] == [str(number) for number in wanted]
     for row, number in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(row.sample.image, rows[number][1].image)
+
+
+def test_small_rows_share_a_row_group(place: Location) -> None:
+    # An image of 256 x 256 and its mask are 128 KiB.
+    rows = [(record(str(number)), make_sample(str(number), height=256, width=256)) for number in range(5)]
+    write_file(place, rows)
+    metadata = pq.read_metadata(place.path)
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [2, 2, 1]
+    wanted = [3, 0, 4, 3]
+    found = read_pairs(folder_of(place), shard_of(place), wanted)
+    assert [pair.image_id for pair in found] == [str(number) for number in wanted]
+    for pair, number in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(pair.image, rows[number][1].image)
+        np.testing.assert_array_equal(pair.mask, rows[number][1].mask)
 
 
 def test_schema_and_version_are_in_the_file(place: Location) -> None:
