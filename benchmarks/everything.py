@@ -24,7 +24,7 @@ PARTS = {
     "feed": ("--images", "6016", "1000000", "--seconds", "5", "--bucket", "slow"),
     "peers": ("--images", "1024", "--epochs", "3"),
     "sharding": ("--few", "100", "--many", "400"),
-    "records": ("--images", "10000", "100000"),
+    "records": ("--images", "10000", "1000000"),
     "listing": ("--files", "10000"),
     "gpu": (),
 }
