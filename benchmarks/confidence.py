@@ -1,4 +1,4 @@
-"""Judges how well a run tells the Dice of its masks without true ones, and writes docs/confidence.md.
+"""Judges how well a run tells the Dice of its masks without true ones, and writes the figures of docs/confidence.md.
 
 Test images are judged as they are, and in changed copies. Run it from the folder of the repository:
 
@@ -135,60 +135,12 @@ def _aurc(risk: npt.NDArray[np.float64], dice: npt.NDArray[np.float64]) -> float
     return float((np.cumsum(errors) / np.arange(1, len(errors) + 1)).mean())
 
 
-_TEXT = """# Confidence
-
-Each mask comes with the Dice that is expected of it, without a true mask, and with a range in which the true Dice lies
-for nine of ten images like those of validation. `predict` and `evaluate` write both to their tables:
-
-| column | meaning |
-|---|---|
-| `expected_dice` | the expected Dice, 0 to 1 |
-| `expected_low`, `expected_high` | the range |
-| `unlike` | 1 where the image is unlike those of training, for which nobody vouches for the range |
-| `doubt` | what speaks most against the mask, in words; empty where nothing is unusual (`predict` alone) |
-
-Sort `predictions.csv` by `expected_dice`, and look at the first ones. It costs a second pass of the encoder;
-`--confidence false` (`predict`) and `--evaluate.confidence false` (`train`, `evaluate`) leave it out.
-
-## Review
-
-```sh
-python jobs/review.py --predictions predictions
-python jobs/review.py --predictions predictions --verdicts review.csv --redo redo
-```
-
-The first command writes `predictions/review.html`, which needs no network: one image after another, those first of
-which the least is expected. `r`, `w` and `u` judge a mask as right, wrong or unsure, arrows move, `o` hides the
-outline, and `s` saves `review.csv`. The browser keeps the verdicts until then. The second one writes the images whose
-masks were judged wrong, with these masks, for people who correct them: as files of LabelMe (`--form labelme`), as
-`annotations.json` of COCO for CVAT and others (`coco`), or as images (`masks`). The folder is a corpus:
-`python jobs/shard.py --corpus.root redo` reads what was corrected.
-
-## How it is made
-
-A training job calibrates it at its end, and writes `confidence.json` beside the weights. It needs ten validation images
-at least. Three signals are taken of each image:
-
-- `undecided`: 1 - Dice of the map of probabilities and the mask that is decided from it.
-- `shape`: how far area, position, components, smoothness and so on of the mask are from those of training masks, in
-  standard deviations.
-- `unlike`: how far the encoder's deepest features are from those of training images, in standard deviations.
-
-The expected error is a product of powers of the signals, fitted to validation images and four changed copies of each,
-of which the quality is worse. No power is negative: a larger signal never means a better mask. The range is the 90 %
-quantile of the errors of this fit on the validation images as they are, each left out of the fit with its patient
-([cross-conformal prediction](https://arxiv.org/abs/1208.0806)). An image is called unlike if its signal `unlike` is
-larger than that of every validation image.
-
-What this does not promise: the epoch was chosen on the same validation images; with 30 of them, the share of nine in
-ten is itself uncertain by five of a hundred; and masks of a hospital that outlines by other rules have a lower Dice,
-which no image tells. Averages of several models, and other mirror images than those of
-the model, have no expected Dice; with another threshold or clean-up, it is still that of the mask by the model's own.
-"""
+_HEADING = "## How well it tells"
+"""What follows this heading in docs/confidence.md is written by this benchmark."""
 
 
 def write_page() -> None:
-    """Writes docs/confidence.md and its plot from the figures."""
+    """Writes the figures into docs/confidence.md, and its plot."""
     result = read_result("confidence")
     if not result:
         raise UserError("There are no figures in benchmarks/results/confidence.json yet.")
@@ -204,11 +156,13 @@ def write_page() -> None:
         "Each signal alone, and all together. AURC is the area under the curve of 1 - Dice of the masks that are kept, "
         "over the share that is kept, from the most trusted on; that of the true Dice is the least possible."
     )
-    parts = [_TEXT, "## How well it tells", fill(about, 120), _sets_table(sets)]
+    page = DOCS / "confidence.md"
+    prose, heading, _ = page.read_text().partition(_HEADING)
+    parts = [prose, heading, fill(about, 120), _sets_table(sets)]
     parts += ["![Expected and true Dice](images/confidence.png)", fill(alone, 120)]
     for name, found in sets.items():
         parts += [f"**{name}**", _signals_table(found)]
-    (DOCS / "confidence.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
 
 
 def _sets_table(sets: dict[str, Any]) -> str:

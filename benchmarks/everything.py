@@ -26,6 +26,7 @@ PARTS = {
     "sharding": ("--few", "100", "--many", "400"),
     "records": ("--images", "10000", "1000000"),
     "listing": ("--files", "10000"),
+    "serving": (),
     "gpu": (),
 }
 """The parts, each a module of this package, and their arguments."""

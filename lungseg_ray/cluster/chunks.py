@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,7 +27,6 @@ from lungseg_ray.storage import PATIENCE_SECONDS, retry
 Row = TypeVar("Row")
 _ERRORS: dict[str, type[Exception]] = {"user": UserError, "job": JobFailedError, "system": OSError}
 
-
 _MOST_TASKS = 4096
 """With more chunks than this, each task runs several."""
 _CHUNKS_OF_A_TASK = 4
@@ -34,8 +34,6 @@ _CHUNKS_OF_A_TASK = 4
 computes another."""
 _AHEAD = 1
 """The chunks of a task that the device may compute while the task prepares another."""
-
-
 _CHUNKS, _LEAST, _MOST = 64, 4, 16
 """Chunks have from four to sixteen images, as many as leave 64 chunks or more."""
 
@@ -69,6 +67,26 @@ class Work(Protocol):
 
     def finish(self, prepared: Any, computed: Any) -> list[Any]:
         """Encodes and writes the results, on a CPU, and returns rows."""
+
+
+class OneStage(ABC):
+    """Work on numbered chunks that needs no networks, as `Work`."""
+
+    @abstractmethod
+    def run(self, chunk: int) -> list[Any]:
+        """Does the work of a chunk, on a CPU, and returns rows."""
+
+    def prepare(self, chunk: int) -> tuple[int, None]:
+        """Does nothing."""
+        return chunk, None
+
+    def compute(self, given: None, device: str, /) -> None:
+        """Does nothing."""
+        return given
+
+    def finish(self, prepared: int, computed: None) -> list[Any]:
+        """Does the work."""
+        return self.run(prepared)
 
 
 def map_chunks(

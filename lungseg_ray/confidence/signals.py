@@ -110,10 +110,14 @@ class Reference(BaseModel):
         """
         map_ = examined.maps[number]
         count = max(map_.shape[2] - 1, 1)
+        maps, decided = map_[:, :, -count:], _channels(map_, processing.sidecar.threshold)
         areas = zip(self.masks.mean[::_TERMS], self.masks.scale[::_TERMS], strict=True)
+        # A label that is not found counts 0 where nearly all training masks have it: a network may be sure of nothing,
+        # and wrong.
         usual = np.array([mean > 2 * scale for mean, scale in areas])
+        counted = usual | ((maps + decided).sum(axis=(0, 1)) >= 1)
         return {
-            "undecided": 1 - _expected_dice(map_[:, :, -count:], _channels(map_, processing.sidecar.threshold), usual),
+            "undecided": 1 - float(expected_dice(maps, decided)[counted].mean()) if counted.any() else 0.0,
             "shape": self.masks.distance(describe_labels(processing.labels(map_), count)),
             "unlike": self.features.distance(examined.features[number]),
         }
@@ -174,13 +178,16 @@ def _channels(map_: Probability, threshold: float) -> Probability:
     return (decided == np.arange(1, map_.shape[2])).astype(np.float32)
 
 
-def _expected_dice(map_: Probability, decided: Probability, usual: npt.NDArray[np.bool_]) -> float:
-    """Returns the Dice of a map and what is decided from it, the mean over the labels that either has.
+def expected_dice(maps: Probability, decided: Probability) -> npt.NDArray[np.float32]:
+    """Returns the Dice of probabilities and of what was decided from them: what a network believes of its mask.
 
-    A label that is not found counts 0 where nearly all training masks have it: a network may be sure of nothing, and
-    wrong.
+    Args:
+        maps: (H, W, K) float32, the probability of each label, 0 to 1.
+        decided: (H, W, K) float32, 1 where the label was decided, and 0 elsewhere.
+
+    Returns:
+        (K,), 0 to 1; 0 for a label that no pixel has.
     """
-    both, sum_ = (map_ * decided).sum(axis=(0, 1)), (map_ + decided).sum(axis=(0, 1))
-    seen = usual | (sum_ >= 1)
-    dice = np.where(decided.any(axis=(0, 1)), 2 * both / np.maximum(sum_, 1), 0.0)
-    return float(dice[seen].mean()) if seen.any() else 1.0
+    both, sum_ = (maps * decided).sum(axis=(0, 1)), (maps + decided).sum(axis=(0, 1))
+    found: npt.NDArray[np.float32] = np.where(decided.any(axis=(0, 1)), 2 * both / np.maximum(sum_, 1), 0)
+    return found

@@ -125,6 +125,11 @@ class ReviewJob(Section):
 
     predictions: Place = Field(description="Folder or s3:// prefix that jobs/predict.py wrote (its --out).")
     most: PositiveInt = Field(200, description="Largest number of masks, those of which the least is expected.")
+    order: Literal["expected", "annotate"] = Field(
+        "expected",
+        description="expected: the masks of which the least is expected come first. annotate: those come first whose "
+        "images are worth adding to the training images, of which little is expected and which do not look alike.",
+    )
 
 
 class DeliverJob(Section):

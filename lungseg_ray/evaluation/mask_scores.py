@@ -10,6 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.confidence.signals import expected_dice
 from lungseg_ray.config import Device
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.robustness import dice_of_image
@@ -136,12 +137,9 @@ def believed(map_: Probability, labels: Pixels) -> float:
         0 to 1; 0 if no pixel has a label.
     """
     count = max(map_.shape[2] - 1, 1)
-    found = []
-    for label, probability in enumerate(np.moveaxis(map_[:, :, -count:], 2, 0), start=1):
-        mask = labels == label
-        if mask.any():
-            found.append(float(2 * probability[mask].sum() / (probability.sum() + mask.sum())))
-    return fmean(found) if found else 0.0
+    decided = (labels[:, :, None] == np.arange(1, count + 1)).astype(np.float32)
+    dice = expected_dice(map_[:, :, -count:], decided)
+    return fmean(dice[dice > 0].tolist() or [0.0])
 
 
 def compare_masks(judges: Sequence[Judge], root: Location, *, device: Device = "auto") -> list[ComparedMask]:

@@ -17,7 +17,7 @@ from lungseg_ray.audit.duplicates import find_duplicates
 from lungseg_ray.audit.facts import ImageFacts, image_facts, read_for_audit
 from lungseg_ray.audit.findings import list_findings
 from lungseg_ray.audit.result import TABLE, Audit, write_table
-from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.chunks import OneStage, map_chunks
 from lungseg_ray.cluster.places import check_lasting
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import CorpusSettings, Settings, ShardJob, SplitSettings
@@ -44,15 +44,15 @@ _EXAMPLES, _EXAMPLE_SIDE = 3, 256
 
 
 @dataclass(frozen=True)
-class _ReadFacts:
-    """Computes the facts of images, or the reason why an image cannot be used, as `cluster.chunks.Work`."""
+class _ReadFacts(OneStage):
+    """Computes the facts of images, or the reason why an image cannot be used."""
 
     records: Sequence[Record]
     corpus: CorpusSettings
     longer_side: int
 
-    def prepare(self, chunk: int) -> tuple[list[ImageFacts | SetAside], None]:
-        """Reads and measures the images of a chunk, which needs no network."""
+    def run(self, chunk: int) -> list[ImageFacts | SetAside]:
+        """Reads and measures the images of a chunk."""
         found: list[ImageFacts | SetAside] = []
         for record in self.records[chunk * _CHUNK : (chunk + 1) * _CHUNK]:
             try:
@@ -60,14 +60,7 @@ class _ReadFacts:
                 found.append(image_facts(record, sample, self.corpus.class_names))
             except BadFileError as error:
                 found.append(SetAside(record.image_id, record.shown, error.reason, error.detail))
-        return found, None
-
-    def compute(self, given: None, _: str) -> None:
-        """Does nothing."""
-
-    def finish(self, prepared: list[ImageFacts | SetAside], _: None) -> list[ImageFacts | SetAside]:
-        """Returns what it gets."""
-        return prepared
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +71,17 @@ class TrainingFigures:
 
 
 @dataclass(frozen=True)
-class _ReadFigures:
-    """Computes the figures of training images, as `cluster.chunks.Work`."""
+class _ReadFigures(OneStage):
+    """Computes the figures of training images."""
 
     images: ShardImages
     class_names: Sequence[str]
 
-    def prepare(self, chunk: int) -> tuple[list[TrainingFigures], None]:
-        """Reads and measures the images of a chunk, which needs no network."""
+    def run(self, chunk: int) -> list[TrainingFigures]:
+        """Reads and measures the images of a chunk."""
         numbers = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.images)))
         samples = (self.images.read(number).sample for number in numbers)
-        return [TrainingFigures(figures_of_sample(sample, self.class_names)) for sample in samples], None
-
-    def compute(self, given: None, _: str) -> None:
-        """Does nothing."""
-
-    def finish(self, prepared: list[TrainingFigures], _: None) -> list[TrainingFigures]:
-        """Returns what it gets."""
-        return prepared
+        return [TrainingFigures(figures_of_sample(sample, self.class_names)) for sample in samples]
 
 
 def main(job: ShardJob, console: Console) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from lungseg_ray.cluster.capacity import wait_for_cpu
-from lungseg_ray.cluster.chunks import map_chunks
+from lungseg_ray.cluster.chunks import OneStage, map_chunks
 from lungseg_ray.cluster.places import check_lasting, check_shared
 from lungseg_ray.cluster.session import cluster
 from lungseg_ray.config import DeliverJob
@@ -25,7 +25,6 @@ from lungseg_ray.corpus.annotations.write import Annotated, coco_shapes, labelme
 from lungseg_ray.corpus.dicom_write import write_picture, write_segmentation
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import Pixels, overlay, png
-from lungseg_ray.jobs.predict import TABLE as PREDICTIONS
 from lungseg_ray.jobs.predicted import Predicted, read_verdicts
 from lungseg_ray.numerics.measures import measure
 from lungseg_ray.progress import ticks
@@ -64,25 +63,18 @@ class Delivered:
 
 
 @dataclass(frozen=True)
-class _Deliver:
-    """Writes the masks of some images, as `cluster.chunks.Work`; there are no networks."""
+class _Deliver(OneStage):
+    """Writes the masks of some images."""
 
     job: DeliverJob
     source: Predicted
     names: pa.LargeStringArray
     class_names: list[str]
 
-    def prepare(self, chunk: int) -> tuple[list[str], None]:
-        """Returns the names of the images of a chunk."""
-        return self.names.slice(chunk * _CHUNK, _CHUNK).to_pylist(), None
-
-    def compute(self, given: None, device: str) -> None:
-        """Does nothing."""
-
-    def finish(self, prepared: list[str], computed: None) -> list[Delivered]:
-        """Reads the images and their masks, and writes them."""
+    def run(self, chunk: int) -> list[Delivered]:
+        """Reads the images of a chunk and their masks, and writes them."""
         found = []
-        for name in prepared:
+        for name in self.names.slice(chunk * _CHUNK, _CHUNK).to_pylist():
             try:
                 found.append(self._one(name))
             except BadFileError as error:
@@ -169,10 +161,9 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
     check_lasting(job.out)
     source = Predicted.of(job.predictions)
     names, class_names = source.names()
-    verdicts = job.verdicts.read_bytes() if job.verdicts and job.verdicts.is_file() else b""
     if job.verdicts:
         names = _judged(job, names)
-    claim = _claim(job, source, verdicts)
+    claim = _claim(job, source, names)
     check_shared(job.out)
     wait_for_cpu()
     work = _Deliver(job, source, pa.array(names, pa.large_string()), class_names)
@@ -201,7 +192,7 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
     return count, left_out
 
 
-def _claim(job: DeliverJob, source: Predicted, verdicts: bytes) -> dict[str, object]:
+def _claim(job: DeliverJob, source: Predicted, names: Sequence[str]) -> dict[str, object]:
     """Writes into the folder what it is for.
 
     The same command goes on in a folder that an interrupted one has left. A finished folder is left alone, since people
@@ -212,12 +203,12 @@ def _claim(job: DeliverJob, source: Predicted, verdicts: bytes) -> dict[str, obj
         OSError: If a file cannot be read or written.
     """
     place = job.out / CLAIM
-    table = (job.predictions / PREDICTIONS).read_bytes()
+    content = hashlib.sha256(source.claim)
+    for name in names:
+        content.update(f"\0{name}".encode())
     mine: dict[str, object] = {
         "form": job.form,
-        "verdict": job.verdict if job.verdicts else "",
-        "predictions_sha256": hashlib.sha256(table + source.claim).hexdigest(),
-        "verdicts_sha256": hashlib.sha256(verdicts).hexdigest(),
+        "content_sha256": content.hexdigest(),
         "finished": False,
     }
     if job.out.exists() and job.out.list():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
+import numpy as np
 from rich.console import Console
 
+from lungseg_ray.audit.facts import perceptual_hash
+from lungseg_ray.confidence.selection import most_worth_annotating
 from lungseg_ray.config import ReviewJob
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.jobs.predict import TABLE
@@ -13,6 +17,14 @@ from lungseg_ray.jobs.predicted import Predicted, Row
 from lungseg_ray.page.review_page import SIDE, ReviewItem, write_review_page
 from lungseg_ray.progress import ticks
 from lungseg_ray.storage import Location
+
+ORDERS = {
+    "expected": "those of which the least is expected",
+    "annotate": "those whose images are worth annotating",
+}
+"""What is on the page, by the order."""
+_CANDIDATES = 8
+"""With the order `annotate`, so many times the images of the page are read and compared."""
 
 
 def main(job: ReviewJob, console: Console) -> None:
@@ -27,7 +39,7 @@ def main(job: ReviewJob, console: Console) -> None:
         OSError: As `review`.
     """
     page, shown, known = review(job)
-    console.print(f"Page: {page}: {shown} of {known} masks, those of which the least is expected", highlight=False)
+    console.print(f"Page: {page}: {shown} of {known} masks, {ORDERS[job.order]}", highlight=False)
 
 
 def review(job: ReviewJob) -> tuple[Location, int, int]:
@@ -40,7 +52,8 @@ def review(job: ReviewJob) -> tuple[Location, int, int]:
         The HTML file, the number of masks on it, and the number of all masks.
 
     Raises:
-        UserError: If there is no finished prediction, or if it does not say what is expected of its masks.
+        UserError: If there is no finished prediction, if it does not say what is expected of its masks, or if no image
+            can be compared with others.
         OSError: If a file cannot be read, or the page cannot be written.
     """
     source = Predicted.of(job.predictions)
@@ -51,10 +64,28 @@ def review(job: ReviewJob) -> tuple[Location, int, int]:
             "same folder with a model that has a confidence.json, and without --confidence false."
         )
     rows.sort(key=lambda row: (float(row["expected_dice"]), row["image"]))
-    chosen = rows[: job.most]
+    chosen = _worth_annotating(rows, source, job.most) if job.order == "annotate" else rows[: job.most]
     items = list(ticks(_items(chosen, source), total=len(chosen), description="Drawing"))
     page = write_review_page(items, job.predictions, title=f"Masks to judge: {source.images.name}")
     return page, len(items), len(rows)
+
+
+def _worth_annotating(rows: list[Row], source: Predicted, most: int) -> list[Row]:
+    """Returns the rows of the images that are worth annotating, of those of which the least is expected."""
+    known: list[Row] = []
+    hashes = []
+    candidates = rows[: _CANDIDATES * most]
+    for row in ticks(candidates, total=len(candidates), description="Comparing"):
+        # What cannot be read cannot be annotated.
+        with suppress(BadFileError, FileNotFoundError):
+            image = source.image(row["image"], source.data(row["image"]), longer_side=SIDE)
+            hashes.append(bytes.fromhex(perceptual_hash(image.pixels)))
+            known.append(row)
+    if not known:
+        raise UserError(f"{source.images}: none of the images that were predicted can be read.")
+    expected = [float(row["expected_dice"]) for row in known]
+    found = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(known), -1)
+    return [known[number] for number in most_worth_annotating(expected, found, most)]
 
 
 def _items(rows: list[Row], source: Predicted) -> Iterator[ReviewItem]:

@@ -100,6 +100,28 @@ def test_it_fits_on_a_phone(predicted: Path, browser: Browser) -> None:
     assert page.locator("#count").inner_text() == "image 2 of 2, 1 judged"
 
 
+def test_images_that_are_worth_annotating(tmp_path: Path) -> None:
+    """Of three copies of the worst image one comes first; the others come after an image that is unlike it."""
+    (tmp_path / "images").mkdir()
+    masks, doubts = {}, {}
+    drawn = {"a.png": 0, "b.png": 0, "c.png": 0, "d.png": 1}
+    for (name, number), expected in zip(drawn.items(), [0.5, 0.51, 0.52, 0.9], strict=True):
+        image, masks[name] = draw(number, seed=0, size=120)
+        cv2.imwrite(str(tmp_path / "images" / name), image)
+        doubts[name] = (expected, False)
+    predictions = str(write_prediction(tmp_path, masks, doubts=doubts))
+    shown = {}
+    for order in ("expected", "annotate"):
+        page, *_ = review(ReviewJob.model_validate({"predictions": predictions, "most": 2, "order": order}))
+        text = page.read_text()
+        shown[order] = [name for name in drawn if f'"{name}"' in text]
+    assert shown == {"expected": ["a.png", "b.png"], "annotate": ["a.png", "d.png"]}
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="none of the images that were predicted can be read"):
+        review(ReviewJob.model_validate({"predictions": predictions, "order": "annotate"}))
+
+
 def test_what_is_missing_is_said(predicted: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found no model.json there"):
         review(ReviewJob(predictions=str(tmp_path)))
