@@ -123,6 +123,7 @@ def _peers(result: Result) -> list[str]:
     cases: Mapping[str, Result] = result["cases"]
     rows = [(what, f"{one['start_pairs_per_s']:,.0f}", f"{one['pairs_per_s']:,.0f}") for what, one in cases.items()]
     bars = {what: one["pairs_per_s"] for what, one in cases.items()}
+    failed = [f"{what} ({one['failed']})" for what, one in cases.items() if one.get("failed")]
     return [
         "## The feed beside its peers: `python -m benchmarks.peers`",
         f"Two processes read and augment the same pairs. The DataLoader reads the same shards row by row; LitData and "
@@ -132,6 +133,7 @@ def _peers(result: Result) -> list[str]:
         _machine(result),
         _plot("performance-feed", "Pairs per second after the first epoch", "pairs per second", bars),
         table(("feed, place", "pairs/s, first epoch", "then"), rows),
+        *([f"Runs that ended with an error of the peer, and do not count: {', '.join(failed)}."] if failed else []),
         "Where the time of the two cores goes for each pair from the local disk, in a profile of processes that was "
         "taken once, before and after it led to a change (2 cores of AMD EPYC with AVX2): row groups of one row, of "
         "which training reads six columns of seventeen, and one data task more than there are CPUs, so that none waits "
