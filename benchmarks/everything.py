@@ -1,5 +1,5 @@
-"""Runs all benchmarks, each of which writes its figures to benchmarks/results/; takes half an hour on two cores
-with AVX512, and longer on slower ones.
+"""Runs all benchmarks, each of which writes its figures to benchmarks/results/; takes an hour on two cores, and
+longer on slow ones.
 
 A part whose figures are there already, of this code and from this machine, is not measured again, so that a command
 that was interrupted goes on. Run it from the folder of the repository: python -m benchmarks.everything

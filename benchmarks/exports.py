@@ -44,16 +44,16 @@ TEXT = """\
 # Models for other programs
 
 ```sh
-pip install -e '.[export]'
-python jobs/export.py --run runs/first --out exported                        # exported/model.onnx
-python jobs/export.py --run runs/first --out exported --format torch-export  # exported/model.pt2
-python jobs/export.py --run runs/first --out exported --format torchscript   # exported/model.pt
+pip install -c constraints.txt -e '.[export]'
+python jobs/export.py --run runs/mine --out exported                        # exported/model.onnx
+python jobs/export.py --run runs/mine --out exported --format torch-export  # exported/model.pt2
+python jobs/export.py --run runs/mine --out exported --format torchscript   # exported/model.pt
 ```
 
 A file takes pixels, (N, size, size, channels) uint8 with any N, and gives probabilities, (N, size, size, K) float32.
 The scaling of pixels and the mean over mirror images are part of it. What happens before and after that - an image is
 reduced to `longer_side` and resized to `size`, a map is resized to the image, the threshold decides, components are
-cleaned up - is `reference.py` beside the file: 60 lines that need NumPy and OpenCV alone, with `preprocessing.json`.
+cleaned up - is `reference.py` beside the file: a short program that needs NumPy and OpenCV alone, with `preprocessing.json`.
 The tests compare what it computes with the predictor, pixel by pixel.
 
 The job opens each file again, compares its probabilities with those of the model, prints the largest difference, and

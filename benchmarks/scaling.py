@@ -55,7 +55,7 @@ class Step:
 
 
 STEPS = (
-    Step(300, "a laptop, 2 cores", 0, 0, "none; `--config configs/best.yaml`"),
+    Step(300, "a laptop, 2 cores", 0, 0, "none"),
     Step(10_000, "1 x g5.xlarge", 1, 0, "`--feed.batch 32`"),
     Step(100_000, "4 x g5.xlarge, a bucket", 4, 0, "`--train.workers 4 --feed.batch 128 --checkpoint.every_steps 200`"),
     Step(
@@ -63,7 +63,7 @@ STEPS = (
         "16 x g5.xlarge, 4 x m6i.2xlarge",
         16,
         4,
-        "the same with 16 workers, `--train.min_workers 8`, `--shards.rows 256`",
+        "the same with 16 workers, `--shards.rows 256`",
     ),
     Step(
         10_000_000,
@@ -124,7 +124,7 @@ class Rates:
         # The feed is measured with smaller images; what augmentation costs depends on the size of the network's input.
         feed = next(one for what, one in results["feed"]["cases"].items() if "local" in what)
         images, phases = max(results["records"]["cases"].items(), key=lambda one: int(one[0]))
-        seconds = sum(value for phase, value in phases.items() if phase not in ("peak_mib", "all"))
+        seconds = sum(value for phase, value in phases.items() if phase not in ("peak_mib", "total"))
         return cls(
             gflops=gflops,
             gpu=DEVICE_RATE * DEVICE_SHARE / (3e9 * gflops),
@@ -150,7 +150,7 @@ def _page(results: dict[str, Result]) -> list[str]:
         "This page is written by `python -m benchmarks.scaling` from the figures of [performance.md](performance.md) "
         "and from public list prices. **Everything about GPUs and prices is an estimate**: nothing of it was run.",
         "The same command serves all sizes. What changes are the machines, the address of shards and runs, and these "
-        "settings:",
+        "settings, all with `--feed.size 256`, and `--model.encoder timm-regnety_004`:",
         table(heads, rows),
         "## Arithmetic",
         table((*counted, *later), arithmetic),
@@ -198,6 +198,8 @@ def _notes(rates: Rates) -> list[str]:
         "`--feed.tasks`.",
         f"- **Network.** A shard row has {BYTES / 1e6:.1f} MB at {STORED} px. Each machine reads its share of the "
         "images once, from the bucket, and later from its own disk (`feed.cache`), where that has room for it. "
+        "A g5.xlarge has 2.5 Gbit/s for long and up to 10 for a while (AWS's documentation), which is 312 MB/s: the "
+        "first epoch may take half as long again as the others. "
         "`--shards.longer_side 512` makes a quarter of it, and loses nothing for a network of 256 px but sharpness in "
         "zoomed crops.",
         f"- **Requests.** About {CHUNK_REQUESTS} for each shard in the first epoch, {REQUEST_PRICE * 1000:.4f} USD for "

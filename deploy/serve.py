@@ -1,7 +1,7 @@
 """Serves a trained model over HTTP: the file of an image in, its mask out. Nothing starts it but these commands.
 
-    pip install -e '.[serve]'
-    LUNGSEG_MODEL=runs/first serve run deploy.serve:app
+    pip install -c constraints.txt -e '.[serve]'
+    LUNGSEG_MODEL=runs/mine serve run deploy.serve:app
     curl --data-binary @image.dcm http://127.0.0.1:8000/masks --output mask.png --dump-header -
 
 The answer to a PNG, JPEG, TIFF or DICOM file is the mask as a PNG file of the size of the image: 0 and 255 for one

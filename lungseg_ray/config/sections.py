@@ -75,7 +75,9 @@ class FeedSettings(Section):
         description="Augmentation preset: valid, light, medium or heavy of the recipe, chest, or chest_robust for "
         "images of other hospitals.",
     )
-    size: Size = Field(128, description="Height and width of the input of the network, in pixels. The recipes use 256.")
+    size: Size = Field(
+        128, description="Height and width of the input of the network, in pixels. The published recipe uses 256."
+    )
     fit: Fit = Field(
         "stretch",
         description="How an image that is not square becomes so. stretch: both sides get the same length, as in the "
@@ -241,7 +243,9 @@ class TrainSettings(Section):
         1, description="Number of training processes. The batch is divided among them."
     )
     device: Annotated[Device, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
-        "auto", description="Device of the workers. auto: cuda if the cluster has a GPU for each worker, else cpu."
+        "auto",
+        description="Device of the workers. auto: cuda if the cluster has a GPU for each of the workers, "
+        "or of train.min_workers, or can start them; else cpu.",
     )
     threads: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0, description="CPU threads of each worker. 0: the cores divided by the workers."
@@ -273,7 +277,8 @@ class TrainSettings(Section):
     min_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0,
         description="Smallest number of workers with which training continues while nodes are missing; all "
-        "train.workers are used again when the nodes are back. 0: always train.workers.",
+        "train.workers are used again when the nodes are back. feed.batch must be divisible by each number of workers "
+        "from it on. 0: always train.workers.",
     )
     max_failures: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         3, description="How often in a row lost workers are restarted without reaching another checkpoint. 0: never."

@@ -164,8 +164,8 @@ def _ask_for_labels(found: Found, values: Sequence[float], border: Mapping[int |
         return
     proposal |= {str(value): label for value, label in border.items()}
     text = (
-        f"The masks have the values {', '.join(f'{value:g}' for value in values)}, of which "
-        f"{', '.join(f'{value:g}' for value in unknown)} have no label. If they stand for the labels in this "
+        f"The masks have the values {', '.join(f'{value:g}' for value in values)}; without a label: "
+        f"{', '.join(f'{value:g}' for value in unknown)}. If the values stand for the labels in this "
         f"order, say --corpus.mask_values '{json.dumps(proposal)}'"
     )
     united = settings.classes <= 2 and values[0] == 0

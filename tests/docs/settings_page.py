@@ -43,7 +43,7 @@ _SIMPLE = {int: "integer", float: "number", bool: "true or false", str: "text", 
 def render() -> str:
     """The whole page."""
     shared = [(name, info) for name, info in Settings.model_fields.items()]
-    lines = [_HEAD, "## Settings of `shard`, `audit`, `train` and `tune`", ""]
+    lines = [_HEAD, "## Settings of `shard`, `train`, `tune` and `plan`", ""]
     for name, info in shared:
         marks = frozenset(mark for mark in info.metadata if isinstance(mark, Mark))
         if _is_section(info.annotation):
@@ -97,7 +97,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _shared(name: str, info: FieldInfo) -> bool:
-    """Whether a setting is one of those that `shard`, `audit`, `train` and `tune` share."""
+    """Whether a setting is one of those that `shard`, `train`, `tune` and `plan` share."""
     return name in Settings.model_fields and Settings.model_fields[name].annotation == info.annotation
 
 

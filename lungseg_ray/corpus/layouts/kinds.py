@@ -70,7 +70,7 @@ def require_single(name: str, matches: Matches, *, private: bool = False) -> Non
         raise UserError(
             f"{name}: {len(alike)} of {len(marked)} images have several masks whose names do not say what each "
             f"marks{such}. Expected one mask for an image. If they are of several annotators, "
-            "name the folder of one, or a pattern of its files: --corpus.masks '*_rater1.png'"
+            "name the folder of one, or a pattern of its files, such as --corpus.masks '*_reader1.png'"
         )
 
 
