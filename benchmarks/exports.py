@@ -53,7 +53,7 @@ python jobs/export.py --run runs/mine --out exported --format torchscript   # ex
 A file takes pixels, (N, size, size, channels) uint8 with any N, and gives probabilities, (N, size, size, K) float32.
 The scaling of pixels and the mean over mirror images are part of it. What happens before and after that - an image is
 reduced to `longer_side` and resized to `size`, a map is resized to the image, the threshold decides, components are
-cleaned up - is `reference.py` beside the file: a short program that needs NumPy and OpenCV alone, with `preprocessing.json`.
+cleaned up - is `reference.py` beside the file: a page of code for NumPy and OpenCV, with `preprocessing.json`.
 The tests compare what it computes with the predictor, pixel by pixel.
 
 The job opens each file again, compares its probabilities with those of the model, prints the largest difference, and

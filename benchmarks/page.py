@@ -121,8 +121,9 @@ def _feed(result: Result) -> list[str]:
 
 def _peers(result: Result) -> list[str]:
     cases: Mapping[str, Result] = result["cases"]
-    rows = [(what, f"{one['start_pairs_per_s']:,.0f}", f"{one['pairs_per_s']:,.0f}") for what, one in cases.items()]
-    bars = {what: one["pairs_per_s"] for what, one in cases.items()}
+    measured = {what: one for what, one in cases.items() if one["each"]}
+    rows = [(what, f"{one['start_pairs_per_s']:,.0f}", f"{one['pairs_per_s']:,.0f}") for what, one in measured.items()]
+    bars = {what: one["pairs_per_s"] for what, one in measured.items()}
     failed = [f"{what} ({one['failed']})" for what, one in cases.items() if one.get("failed")]
     return [
         "## The feed beside its peers: `python -m benchmarks.peers`",

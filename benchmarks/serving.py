@@ -47,8 +47,10 @@ ADDRESS = "http://127.0.0.1:8000/masks"
 
 def save_network(run: Location) -> None:
     """Writes a finished run with random weights."""
-    kind = {"architecture": "Unet", "encoder": "timm-regnety_004", "decoder_channels": (128, 64, 32, 16, 16)}
-    model = models.build(**kind, in_channels=1, classes=1)
+    decoder = (128, 64, 32, 16, 16)
+    model = models.build(
+        architecture="Unet", encoder="timm-regnety_004", in_channels=1, classes=1, decoder_channels=decoder
+    )
     side = {"size": SIZE, "channels": 1, "longer_side": LONGER_SIDE, "classes": 1, "class_names": ["lung"]}
     save_model(run / BEST, model, Sidecar.model_validate({**side, "threshold": 0.5}), "# Random weights\n")
 
@@ -112,16 +114,16 @@ def main() -> None:
         with cluster(processes=1):
             serve.run(service.app, name="masks")
             for _ in range(given.repeats):
-                for clients, found in rounds.items():
-                    found.append(served(files, given.requests, clients))
+                for number, each in rounds.items():
+                    each.append(served(files, given.requests, number))
             serve.shutdown()
     clients: dict[str, dict[str, Any]] = {
         str(number): {key: statistics.median(one[key] for one in found) for key in found[0]}
         for number, found in rounds.items()
     }
     table = Table("clients", "requests/s", "median, s", "95 %", "99 %")
-    for number, one in clients.items():
-        table.add_row(number, *(f"{value:.2f}" for value in one.values()))
+    for name, one in clients.items():
+        table.add_row(name, *(f"{value:.2f}" for value in one.values()))
     console.print(table)
     console.print(f"Bare loop, images/s by threads: {bare}")
     write_result("serving", {"size": SIZE, "bare_images_per_s": bare, "clients": clients}, console)

@@ -17,7 +17,7 @@ import os
 import threading
 from dataclasses import dataclass
 
-import torch
+import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -35,6 +35,8 @@ from lungseg_ray.storage import locate
 
 MODEL = "LUNGSEG_MODEL"
 """The environment variable that names the folder or s3:// prefix of a finished run."""
+GPUS = "LUNGSEG_GPUS"
+"""The environment variable that says how many GPUs, or what share of one, a replica has; none by default."""
 MOST_BYTES = 64 << 20
 """The largest file that is accepted."""
 MOST_QUEUED = 64
@@ -51,7 +53,7 @@ class Masked:
     headers: dict[str, str]
 
 
-@serve.deployment(max_ongoing_requests=2 * BATCH, max_queued_requests=MOST_QUEUED, ray_actor_options={"num_cpus": 1})
+@serve.deployment(max_ongoing_requests=2 * BATCH, max_queued_requests=MOST_QUEUED)
 class Masks:
     """Predicts the masks of images that arrive at about the same time together.
 
@@ -60,7 +62,8 @@ class Masks:
     """
 
     def __init__(self, run: str) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # A GPU that Ray has not given to this replica may be that of a training.
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
         model = Model((Run(locate(run)),))
         self._predictor = model.load(device=device)
         self._confidence = confidence_of(model)
@@ -123,18 +126,23 @@ def build() -> serve.Application:
     """Returns the application, for `serve run`.
 
     Raises:
-        SystemExit: If no model is named, or if there is none.
+        SystemExit: If no model is named, if it cannot be read, or if the number of GPUs is none.
     """
     run = os.environ.get(MODEL)
     if not run:
         raise SystemExit(f"{MODEL} is not set: give the folder or s3:// prefix of a finished run.")
-    place = locate(run)
     try:
+        gpus = float(os.environ.get(GPUS) or 0)
+    except ValueError:
+        raise SystemExit(f"{GPUS}: expected a number of GPUs, such as 1 or 0.5, found {os.environ[GPUS]!r}.") from None
+    try:
+        place = locate(run)
         read_sidecar(place / BEST)
-    except UserError as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"{MODEL}: {error}") from None
     # Whole, since a replica has another working directory.
-    application: serve.Application = Masks.bind(place.uri)  # type: ignore[attr-defined]
+    replica = Masks.options(ray_actor_options={"num_cpus": 1, "num_gpus": gpus})  # type: ignore[attr-defined]
+    application: serve.Application = replica.bind(place.uri)
     return application
 
 

@@ -20,7 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lungseg_ray.cluster.session import available
+from lungseg_ray.cluster.session import available, nodes_with_cpus
 from lungseg_ray.cluster.watchdog import Watchdog, free_resources
 from lungseg_ray.errors import UserError
 from lungseg_ray.progress import say
@@ -107,8 +107,7 @@ _UNLIMITED = Capacity(cpus=1 << 20, gpus=1 << 20, nodes=1 << 10)
 def present_capacity() -> Capacity:
     """Returns what the connected cluster has at the moment."""
     cpus, gpus = available()
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-    return Capacity(cpus, gpus, max(nodes, 1))
+    return Capacity(cpus, gpus, max(nodes_with_cpus(), 1))
 
 
 @dataclass(frozen=True)

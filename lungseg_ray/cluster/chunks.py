@@ -20,6 +20,7 @@ from lungseg_ray.cluster.capacity import Bundle, Capacity, plan_on_cluster, requ
 from lungseg_ray.cluster.devices import Call, Devices, calls_to, processes_with_device
 from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores, tasks_for
+from lungseg_ray.cluster.session import nodes_with_cpus
 from lungseg_ray.cluster.watchdog import end_if_stalled
 from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.storage import PATIENCE_SECONDS, retry
@@ -127,7 +128,7 @@ def map_chunks(
     plan = planned.when_up()
     # Where there is no limit, tasks that wait for a CPU make the autoscaler add one.
     size = None if planned.grows else min(_cpus_that_compute(), plan.cpus, count)
-    tasks, share = tasks_for(size) if size else (None, 1.0)
+    tasks, share = tasks_for(size, nodes_with_cpus()) if size else (None, 1.0)
     if workers and not plan.processes:
         tasks, share = workers if planned.grows else min(workers, plan.cpus, count), 1.0
     # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus, would be
@@ -144,7 +145,9 @@ def map_chunks(
             processes = stack.enter_context(processes_with_device(number, resource))
             chunks = min(max(count // (4 * (size or plan.cpus)), 1), _CHUNKS_OF_A_TASK)
         networks = _Networks(reference, "cuda" if processes and resource == "GPU" else "cpu")
-        done = ray.data.range(count, override_num_blocks=min(-(-count // chunks), _MOST_TASKS)).map_batches(
+        # Items instead of a range, whose numbers would be made by tasks of their own.
+        blocks = min(-(-count // chunks), _MOST_TASKS)
+        done = ray.data.from_items(list(range(count)), override_num_blocks=blocks).map_batches(
             _Task(networks, processes, kind),
             batch_size=None,
             batch_format="pyarrow",
@@ -234,7 +237,7 @@ class _Task:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         _use_one_thread()
-        chunks = batch.column("id").to_pylist()
+        chunks = batch.column("item").to_pylist()
         try:
             rows = [row for found in self._run(chunks) for row in found]
         except tuple(_ERRORS.values()) as error:

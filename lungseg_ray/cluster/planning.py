@@ -22,8 +22,8 @@ class TrainingPlan:
         device: The device that each worker computes on.
         cpus_per_worker: The logical CPUs that Ray reserves for each worker; 0 on GPUs, so that all CPUs serve the data.
         data_cpus: The logical CPUs that remain for Ray Data with the smallest number of workers.
-        data_tasks: The number of data tasks that run at the same time for each worker; 0 if no CPU remains for them,
-            in which case the worker prepares its own images.
+        data_tasks: The logical CPUs for the data tasks of each worker; 0 if none remains for them, in which case the
+            worker prepares its own images.
     """
 
     workers: int
@@ -84,7 +84,7 @@ def plan_training(
         min_workers: The smallest number of workers that is sufficient; 0 if all of them are needed.
         device: The device of the workers: "cpu", "cuda", or "auto", which is "cuda" if the cluster has a GPU for each
             of the smallest number of workers and "cpu" otherwise.
-        tasks: The largest number of data tasks that run at the same time for each worker; 0 for as many as fit.
+        tasks: The largest number of CPUs for the data tasks of each worker; 0 for as many as there are.
 
     Returns:
         The plan.
@@ -120,7 +120,7 @@ def plan_training(
 
 
 def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
-    """Computes how many data tasks can run at the same time for each worker.
+    """Computes how many CPUs the data tasks of each worker have.
 
     Args:
         cpus: The logical CPUs of the cluster.
@@ -128,26 +128,28 @@ def data_tasks(cpus: int, workers: int, cpus_per_worker: int) -> int:
         cpus_per_worker: The logical CPUs that Ray reserves for each worker.
 
     Returns:
-        The number of tasks: at least 1 if any CPU remains, else 0.
+        Their number: at least 1 if any CPU remains, else 0.
     """
     left = cpus - workers * cpus_per_worker
     return max(left // workers, 1) if left > 0 else 0
 
 
-def tasks_for(cpus: int) -> tuple[int, float]:
+def tasks_for(cpus: int, nodes: int) -> tuple[int, float]:
     """Computes how many data tasks keep some CPUs busy.
 
     Ray Data takes up to a tenth of a second to start a task after another has ended. With one task more than CPUs, no
-    CPU waits for that. Of a single CPU this would make two.
+    CPU waits for that. On several nodes, the shares of CPUs would not add up on each of them, and a task that fits
+    nowhere would make an autoscaler start a machine; and a single CPU would become two.
 
     Args:
         cpus: The logical CPUs, at least 1.
+        nodes: The nodes that have CPUs.
 
     Returns:
         The number of tasks, and the share of a CPU that Ray reserves for each, up to 1.
     """
-    if cpus == 1:
-        return 1, 1.0
+    if cpus == 1 or nodes > 1:
+        return cpus, 1.0
     # Ray counts in ten-thousandths of a CPU.
     return cpus + 1, cpus * 10_000 // (cpus + 1) / 10_000
 

@@ -213,6 +213,11 @@ def quiet_data() -> None:
     context.print_on_execution_start = False
 
 
+def nodes_with_cpus() -> int:
+    """Returns the number of nodes of the connected cluster that have a CPU."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+
+
 def available() -> tuple[int, int]:
     """Returns the logical CPUs and the GPUs of the connected cluster, each rounded down to a whole number."""
     found = ray.cluster_resources()

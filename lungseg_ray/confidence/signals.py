@@ -178,7 +178,7 @@ def _channels(map_: Probability, threshold: float) -> Probability:
     return (decided == np.arange(1, map_.shape[2])).astype(np.float32)
 
 
-def expected_dice(maps: Probability, decided: Probability) -> npt.NDArray[np.float32]:
+def expected_dice(maps: Probability, decided: Probability) -> npt.NDArray[np.float64]:
     """Returns the Dice of probabilities and of what was decided from them: what a network believes of its mask.
 
     Args:
@@ -188,6 +188,8 @@ def expected_dice(maps: Probability, decided: Probability) -> npt.NDArray[np.flo
     Returns:
         (K,), 0 to 1; 0 for a label that no pixel has.
     """
-    both, sum_ = (maps * decided).sum(axis=(0, 1)), (maps + decided).sum(axis=(0, 1))
-    found: npt.NDArray[np.float32] = np.where(decided.any(axis=(0, 1)), 2 * both / np.maximum(sum_, 1), 0)
+    # NumPy adds the pixels of several labels one after another, for which float32 is not enough.
+    both = (maps * decided).sum(axis=(0, 1), dtype=np.float64)
+    sum_ = (maps + decided).sum(axis=(0, 1), dtype=np.float64)
+    found: npt.NDArray[np.float64] = np.where(decided.any(axis=(0, 1)), 2 * both / np.maximum(sum_, 1), 0)
     return found

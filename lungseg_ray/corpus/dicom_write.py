@@ -32,7 +32,6 @@ _NAME = "lungseg-ray"
 _SEGMENTATIONS, _PICTURES = 9901, 9902
 """The numbers of the series that are added to a study; numbers of this size are not used by scanners."""
 _IDENTITY = (
-    "SpecificCharacterSet",
     "AccessionNumber",
     "PatientBirthDate",
     "PatientID",
@@ -165,7 +164,7 @@ def _read(source: bytes, labels: Pixels) -> Dataset:
             image.pop(name, None)
         for name in _IDENTITY:
             setattr(image, name, None)
-        image.pop("SpecificCharacterSet")
+        image.pop("SpecificCharacterSet", None)
     if missing:
         raise BadFileError("unsupported", f"expected a DICOM image that belongs to a study, found no {missing[0]}")
     if size != labels.shape:
@@ -195,9 +194,12 @@ def _digest(pixels: Pixels) -> str:
 def _file(made: Dataset, source: bytes) -> bytes:
     """Returns the content of an object, with the tags of the patient and of the study as the image has them."""
     image = pydicom.dcmread(BytesIO(source), stop_before_pixels=True, specific_tags=list(_IDENTITY))
+    # Names of classes and of patients may be written in different scripts.
+    image.decode()
+    made.SpecificCharacterSet = "ISO_IR 192"
     for name in _IDENTITY:
         if name in image:
-            made[name] = image[name]
+            setattr(made, name, image[name].value)
     file = BytesIO()
     made.save_as(file)
     return file.getvalue()

@@ -149,7 +149,7 @@ class ChunkTask:
         """Prepares the chunk that the only row of a block names."""
         plan = self.plan if isinstance(self.plan, Plan) else _unpacked(self.plan)
         try:
-            return retry(lambda: plan.prepare(int(batch["id"][0])), seconds=self.patience)
+            return retry(lambda: plan.prepare(int(batch["item"][0])), seconds=self.patience)
         except DamagedShardError as error:
             # Ray does not preserve the type of an exception, so the feed gets the message and raises it again.
             return {DAMAGE: np.array([str(error)])}

@@ -21,6 +21,7 @@ import ray
 import torch
 
 from lungseg_ray.cluster.planning import tasks_for
+from lungseg_ray.cluster.session import nodes_with_cpus
 from lungseg_ray.config import CorporaSettings, Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
@@ -366,10 +367,11 @@ class Feed:
         count = len(plan.chunks)
         if not self.tasks:
             task = ChunkTask(plan, self.patience)
-            yield from (task({"id": np.array([number])}) for number in range(count))
+            yield from (task({"item": np.array([number])}) for number in range(count))
             return
-        tasks, share = tasks_for(self.tasks)
-        blocks = ray.data.range(count, override_num_blocks=count).map_batches(
+        tasks, share = tasks_for(self.tasks, nodes_with_cpus())
+        # Items instead of a range, whose numbers would be made by tasks of their own.
+        blocks = ray.data.from_items(list(range(count)), override_num_blocks=count).map_batches(
             ChunkTask(ray.put(plan), self.patience),
             batch_size=None,
             batch_format="numpy",

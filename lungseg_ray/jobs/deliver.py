@@ -84,7 +84,8 @@ class _Deliver(OneStage):
         return found
 
     def _one(self, name: str) -> Delivered:
-        data, labels = self.source.data(name), self.source.labels(name)
+        data = self.source.data(name)
+        labels = self.source.labels(name, of=data)
         image = self.source.image(name, data)
         if labels.shape != (image.height, image.width):
             raise BadFileError(
@@ -164,8 +165,10 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
     if job.verdicts:
         names = _judged(job, names)
     claim = _claim(job, source, names)
-    check_shared(job.out)
+    # Machines that come while the job waits are checked, too.
     wait_for_cpu()
+    check_shared(job.out)
+    check_shared(job.predictions)
     work = _Deliver(job, source, pa.array(names, pa.large_string()), class_names)
     done = map_chunks(work, -(-len(names) // _CHUNK), Delivered, device="cpu")
     left_out: list[Delivered] = []
@@ -204,8 +207,10 @@ def _claim(job: DeliverJob, source: Predicted, names: Sequence[str]) -> dict[str
     """
     place = job.out / CLAIM
     content = hashlib.sha256(source.claim)
-    for name in names:
-        content.update(f"\0{name}".encode())
+    for row in source.rows():
+        # What the table says of an image follows from its mask, but for the job that made it.
+        content.update(json.dumps({**row, "status": ""}).encode())
+    content.update(json.dumps(names).encode())
     mine: dict[str, object] = {
         "form": job.form,
         "content_sha256": content.hexdigest(),
@@ -280,8 +285,9 @@ def _write_coco(job: DeliverJob, written: Iterator[Delivered], class_names: Sequ
         categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
         file.write(f'\n], "categories": {json.dumps(categories)}}}\n')
         file.flush()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            (job.out / ANNOTATIONS).write_bytes(pa.py_buffer(content))
+        # Not closed here: it cannot be while an error of the writing refers to it.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        (job.out / ANNOTATIONS).write_bytes(pa.py_buffer(content))
 
 
 def _described(left_out: Sequence[Delivered]) -> str:

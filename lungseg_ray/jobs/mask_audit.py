@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def main(place: Location, console: Console) -> None:
         OSError: As `audit_masks`.
     """
     with cluster(processes=1):
-        masks, page = audit_masks(place)
+        masks, page = audit_masks(place, note=console.print)
     unseen = sum(not one.seen for one in masks)
     console.print(f"{len(masks)} masks, {unseen} of them by models that were not trained on them", highlight=False)
     for one in masks[:_NAMED]:
@@ -45,7 +46,7 @@ def main(place: Location, console: Console) -> None:
     console.print(f"Page: {page}", highlight=False)
 
 
-def audit_masks(place: Location) -> tuple[list[ComparedMask], Location]:
+def audit_masks(place: Location, *, note: Callable[[str], None]) -> tuple[list[ComparedMask], Location]:
     """Compares the masks of a run's shards with predictions, of models that have not seen them where there are such.
 
     The page `masks.html` and the table `masks.csv` are written to the folder of the run or sweep.
@@ -53,6 +54,7 @@ def audit_masks(place: Location) -> tuple[list[ComparedMask], Location]:
     Args:
         place: The folder of a sweep over `feed.leave_out`, whose models each judge the part that was left out, or of a
             run, which judges the masks that it was trained on, too. All of them judge those of validation and test.
+        note: Is called with a sentence if the sweep has not finished, so that some masks cannot be judged.
 
     Returns:
         The masks, the most suspicious first, and the page.
@@ -61,7 +63,7 @@ def audit_masks(place: Location) -> tuple[list[ComparedMask], Location]:
         UserError: If there is no finished model, or if the shards are not those of the training.
         OSError: If a file cannot be read or written.
     """
-    runs = _runs(place)
+    runs = _runs(place, note)
     first = runs[0].started_with()
     root = first.settings.shards.root
     index = read_index(root)
@@ -77,7 +79,7 @@ def audit_masks(place: Location) -> tuple[list[ComparedMask], Location]:
     return masks, write_mask_page(masks, pictures, place, title=f"Masks of {root}")
 
 
-def _runs(place: Location) -> list[Run]:
+def _runs(place: Location, note: Callable[[str], None]) -> list[Run]:
     """Returns the finished runs of a sweep that leave a part out, or the run itself."""
     if not Sweep.is_one(place):
         return [Run(place)]
@@ -88,6 +90,15 @@ def _runs(place: Location) -> list[Run]:
         raise UserError(
             f"{place}: no trial of this sweep leaves a part of the patients out. Search feed.leave_out with "
             '{"grid": ["0/4", "1/4", "2/4", "3/4"]}, all at full length.'
+        )
+    parts = {run.started_with().settings.feed.leave_out for run in runs}
+    whole = {
+        f"{number}/{count}" for count in {part.partition("/")[2] for part in parts} for number in range(int(count))
+    }
+    if missing := sorted(whole - parts):
+        note(
+            f"{place}: no trial of this sweep has finished without the training images of part {', '.join(missing)}: "
+            "their masks are not compared. Run the sweep again to finish it."
         )
     return runs
 

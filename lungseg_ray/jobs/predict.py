@@ -50,7 +50,7 @@ CLAIM = "model.json"
 
 
 _SHOWN = 10
-_SOURCE, _ESTIMATE = "Source SHA-256", "Expected Dice"
+SOURCE, _ESTIMATE = "Source SHA-256", "Expected Dice"
 """The texts of a mask: the hash of the file that it was predicted from, and what is expected of it, as JSON."""
 _ESTIMATES = TypeAdapter(Estimate)
 Status = Literal["done", "done before", "done anew", "set aside"]
@@ -163,7 +163,7 @@ class _Predict:
                 image = _Image(name, hashlib.sha256(data).hexdigest())
                 mask = self._done(image)
                 texts = texts_of_png(mask) if mask else {}
-                if texts.get(_SOURCE) == image.sha256:
+                if texts.get(SOURCE) == image.sha256:
                     # A mask that is damaged, or does not say how good it is, is made again.
                     with suppress(BadFileError, ValidationError):
                         estimate = _ESTIMATES.validate_json(texts.get(_ESTIMATE, "")) if self.confidence else None
@@ -239,7 +239,7 @@ class _Predict:
             self._place(OVERLAYS, image.name).write_bytes(png(overlay(picture, small)))
         # The mask is written last, because an image that has a mask counts as done.
         mask = labels * 255 if side.classes == 1 else labels
-        texts = {_SOURCE: image.sha256}
+        texts = {SOURCE: image.sha256}
         if estimate:
             texts[_ESTIMATE] = _ESTIMATES.dump_json(estimate).decode()
         self._place(MASKS, image.name).write_bytes(png_with_texts(mask, texts))
@@ -295,6 +295,8 @@ def predict(
     check_shared(job.out)
     model = model_of(job)
     _claim(job, model)
+    # While images are predicted, the table of an earlier prediction would be taken for that of this one.
+    (job.out / TABLE).delete()
     size = chunk_size(len(names), job.batch)
     confidence = confidence_of(model) if job.confidence else None
     work = _Predict(job, model, names, size, confidence)

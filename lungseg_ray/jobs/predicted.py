@@ -15,8 +15,8 @@ import numpy as np
 from lungseg_ray.corpus.decode import Decoded, decode_image
 from lungseg_ray.corpus.read import decode_alone, fetch
 from lungseg_ray.errors import BadFileError, UserError
-from lungseg_ray.imaging import Pixels
-from lungseg_ray.jobs.predict import CLAIM, MASKS, TABLE
+from lungseg_ray.imaging import Pixels, texts_of_png
+from lungseg_ray.jobs.predict import CLAIM, MASKS, SOURCE, TABLE
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.text import escaped
 
@@ -140,17 +140,21 @@ class Predicted:
         uri = str(self.images / self._real(name))
         return decode_alone(data, uri, channels=self.channels, longer_side=longer_side, white=self.white)
 
-    def labels(self, name: str) -> Pixels:
+    def labels(self, name: str, *, of: bytes) -> Pixels:
         """Returns the predicted labels of an image, (H, W) uint8.
 
         Args:
             name: The path of the image in the folder of images.
+            of: The content of the file of the image.
 
         Raises:
-            BadFileError: If the mask is damaged.
+            BadFileError: If the mask is damaged, or that of another image, which had this name before.
             FileNotFoundError: If there is no mask.
         """
-        mask = decode_image((self.place / MASKS / f"{self._real(name)}.png").read_bytes(), channels=1).pixels[:, :, 0]
+        file = (self.place / MASKS / f"{self._real(name)}.png").read_bytes()
+        if texts_of_png(file).get(SOURCE, found := hashlib.sha256(of).hexdigest()) != found:
+            raise BadFileError("changed", "the image is another one than when its mask was predicted; predict again")
+        mask = decode_image(file, channels=1).pixels[:, :, 0]
         # The labels of one class are written as 0 and 255.
         return (mask > 0).astype(np.uint8) if mask.max() == np.iinfo(np.uint8).max else mask
 
@@ -165,7 +169,8 @@ class Predicted:
             BadFileError: If the image or the mask cannot be used.
             FileNotFoundError: If one of them is missing.
         """
-        return self.image(name, self.data(name), longer_side=longer_side).pixels, self.labels(name)
+        data = self.data(name)
+        return self.image(name, data, longer_side=longer_side).pixels, self.labels(name, of=data)
 
     def _real(self, shown: str) -> str:
         """Returns the name of an image by that in the table, where characters that are not printable are escaped."""

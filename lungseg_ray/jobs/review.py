@@ -1,4 +1,4 @@
-"""The job that writes a page for judging predicted masks, those of which the least is expected first."""
+"""The job that writes a page for judging predicted masks, the most doubtful first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lungseg_ray.storage import Location
 
 ORDERS = {
     "expected": "those of which the least is expected",
-    "annotate": "those whose images are worth annotating",
+    "annotate": "those that are most worth annotating",
 }
 """What is on the page, by the order."""
 _CANDIDATES = 8
@@ -66,7 +66,9 @@ def review(job: ReviewJob) -> tuple[Location, int, int]:
     rows.sort(key=lambda row: (float(row["expected_dice"]), row["image"]))
     chosen = _worth_annotating(rows, source, job.most) if job.order == "annotate" else rows[: job.most]
     items = list(ticks(_items(chosen, source), total=len(chosen), description="Drawing"))
-    page = write_review_page(items, job.predictions, title=f"Masks to judge: {source.images.name}")
+    page = write_review_page(
+        items, job.predictions, title=f"Masks to judge: {source.images.name}", first=ORDERS[job.order]
+    )
     return page, len(items), len(rows)
 
 

@@ -80,13 +80,14 @@ def _path(mask: npt.NDArray[np.bool_]) -> str:
     return "".join("M" + "L".join(f"{x + 0.5:g} {y + 0.5:g}" for (x, y) in line[:, 0].tolist()) + "Z" for line in lines)
 
 
-def write_review_page(items: list[ReviewItem], place: Location, *, title: str) -> Location:
+def write_review_page(items: list[ReviewItem], place: Location, *, title: str, first: str) -> Location:
     """Writes the page.
 
     Args:
         items: The images, in the order in which they are shown.
         place: The folder for the page.
         title: Its title.
+        first: Which images come first, in words.
 
     Returns:
         The HTML file.
@@ -97,6 +98,7 @@ def write_review_page(items: list[ReviewItem], place: Location, *, title: str) -
     queue = "\n".join([str(place), *(f"{item.image} {item.outlines}" for item in items)])
     text = template(REVIEW).render(
         title=title,
+        first=first,
         items=[asdict(item) for item in items],
         # The verdicts of another queue, or of other masks, in the same browser stay apart.
         store=f"review {hashlib.sha256(queue.encode(errors='replace')).hexdigest()[:16]}",

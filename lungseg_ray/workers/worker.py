@@ -275,7 +275,7 @@ def make_worker(
         driver: The way to the driver.
         heartbeat: Sends what this worker does.
         token: Shows that the driver holds the run.
-        data_tasks: Data tasks at a time for this worker; 0 if it prepares its images itself.
+        data_tasks: The CPUs for the data tasks of this worker; 0 if it prepares its images itself.
         workers_on_node: The number of processes that share the cores of this node.
     """
     # Ray sets OMP_NUM_THREADS from the logical CPUs of a worker; what counts are the cores of the node.

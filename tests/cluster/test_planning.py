@@ -201,10 +201,14 @@ def test_trials_in_memory(nodes: list[float], need: float, fit: int) -> None:
     assert trials_in_memory(nodes, need) == fit
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 3, 7, 64, 1000])
-def test_data_tasks_fit_their_cpus(cpus: int) -> None:
-    tasks, share = tasks_for(cpus)
-    assert tasks == (cpus if cpus == 1 else cpus + 1)
-    assert 0.99 * cpus < tasks * share <= cpus
-    # One fewer would leave a CPU idle.
-    assert (tasks - 1) * share < cpus
+@pytest.mark.parametrize("cpus", [2, 3, 7, 64, 1000])
+def test_one_data_task_more_than_cpus_fits_them(cpus: int) -> None:
+    tasks, share = tasks_for(cpus, nodes=1)
+    assert tasks == cpus + 1
+    # Ray compares in ten-thousandths of a CPU.
+    assert 0.99 * cpus * 10_000 < tasks * round(share * 10_000) <= cpus * 10_000
+
+
+def test_on_several_nodes_and_on_one_cpu_each_data_task_has_a_whole_one() -> None:
+    assert tasks_for(8, nodes=2) == (8, 1.0)
+    assert tasks_for(1, nodes=1) == (1, 1.0)

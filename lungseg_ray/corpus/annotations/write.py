@@ -41,12 +41,14 @@ def polygons(mask: Pixels) -> list[Polygon]:
         For each component the points (x, y), where the upper left corner of the image is (0, 0) and pixels have a side
         of 1.
     """
-    # The outline goes through the centres of the outermost pixels. At twice the size, these are farther out than the
-    # centres of the pixels of the mask, so that a polygon contains all of them.
+    # The outline goes through the centres of the outermost pixels. At twice the size, these are a quarter of a pixel
+    # farther out than the centres of the pixels of the mask.
     double = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     lines, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    simple = (cv2.approxPolyDP(line, 2 * _TOLERANCE, closed=True)[:, 0] for line in lines)
-    return [[((x + 0.5) / 2, (y + 0.5) / 2) for x, y in line.tolist()] for line in simple if len(line) > 2]
+    simple = ((cv2.approxPolyDP(line, 2 * _TOLERANCE, closed=True), line) for line in lines)
+    # A component of a few pixels would become a line.
+    kept = (short if len(short) > 2 else line for short, line in simple)
+    return [[((x + 0.5) / 2, (y + 0.5) / 2) for x, y in line[:, 0].tolist()] for line in kept]
 
 
 def labelme(one: Annotated, class_names: Sequence[str]) -> dict[str, Any]:
