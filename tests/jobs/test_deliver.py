@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -16,13 +17,16 @@ import pytest
 from numpy.typing import NDArray
 
 from lungseg_ray.config import CorpusSettings, DeliverJob
+from lungseg_ray.corpus.annotations.write import polygons
 from lungseg_ray.corpus.dicom_write import write_picture, write_segmentation
 from lungseg_ray.corpus.layouts import list_corpus
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.corpus.read import read_sample
 from lungseg_ray.corpus.segmentation import draw_segmentation
 from lungseg_ray.errors import UserError
+from lungseg_ray.imaging import png_with_texts
 from lungseg_ray.jobs.deliver import ANNOTATIONS, CLAIM, deliver
+from lungseg_ray.jobs.predict import SOURCE
 from tests.corpus.dicoms import IDENTITY, chest, encoded
 from tests.jobs.predictions import write_prediction
 
@@ -110,6 +114,44 @@ def test_what_has_vanished_is_left_out(cluster: None, predicted: Path) -> None:
     assert rows[0]["lung_area_px"] == str(mask.sum())
     # The spacing of a PNG file is not known.
     assert rows[0]["lung_area_mm2"] == ""
+
+
+def test_the_mask_of_another_image_is_left_out(cluster: None, predicted: Path) -> None:
+    """An image was replaced by another of the same name and size; another one is as it was."""
+    for name in ("a", "b"):
+        data = (predicted.parent / "images" / f"{name} <b>.png").read_bytes()
+        file = predicted / "masks" / f"{name} <b>.png.png"
+        pixels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        assert pixels is not None
+        file.write_bytes(png_with_texts(pixels.astype(np.uint8), {SOURCE: hashlib.sha256(data).hexdigest()}))
+    cv2.imwrite(str(predicted.parent / "images/a <b>.png"), draw(9, seed=1, size=SIZE)[0])
+    count, left_out = deliver(job(predicted, "measures"))
+    assert count == 2
+    assert [one.reason for one in left_out if one.image == "a <b>.png"] == [
+        "changed: the image is another one than when its mask was predicted; predict again"
+    ]
+
+
+def test_components_of_a_few_pixels_are_polygons() -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2, 3] = 1
+    mask[10, 5:18] = 1
+    mask[14:19, 20:28] = 1
+    drawn = np.zeros_like(mask)
+    for one in polygons(mask):
+        # Pixels whose centres are in the polygon.
+        for row, column in np.ndindex(*mask.shape):
+            corners = np.array(one, np.float32)
+            drawn[row, column] |= cv2.pointPolygonTest(corners, (column + 0.5, row + 0.5), False) >= 0
+    assert np.array_equal(drawn, mask)
+
+
+def test_names_of_classes_in_other_scripts() -> None:
+    image, mask = draw(0, seed=0, size=SIZE)
+    source = pydicom.dcmread(io.BytesIO(chest(image, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Zoë")))
+    made = write_segmentation(encoded(source), mask, ["лёгкое"], model="a")
+    assert highdicom.seg.segread(io.BytesIO(made)).get_segment_description(1).segment_label == "лёгкое"
+    assert pydicom.dcmread(io.BytesIO(made)).PatientName == "Müller^Zoë"
 
 
 def test_segmentations(cluster: None, radiographs: tuple[Path, dict[str, NDArray[np.uint8]]]) -> None:
