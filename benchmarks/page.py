@@ -138,8 +138,8 @@ def _peers(result: Result) -> list[str]:
         "Where the time of the two cores goes for each pair from the local disk, in a profile of processes that was "
         "taken once, before and after it led to a change (2 cores of AMD EPYC with AVX2): row groups of one row, of "
         "which training reads six columns of seventeen, and one data task more than there are CPUs, so that none waits "
-        "until Ray Data has started the next. Later, numbers of chunks that are given as items instead of a range spared "
-        "Ray the tasks that make them; that is not in the profile, but in the table above.",
+        "until Ray Data has started the next. What came later is in the table above alone: the numbers of chunks are "
+        "items instead of a range, for which Ray ran a task each.",
         table(
             ("ms of a core for each pair", "data tasks", "reader", "other processes of Ray", "idle", "sum"),
             (
