@@ -152,7 +152,7 @@ def map_chunks(
             batch_size=None,
             batch_format="pyarrow",
             max_calls=0,
-            compute=ray.data.TaskPoolStrategy(size=tasks),
+            compute=ray.data.TaskPoolStrategy(size=tasks and min(tasks, blocks)),
             num_cpus=share,
         )
         done.context.execution_options.preserve_order = True
