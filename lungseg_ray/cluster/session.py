@@ -18,7 +18,7 @@ from ray._private import auto_init_hook, ray_constants
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from lungseg_ray.cluster.answers import check_answers, no_answer
-from lungseg_ray.cluster.planning import cores
+from lungseg_ray.cluster.planning import cores, data_tasks
 from lungseg_ray.errors import UserError
 from lungseg_ray.termination import interrupt, interrupt_on_signals, report_now, undisturbed
 
@@ -222,3 +222,13 @@ def available() -> tuple[int, int]:
     """Returns the logical CPUs and the GPUs of the connected cluster, each rounded down to a whole number."""
     found = ray.cluster_resources()
     return int(found.get("CPU", 0)), int(found.get("GPU", 0))
+
+
+def tasks_left(workers: int, cpus_per_worker: int) -> int:
+    """Returns for how many data tasks of each worker the connected cluster has CPUs now, as `data_tasks`.
+
+    Args:
+        workers: The number of training workers.
+        cpus_per_worker: The logical CPUs that each of them occupies.
+    """
+    return data_tasks(available()[0], workers, cpus_per_worker)

@@ -3,9 +3,10 @@
 For given settings of the feed, the global batch of a step depends only on the seed, the epoch and the index of the
 shards. `epoch_order` determines which row is at which place of an epoch; the rows of other corpora, if any are mixed
 in, take some of these places. A global batch consists of consecutive places, and each rank takes its slice of it. Each
-rank runs its own Ray Data pipeline, which can start at any step from which a run is resumed. The pipeline is a range of
+rank runs its own Ray Data pipeline, which can start at any step from which a run is resumed. The pipeline is a list of
 chunk numbers; one task turns one number into one block of augmented rows. The ranks share no splitter, so that no rank
-can get the rows of another. A task yields only once, so that it cannot hold a CPU for which another rank waits.
+can get the rows of another. A task yields only once, so that it cannot hold a CPU for which another rank waits. While
+no CPU is left for data tasks, such as after the loss of a node, each rank prepares its chunks itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ray
 import torch
 
 from lungseg_ray.cluster.planning import tasks_for
-from lungseg_ray.cluster.session import nodes_with_cpus
+from lungseg_ray.cluster.session import nodes_with_cpus, tasks_left
 from lungseg_ray.config import CorporaSettings, Settings
 from lungseg_ray.corpus.record import Split
 from lungseg_ray.errors import JobFailedError, UserError
@@ -29,7 +30,7 @@ from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.cache import ShardCache
 from lungseg_ray.feed.order import Places, epoch_order, usable_rows
 from lungseg_ray.feed.plan import DAMAGE, ChunkTask, Plan, Rows
-from lungseg_ray.feed.read_ahead import ReadAhead
+from lungseg_ray.feed.read_ahead import CLOSE_SECONDS, ReadAhead
 from lungseg_ray.names import Fit
 from lungseg_ray.shards.index import Shard, ShardIndex, read_index
 from lungseg_ray.shards.parts import split_off
@@ -42,6 +43,9 @@ quick first batch. One batch of the rank is the minimum."""
 CHUNK_BYTES = 64 << 20
 """The largest size of a chunk, bytes, because Ray Data splits blocks of more than 128 MiB. One batch of the rank is the
 minimum."""
+
+LOOK_SECONDS = 30.0
+"""Seconds without a chunk after which it is asked whether there are CPUs for data tasks at all."""
 
 PIPELINE_CHUNKS = 2048
 """The number of chunks of a Ray Data pipeline: enough to outweigh the cost of its start, and few enough for its plan to
@@ -268,6 +272,7 @@ class Feed:
         tasks: The logical CPUs for data tasks. With 0, the worker prepares its images itself.
         ahead: The number of images that are kept ready.
         patience: Seconds for which the reading of a shard is repeated while a bucket cannot be used.
+        cpus_per_worker: The logical CPUs that each worker occupies, so that they are not for data tasks.
     """
 
     source: Source
@@ -276,13 +281,16 @@ class Feed:
     tasks: int
     ahead: int
     patience: float = 0.0
+    cpus_per_worker: int = 0
 
     @property
     def batch(self) -> int:
         """The number of images that this rank processes in one step."""
         return self.source.batch // self.world_size
 
-    def train(self, *, step: int, epochs: int, prepare: Callable[[Batch], Batch] = lambda batch: batch) -> ReadAhead:
+    def train(
+        self, *, step: int, epochs: int, prepare: Callable[[Batch], Batch] = lambda batch: batch
+    ) -> ReadAhead[Batch]:
         """Starts to prepare the batches from a global step to the end of the last epoch, in the background.
 
         Args:
@@ -364,14 +372,29 @@ class Feed:
             raise RuntimeError(f"rank {self.rank}: expected {expected.shape[1]} {split} rows, found {done}")
 
     def _blocks(self, plan: Plan) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        count = len(plan.chunks)
-        if not self.tasks:
-            task = ChunkTask(plan, self.patience)
-            yield from (task({"item": np.array([number])}) for number in range(count))
-            return
-        tasks, share = tasks_for(self.tasks, nodes_with_cpus())
+        """Yields the chunks in their order; those for which there is no CPU are prepared by this process."""
+        here = ChunkTask(plan, self.patience)
+        number = 0
+        while number < len(plan.chunks):
+            if tasks := self._tasks():
+                for block in self._from_tasks(plan, number, tasks):
+                    yield block
+                    number += 1
+            else:
+                yield here({"item": np.array([number])})
+                number += 1
+
+    def _tasks(self) -> int:
+        """Returns the CPUs for data tasks: after the loss of a node, fewer may be left than were planned."""
+        return min(self.tasks, tasks_left(self.world_size, self.cpus_per_worker)) if self.tasks else 0
+
+    def _from_tasks(self, plan: Plan, first: int, cpus: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Yields the chunks from a certain one on, which data tasks prepare, as long as there are CPUs for them."""
+        count = len(plan.chunks) - first
+        tasks, share = tasks_for(cpus, nodes_with_cpus())
         # Items instead of a range, whose numbers would be made by tasks of their own.
-        blocks = ray.data.from_items(list(range(count)), override_num_blocks=count).map_batches(
+        numbers = list(range(first, len(plan.chunks)))
+        data = ray.data.from_items(numbers, override_num_blocks=count).map_batches(
             ChunkTask(ray.put(plan), self.patience),
             batch_size=None,
             batch_format="numpy",
@@ -381,6 +404,20 @@ class Feed:
             # all nodes; Ray's own rule begins with the node of the worker, and goes on to others when that is busy.
             scheduling_strategy="DEFAULT",
         )
-        blocks.context.execution_options.preserve_order = True
-        blocks.context.enable_progress_bars = False
-        yield from blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        data.context.execution_options.preserve_order = True
+        data.context.enable_progress_bars = False
+        # Ray waits without end for a task that no node has a CPU for, and for a block that was lost with its node.
+        blocks = ReadAhead(iter(data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)), depth=1)
+        patience = CLOSE_SECONDS
+        try:
+            while True:
+                try:
+                    yield blocks.next_within(LOOK_SECONDS)
+                except TimeoutError:
+                    if not self._tasks():
+                        patience = 0.0
+                        return
+                except StopIteration:
+                    return
+        finally:
+            blocks.close(patience)

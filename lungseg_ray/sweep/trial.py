@@ -285,7 +285,7 @@ def _train_here(
         driver=driver,
         heartbeat=heartbeat,
         token=task.token,
-        data_tasks=training.data_tasks,
+        plan=training,
         workers_on_node=task.plan.together,
     )
     steps = source.steps_per_epoch

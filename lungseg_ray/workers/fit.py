@@ -18,8 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from lungseg_ray.cluster.planning import TrainingPlan, data_tasks
-from lungseg_ray.cluster.session import available
+from lungseg_ray.cluster.planning import TrainingPlan
 from lungseg_ray.cluster.watchdog import Watchdog, free_resources
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError, StoppedError, UserError
@@ -127,9 +126,6 @@ class _Task:
         settings = self.settings
         context = ray.train.get_context()
         group = ProcessGroup(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-        cpus, _ = available()
-        # After the loss of a node there may be fewer CPUs than were planned for.
-        tasks = min(self.plan.data_tasks, data_tasks(cpus, group.world_size, self.plan.cpus_per_worker))
         driver = _TrainDriver(self.mailbox, group, settings.train.max_failures)
         with Heartbeat(self.mailbox, group.rank, "the worker's start") as heartbeat:
             worker = make_worker(
@@ -140,7 +136,7 @@ class _Task:
                 driver=driver,
                 heartbeat=heartbeat,
                 token=self.token,
-                data_tasks=tasks,
+                plan=self.plan,
                 workers_on_node=context.get_local_world_size() * self.together,
             )
             try:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lungseg_ray.cluster.memory import reuse_memory
-from lungseg_ray.cluster.planning import cores
+from lungseg_ray.cluster.planning import TrainingPlan, cores
 from lungseg_ray.cluster.session import quiet_data
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import JobFailedError, UserError
@@ -104,7 +104,7 @@ class Worker:
         """The device to compute on."""
         return self.group.device
 
-    def train(self, *, step: int, epochs: int) -> ReadAhead:
+    def train(self, *, step: int, epochs: int) -> ReadAhead[Batch]:
         """Returns this worker's training batches, as `Runtime.train`."""
         return self.feed.train(step=step, epochs=epochs, prepare=copies_to(self.device))
 
@@ -262,7 +262,7 @@ def make_worker(
     driver: Driver,
     heartbeat: Heartbeat,
     token: LeaseToken,
-    data_tasks: int,
+    plan: TrainingPlan,
     workers_on_node: int,
 ) -> Worker:
     """Prepares this process to train, and returns its worker.
@@ -275,7 +275,7 @@ def make_worker(
         driver: The way to the driver.
         heartbeat: Sends what this worker does.
         token: Shows that the driver holds the run.
-        data_tasks: The CPUs for the data tasks of this worker; 0 if it prepares its images itself.
+        plan: How CPUs and GPUs are assigned.
         workers_on_node: The number of processes that share the cores of this node.
     """
     # Ray sets OMP_NUM_THREADS from the logical CPUs of a worker; what counts are the cores of the node.
@@ -286,7 +286,13 @@ def make_worker(
         reuse_memory()
     quiet_data()
     feed = Feed(
-        source, group.rank, group.world_size, data_tasks, settings.feed.ahead, settings.storage.patience_seconds
+        source,
+        group.rank,
+        group.world_size,
+        plan.data_tasks,
+        settings.feed.ahead,
+        settings.storage.patience_seconds,
+        plan.cpus_per_worker,
     )
     metrics = Metrics(run.place.name, group.rank)
     return Worker(settings, run, feed, group, driver, heartbeat, token, metrics)

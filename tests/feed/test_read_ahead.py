@@ -51,6 +51,19 @@ class TestReadAhead:
         assert reached.wait(10)
         assert len(list(ahead)) == 2
 
+    def test_waits_no_longer_than_asked(self) -> None:
+        go_on = threading.Event()
+
+        def late() -> Iterator[Batch]:
+            go_on.wait(10)
+            yield from batches(1)
+
+        ahead = ReadAhead(late(), depth=1)
+        with pytest.raises(TimeoutError):
+            ahead.next_within(0.01)
+        go_on.set()
+        assert next(ahead).step == 0
+
     def test_keeps_no_more_ready_than_its_depth(self) -> None:
         made: list[int] = []
 

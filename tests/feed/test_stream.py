@@ -15,7 +15,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.feed import stream
 from lungseg_ray.feed.batch import Batch
 from lungseg_ray.feed.order import epoch_order
-from lungseg_ray.feed.plan import Rows
+from lungseg_ray.feed.plan import Plan, Rows
 from lungseg_ray.feed.stream import Addition, Feed, Source
 from lungseg_ray.storage import locate
 from tests.feed.helpers import as_pairs
@@ -226,3 +226,23 @@ def test_depth_is_in_batches(source: Source, monkeypatch: pytest.MonkeyPatch) ->
     for ahead in (8, 9, 1):
         Feed(source, 0, 2, tasks=1, ahead=ahead).train(step=0, epochs=1)
     assert depths == [4, 4, 1]
+
+
+def test_chunks_without_cpus_are_prepared_here(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data tasks prepare a chunk, then their node is lost; after two more chunks there is one again."""
+    cpus = iter([1, 0, 0, 1])
+    began: list[int] = []
+
+    def from_tasks(one: Feed, plan: Plan, first: int, tasks: int) -> Iterator[dict[str, NDArray[Any]]]:
+        assert tasks == 1
+        began.append(first)
+        yield plan.prepare(first)
+
+    monkeypatch.setattr(Feed, "_tasks", lambda one: next(cpus))
+    monkeypatch.setattr(Feed, "_from_tasks", from_tasks)
+    monkeypatch.setattr(stream, "CHUNK_IMAGES", 4)
+    one = Feed(source, 0, 1, tasks=1, ahead=4)
+    found = [name for batch in one.train(step=0, epochs=1) for name in batch.image_ids]
+    assert began == [0, 3]
+    order = as_pairs(epoch_order(source.index.of("train"), seed=7, epoch=0, window=2))
+    assert found == [f"train-{number}-{row}" for number, row in order]

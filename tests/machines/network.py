@@ -134,13 +134,21 @@ class Machine:
         """Lets packets pass again."""
         _run("ip", "link", "set", self._end, "up")
 
-    def end(self) -> None:
-        """Removes it, and ends the processes on it: Ray's agents outlive their node by minutes."""
+    def processes(self) -> dict[int, str]:
+        """The processes on it, and their commands."""
         own = Path(f"/proc/{self._holder.pid}/ns/net").readlink()
+        found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if (entry / "ns/net").readlink() == own:
-                    os.kill(int(entry.name), signal.SIGKILL)
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def end(self) -> None:
+        """Removes it, and ends the processes on it: Ray's agents outlive their node by minutes."""
+        for pid in self.processes():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         self._holder.wait()
         if self._slow:
             self._slow.end()
@@ -177,3 +185,5 @@ class Network:
         for machine in self.machines:
             machine.end()
         _run("ip", "link", "delete", SWITCH)
+        # The kernel removes the wires of a machine some time after its last process.
+        assert wait_until(lambda: not [*Path("/sys/class/net").glob("lungwire*")], seconds=30), "wires were left behind"
