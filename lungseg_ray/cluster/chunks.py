@@ -126,11 +126,14 @@ def map_chunks(
     """
     planned = plan_on_cluster(partial(_planned, workers, device, resource), _Plan.needs)
     plan = planned.when_up()
-    # Where there is no limit, tasks that wait for a CPU make the autoscaler add one.
-    size = None if planned.grows else min(_cpus_that_compute(), plan.cpus, count)
-    tasks, share = tasks_for(size, nodes_with_cpus()) if size else (None, 1.0)
+    cpus = plan.cpus if planned.grows else min(_cpus_that_compute(), plan.cpus, count)
     if workers and not plan.processes:
         tasks, share = workers if planned.grows else min(workers, plan.cpus, count), 1.0
+    elif planned.grows:
+        # Where there is no limit, tasks that wait for a CPU make the autoscaler add one.
+        tasks, share = None, 1.0
+    else:
+        tasks, share = tasks_for(cpus, nodes_with_cpus())
     # The work is put into the object store once. Otherwise what it contains, such as the records of a corpus, would be
     # unpickled for each task.
     reference = ray.put(work)
@@ -143,7 +146,7 @@ def map_chunks(
                 # Those that wait for a device would make the autoscaler add one.
                 number = min(number, max(int(ray.available_resources().get(resource, 0)), 1))
             processes = stack.enter_context(processes_with_device(number, resource))
-            chunks = min(max(count // (4 * (size or plan.cpus)), 1), _CHUNKS_OF_A_TASK)
+            chunks = min(max(count // (4 * cpus), 1), _CHUNKS_OF_A_TASK)
         networks = _Networks(reference, "cuda" if processes and resource == "GPU" else "cpu")
         # Items instead of a range, whose numbers would be made by tasks of their own.
         blocks = min(-(-count // chunks), _MOST_TASKS)

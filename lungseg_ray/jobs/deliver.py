@@ -161,15 +161,14 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
     """
     check_lasting(job.out)
     source = Predicted.of(job.predictions)
-    names, class_names = source.names()
-    if job.verdicts:
-        names = _judged(job, names)
-    claim = _claim(job, source, names)
+    masks = source.masks()
+    names = _judged(job, masks.names) if job.verdicts else masks.names
+    claim = _claim(job, masks.sha256, names)
     # Machines that come while the job waits are checked, too.
     wait_for_cpu()
     check_shared(job.out)
     check_shared(job.predictions)
-    work = _Deliver(job, source, pa.array(names, pa.large_string()), class_names)
+    work = _Deliver(job, source, pa.array(names, pa.large_string()), masks.class_names)
     done = map_chunks(work, -(-len(names) // _CHUNK), Delivered, device="cpu")
     left_out: list[Delivered] = []
 
@@ -180,7 +179,7 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
             else:
                 yield one
 
-    count = _tables(job, written(), class_names)
+    count = _tables(job, written(), masks.class_names)
     (job.out / TABLE).delete()
     if not count:
         # The folder is free again for another form.
@@ -195,7 +194,7 @@ def deliver(job: DeliverJob) -> tuple[int, list[Delivered]]:
     return count, left_out
 
 
-def _claim(job: DeliverJob, source: Predicted, names: Sequence[str]) -> dict[str, object]:
+def _claim(job: DeliverJob, source_sha256: str, names: Sequence[str]) -> dict[str, object]:
     """Writes into the folder what it is for.
 
     The same command goes on in a folder that an interrupted one has left. A finished folder is left alone, since people
@@ -206,10 +205,7 @@ def _claim(job: DeliverJob, source: Predicted, names: Sequence[str]) -> dict[str
         OSError: If a file cannot be read or written.
     """
     place = job.out / CLAIM
-    content = hashlib.sha256(source.claim)
-    for row in source.rows():
-        # What the table says of an image follows from its mask, but for the job that made it.
-        content.update(json.dumps({**row, "status": ""}).encode())
+    content = hashlib.sha256(source_sha256.encode())
     content.update(json.dumps(names).encode())
     mine: dict[str, object] = {
         "form": job.form,

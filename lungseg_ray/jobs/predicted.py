@@ -26,6 +26,21 @@ WHOLE = 1 << 16
 
 
 @dataclass(frozen=True)
+class Masks:
+    """The masks of a prediction.
+
+    Attributes:
+        names: The paths of the images that have masks, in the folder of images.
+        class_names: The names of the labels from 1 on.
+        sha256: A hash of what the prediction says of its model and of these images; the same if it runs again.
+    """
+
+    names: list[str]
+    class_names: list[str]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Predicted:
     """Where the images and the masks of a prediction are, and how the images are decoded.
 
@@ -97,8 +112,8 @@ class Predicted:
         if not some:
             raise UserError(f"{self.place / TABLE}: there are no masks; all images were set aside.")
 
-    def names(self) -> tuple[list[str], list[str]]:
-        """Returns the paths of the images that have masks, and the names of the labels from 1 on.
+    def masks(self) -> Masks:
+        """Returns which images have masks.
 
         Raises:
             UserError: As `rows`.
@@ -106,10 +121,14 @@ class Predicted:
         """
         names: list[str] = []
         columns: list[str] = []
+        content = hashlib.sha256(self.claim)
         for row in self.rows():
             names.append(row["image"])
             columns = columns or list(row)
-        return names, [name.removeprefix("share_") for name in columns if name.startswith("share_")]
+            # What the table says of an image follows from its mask, but for the job that made it.
+            content.update(json.dumps({**row, "status": ""}).encode())
+        class_names = [name.removeprefix("share_") for name in columns if name.startswith("share_")]
+        return Masks(names, class_names, content.hexdigest())
 
     def data(self, name: str) -> bytes:
         """Returns the content of the file of an image.
