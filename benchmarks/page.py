@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.everything import PARTS
 from benchmarks.results import read_result
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -24,8 +25,7 @@ _START = """# Performance
 
 This page is written by `python -m benchmarks.page` from the files in `benchmarks/results/`, which `make bench` makes
 (an hour on two cores; it goes on where it was interrupted). Figures are medians of three runs, unless a section
-says otherwise. A ratio compares figures of the same run. The heading of a section names the command that measures it
-alone.
+says otherwise. A ratio compares figures of the same run. Each section names the command that measures it alone.
 """
 
 
@@ -36,9 +36,11 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _machine(result: Result) -> str:
+def _machine(part: str, result: Result) -> str:
+    """Returns the command that measured a part, and where."""
+    command = " ".join(("python -m", f"benchmarks.{part}", *PARTS[part]))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{result['machine']}; Python {result['python']}, {versions}."
+    return f"`{command}` on {result['machine']}; Python {result['python']}, {versions}."
 
 
 def _plot(name: str, title: str, unit: str, bars: Mapping[str, float]) -> str:
@@ -86,7 +88,7 @@ def _train(result: Result) -> list[str]:
         ("command to first step", f"{result['first_step']:.1f} s"),
     ]
     return [
-        "## Training: `python -m benchmarks.train`",
+        "## Training",
         f"Unet++ with RegNetY-004 at {result['size']} px, batches of {result['batch']}, PNG files of 2000 x 2000 px, "
         f"{result['precision']}. The published script is the tutorial's: it decodes the files in every epoch, with two "
         "workers of a DataLoader, in fp32. The careful one keeps decoded images in memory, and uses bf16 where that is "
@@ -94,7 +96,7 @@ def _train(result: Result) -> list[str]:
         "All threads of a step wait for each other at each layer. A process that takes a core for a moment therefore "
         "holds up the whole step, and the processes of Ray do so even where they have nothing to do. With one thread, "
         "or one worker for each core, the others go on.",
-        _machine(result),
+        _machine("train", result),
         _plot("performance-training", "Training", "images per second", bars),
         table(("figure", "measured"), rows),
     ]
@@ -105,13 +107,13 @@ def _feed(result: Result) -> list[str]:
     keys = ("first_batch", "start_pairs_per_s", "pairs_per_s", "task_mib")
     rows = [(what, *(f"{found[key]:,.0f}" for key in keys)) for what, found in cases.items()]
     return [
-        "## The feed: `python -m benchmarks.feed`",
+        "## The feed",
         f"Images of {result['stored_px']} px are read and augmented (`medium`) for a network of {result['size']} px by "
         f"{result['tasks']} data tasks; nothing is done with them. An index names more images by hard links to the "
         "same files. The bucket is a SeaweedFS server on the same machine; with 30 ms, a proxy delays each request. "
         "The first batch is counted from the start of the process, most of which is the start of Ray. The first epoch "
         "of a large index is its first 512 images.",
-        _machine(result),
+        _machine("feed", result),
         table(("images, place", "first batch, s", "pairs/s, first epoch", "then", "memory of a task, MiB"), rows),
         "The first version of the feed, on another machine: 425, 352 and 178 pairs/s with 3,000, 100,000 and 1,000,000 "
         "images, the first batch after 16, 14 and 37 s; from the bucket with 30 ms 71 pairs/s, where 580 to 890 came "
@@ -126,12 +128,12 @@ def _peers(result: Result) -> list[str]:
     bars = {what: one["pairs_per_s"] for what, one in measured.items()}
     failed = [f"{what} ({one['failed']})" for what, one in cases.items() if one.get("failed")]
     return [
-        "## The feed beside its peers: `python -m benchmarks.peers`",
+        "## The feed beside its peers",
         f"Two processes read and augment the same pairs. The DataLoader reads the same shards row by row; LitData and "
         f"Streaming read the pixels in formats of their own. The bucket answers every request after "
         f"{1000 * result['latency_seconds']:.0f} ms. The first epoch starts with an "
         "empty cache, and is counted from the start of the process; most of it is the start of Ray and the imports.",
-        _machine(result),
+        _machine("peers", result),
         _plot("performance-feed", "Pairs per second after the first epoch", "pairs per second", bars),
         table(("feed, place", "pairs/s, first epoch", "then"), rows),
         *([f"Runs that ended with an error of the peer, and do not count: {', '.join(failed)}."] if failed else []),
@@ -161,11 +163,11 @@ def _predict(result: Result) -> list[str]:
     ]
     named = [(f"{int(n):,}", f"{one['seconds']:.0f}", f"{one['mib']:.0f}") for n, one in result["named"].items()]
     return [
-        "## Prediction: `python -m benchmarks.predict`",
+        "## Prediction",
         f"PNG files of 2000 x 2000 px, a network of {result['size']} px, masks of the size of the files. The bare loop "
         "decodes, computes and encodes in as many processes. The network that takes no time runs on a resource of Ray "
         "that stands for a GPU: decoding and encoding are then all there is.",
-        _machine(result),
+        _machine("predict", result),
         table(("prediction", "images/s", "bare loop", "ratio"), rows),
         "In the first version, a device waited for one core that decoded, computed and encoded in turn: about 24 "
         "images/s at this size on another machine, whatever the device and the number of CPUs.",
@@ -177,12 +179,12 @@ def _predict(result: Result) -> list[str]:
 def _sharding(result: Result) -> list[str]:
     median, peak = result["median"], result["peak_mib"]
     return [
-        "## Sharding: `python -m benchmarks.sharding`",
+        "## Sharding",
         f"PNG pairs of 2000 x 2000 px: {median['images_per_s']:.1f} pairs/s, {median['ratio']:.2f} of two bare "
         "processes that read, decode and resize the same files and write nothing. Memory of all processes (PSS): "
         f"{peak['few']:.0f} MiB for {result['pairs']['few']} pairs, {peak['many']:.0f} MiB for "
         f"{result['pairs']['many']}.",
-        _machine(result),
+        _machine("sharding", result),
     ]
 
 
@@ -199,7 +201,7 @@ def _records(result: Result) -> list[str]:
         "What the driver does by itself, for a manifest of hard links to 64 images, once; seconds. The exponent says "
         "how they grow with the number of images. With up to 100,000 images, the index includes a search for images "
         "that look alike in different splits.",
-        _machine(result),
+        _machine("records", result),
         table(("phase", *(f"{count:,} images" for count in cases), "exponent"), rows),
     ]
 
@@ -210,10 +212,10 @@ def _listing(result: Result) -> list[str]:
         for what, found in result["cases"].items()
     ]
     return [
-        "## Listing a corpus: `python -m benchmarks.listing`",
+        "## Listing a corpus",
         f"{result['files']:,} files are listed and their layout is recognised, beside the listing alone. The bucket "
         "answers every request after 30 ms.",
-        _machine(result),
+        _machine("listing", result),
         table(("place, tree", "seconds", "listing alone, s", "ratio"), rows),
     ]
 
@@ -223,11 +225,11 @@ def _serving(result: Result) -> list[str]:
     rows = [(clients, *(f"{one[key]:.2f}" for key in keys)) for clients, one in result["clients"].items()]
     bare = " and ".join(f"{speed:.2f} with {threads}" for threads, speed in result["bare_images_per_s"].items())
     return [
-        "## The service: `python -m benchmarks.serving`",
+        "## The service",
         "PNG files of 2000 x 2000 px are sent to `deploy/serve.py` on this machine, which answers with masks of a Unet "
         f"with RegNetY-004 at {result['size']} px; each client sends the next when it has its answer. Clients, HTTP "
         f"server and network share the cores. Images per second of a bare loop: {bare} thread(s).",
-        _machine(result),
+        _machine("serving", result),
         table(("clients", "requests/s", "median, s", "95 % within, s", "99 % within, s"), rows),
     ]
 
@@ -246,12 +248,12 @@ def _gpu(result: Result) -> list[str]:
         for one in result["training"]
     ]
     return [
-        "## The step on a device: `python -m benchmarks.gpu`",
+        "## The step on a device",
         "One run. `Learner.step` on batches in memory, bf16, beside a bare loop of the same network, loss and "
         "optimiser without any check. The share is that of the device's rate in large matrix products. Largest "
         "difference of 20 losses in fp32 between this device and a CPU: "
         f"{result['parity']['largest_difference_fp32']:.1e}.",
-        _machine(result),
+        _machine("gpu", result),
         table(
             ("network", "px", "batch", "images/s", "bare loop", "ratio", "share", "compiled", "waits per step"), rows
         ),

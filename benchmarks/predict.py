@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAND_IN, SIZE, SMALL, PROCESSES = "stand_in", 256, 64, 2
 DRAWN = 48
 """The images that are drawn; folders have hard links to them."""
-IMAGES = {"real": (32, 128), "free": (64, 384)}
+IMAGES = {"real": (16, 80), "free": (48, 288)}
 """The images of the smaller and of the larger folder, by the work."""
 BATCH = {"real": 4, "free": 16, "named": None}
 """Those that a device or a CPU has by default in folders of a thousand images or more."""

@@ -56,7 +56,7 @@ from lungseg_ray.training.precision import Precision, fastest_precision
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, BATCH, EPOCHS, LONGER_SIDE = 256, 8, 3, 1024
 """The size of the images, those of a step, the epochs of a run, and the size of the shards, pixels."""
-FEWEST, MOST, EPOCH_SECONDS = 32, 96, 15
+FEWEST, MOST, EPOCH_SECONDS = 32, 96, 10
 """The bounds of the images of an epoch of the job, and about how long it takes; scripts have half as many images."""
 ENCODER = "timm-regnety_004"
 ACTORS = 7
