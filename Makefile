@@ -62,7 +62,7 @@ test-newest: ## run all tests on the newest versions of Ray and of the other dep
 faults: $(READY) ## kill, stop and starve real processes; an hour and a quarter, prints the table of docs/reliability.md
 	$(BIN)/python -m pytest -m faults
 
-cluster-test: $(READY) ## run jobs on clusters whose nodes come and go; about ten minutes
+cluster-test: $(READY) ## run jobs on clusters whose nodes come and go; half an hour
 	$(BIN)/python -m pytest -m machines
 
 fuzz: $(READY) ## try damaged files on decoders and tables for a quarter of an hour
