@@ -13,7 +13,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.everything import PARTS
 from benchmarks.results import read_result
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -38,7 +37,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _machine(part: str, result: Result) -> str:
     """Returns the command that measured a part, and where."""
-    command = " ".join(("python -m", f"benchmarks.{part}", *PARTS[part]))
+    command = " ".join(("python -m", f"benchmarks.{part}", *result["arguments"]))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"`{command}` on {result['machine']}; Python {result['python']}, {versions}."
 
@@ -63,6 +62,20 @@ def _save(figure: Figure, name: str, title: str) -> str:
     return f"![{title}](images/{name}.png)"
 
 
+_TRAIN_FIGURES: dict[str, Callable[[Result], str]] = {
+    "job / published script": lambda one: f"{one['job_over_published']:.2f}",
+    "job / careful script": lambda one: f"{one['job_over_careful']:.2f}",
+    "job / step in memory": lambda one: f"{one['job_over_in_memory']:.2f}",
+    "2 workers / 1 worker, once": lambda one: f"{one['two_workers_over_one']:.2f}",
+    "step beside an idle Ray / step in memory, once": lambda one: f"{one['beside_ray'] / one['in_memory']:.2f}",
+    "job / step in memory, one thread each, once": lambda one: f"{one['one_thread']['ratio']:.2f}",
+    "share of the time in which the job waits for images": lambda one: f"{one['data_wait_share']:.1%}",
+    "the same in an epoch after the first": lambda one: f"{one['later_wait_share']:.1%}",
+    "pause between two epochs, validation aside": lambda one: f"{one['pause']:.1f} s",
+    "command to first step": lambda one: f"{one['first_step']:.1f} s",
+}
+
+
 def _train(result: Result) -> list[str]:
     bars = {
         "published script": result["published"],
@@ -72,21 +85,9 @@ def _train(result: Result) -> list[str]:
         "jobs/train.py": result["images_per_s"],
         "jobs/train.py, 2 workers": result["two_workers"],
     }
-    ratios = {
-        "job / published script": "job_over_published",
-        "job / careful script": "job_over_careful",
-        "job / step in memory": "job_over_in_memory",
-        "2 workers / 1 worker, once": "two_workers_over_one",
-    }
-    rows = [(name, f"{result[key]:.2f}") for name, key in ratios.items()]
-    rows += [
-        ("step beside an idle Ray / step in memory, once", f"{result['beside_ray'] / result['in_memory']:.2f}"),
-        ("job / step in memory, one thread each, once", f"{result['one_thread']['ratio']:.2f}"),
-        ("share of the time in which the job waits for images", f"{result['data_wait_share']:.1%}"),
-        ("the same in an epoch after the first", f"{result['later_wait_share']:.1%}"),
-        ("pause between two epochs, validation aside", f"{result['pause']:.1f} s"),
-        ("command to first step", f"{result['first_step']:.1f} s"),
-    ]
+    slow = read_result("train-avx2")
+    columns = [result, *([slow] if slow else [])]
+    rows = [(name, *(figure(one) for one in columns)) for name, figure in _TRAIN_FIGURES.items()]
     return [
         "## Training",
         f"Unet++ with RegNetY-004 at {result['size']} px, batches of {result['batch']}, PNG files of 2000 x 2000 px, "
@@ -98,7 +99,19 @@ def _train(result: Result) -> list[str]:
         "or one worker for each core, the others go on.",
         _machine("train", result),
         _plot("performance-training", "Training", "images per second", bars),
-        table(("figure", "measured"), rows),
+        table(
+            ("figure", *("measured" if one is result else f"{one['machine']}, {one['precision']}" for one in columns)),
+            rows,
+        ),
+        *(
+            [
+                "The last column is of a machine without instructions for bf16, where a step in memory takes "
+                f"{result['in_memory'] / slow['in_memory']:.0f} times as long. All programs of the comparison then compute alike, and "
+                "what the processes of Ray take of two cores is a larger share; rounds differed by a quarter."
+            ]
+            if slow
+            else []
+        ),
     ]
 
 
@@ -197,7 +210,7 @@ def _records(result: Result) -> list[str]:
         figures = (f"{one[phase]:,.1f}" for one in cases.values())
         rows.append((phase.replace("peak_mib", "largest memory, MiB"), *figures, f"{growth:.2f}"))
     return [
-        "## The driver of `shard`: `python -m benchmarks.records`",
+        "## The driver of `shard`",
         "What the driver does by itself, for a manifest of hard links to 64 images, once; seconds. The exponent says "
         "how they grow with the number of images. With up to 100,000 images, the index includes a search for images "
         "that look alike in different splits.",

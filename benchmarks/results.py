@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -70,7 +71,8 @@ def write_result(name: str, result: Mapping[Any, Any], console: Console, *, devi
     for package in ("ray", "torch", "numpy", "albumentations"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    where = {"machine": device or machine(), "code": code(), "python": platform.python_version(), "versions": versions}
+    given = {"arguments": sys.argv[1:], "machine": device or machine(), "code": code()}
+    where = {**given, "python": platform.python_version(), "versions": versions}
     place.write_text(json.dumps({**where, **result}, indent=2) + "\n")
     console.print(f"Written: {place}")
 
