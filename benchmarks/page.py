@@ -106,8 +106,9 @@ def _train(result: Result) -> list[str]:
         *(
             [
                 "The last column is of a machine without instructions for bf16, where a step in memory takes "
-                f"{result['in_memory'] / slow['in_memory']:.0f} times as long. All programs of the comparison then compute alike, and "
-                "what the processes of Ray take of two cores is a larger share; rounds differed by a quarter."
+                f"{result['in_memory'] / slow['in_memory']:.0f} times as long. All programs "
+                "of the comparison then compute alike, and what the processes of Ray take of two cores is a larger "
+                "share; rounds differed by a quarter."
             ]
             if slow
             else []

@@ -29,8 +29,7 @@ from lungseg_ray.corpus.read import decode_alone
 from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.imaging import png
 from lungseg_ray.inference.predictor import Model
-from lungseg_ray.run.exported import read_sidecar
-from lungseg_ray.run.folder import BEST, Run
+from lungseg_ray.run.folder import Run
 from lungseg_ray.storage import locate
 
 MODEL = "LUNGSEG_MODEL"
@@ -134,10 +133,14 @@ def build() -> serve.Application:
     try:
         gpus = float(os.environ.get(GPUS) or 0)
     except ValueError:
-        raise SystemExit(f"{GPUS}: expected a number of GPUs, such as 1 or 0.5, found {os.environ[GPUS]!r}.") from None
+        gpus = -1
+    if not (0 <= gpus <= 1 or (gpus > 0 and gpus.is_integer())):
+        raise SystemExit(f"{GPUS}: expected a number of GPUs, such as 1 or 0.5, found {os.environ[GPUS]!r}.")
     try:
         place = locate(run)
-        read_sidecar(place / BEST)
+        model = Model((Run(place),))
+        model.load()
+        confidence_of(model)
     except (UserError, OSError) as error:
         raise SystemExit(f"{MODEL}: {error}") from None
     # Whole, since a replica has another working directory.

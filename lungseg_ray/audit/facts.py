@@ -25,7 +25,7 @@ HASHED_SIDE = 4 * HASH_SIDE
 EDGES = ("top", "right", "bottom", "left")
 """These are the edges of an image, in the order in which `measure_label` tests them."""
 _SPECK = 0.01
-"""A connected component is a speck if it has at most this share of its label's pixels."""
+"""A connected component is a speck if it has at most this share of the pixels of the largest one of its label."""
 
 Pixels = NDArray[np.uint8]
 
@@ -225,7 +225,7 @@ def measure_label(mask: Pixels, label: int) -> LabelFacts:
     share = pixels / max(int((mask != IGNORE_LABEL).sum()), 1)
     if not pixels:
         return LabelFacts(share, 0, 0, None, (), None, None, None)
-    parts = int((areas > _SPECK * pixels).sum())
+    parts = int((areas > _SPECK * areas[0]).sum())
     edges = (chosen[0], chosen[:, -1], chosen[-1], chosen[:, 0])
     rows, columns = ((chosen > 0).sum(axis=axis) / pixels for axis in (1, 0))
     # With an odd number of columns, half of the middle one belongs to the left half.

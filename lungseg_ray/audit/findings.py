@@ -120,7 +120,9 @@ def _patients(audit: Audit) -> Iterator[Finding]:
 
 
 def _duplicates(pairs: Sequence[DuplicatePair[ImageFacts]]) -> Iterator[Finding]:
-    same = [one for one in pairs if one.bits is None]
+    equal = [one for one in pairs if one.bits is None]
+    # Images without masks are compared by their pixels, and are never in shards.
+    same, unmarked = ([one for one in equal if _marked(one) is marked] for marked in (True, False))
     near = [one for one in pairs if one.bits is not None]
     apart, within = ([one for one in same if one.crosses_split is crosses] for crosses in (True, False))
     if apart:
@@ -143,6 +145,12 @@ def _duplicates(pairs: Sequence[DuplicatePair[ImageFacts]]) -> Iterator[Finding]
             + (f", within {' and '.join(splits)}" if splits else "")
             + f" {_named_pairs(within)}: the shards keep the first of each alone.",
         )
+    if unmarked:
+        yield Finding(
+            "look",
+            f"{counted(len(unmarked), 'pair')} of images {_have(unmarked)} the same pixels, and one or both of them no "
+            f"mask {_named_pairs(unmarked)}.",
+        )
     if together := [one for one in near if not one.crosses_split]:
         more = f", and maybe more: the search ended at {MOST}" if len(near) >= MOST else ""
         yield Finding(
@@ -156,6 +164,10 @@ def _duplicates(pairs: Sequence[DuplicatePair[ImageFacts]]) -> Iterator[Finding]
             f"{counted(len(other), 'pair')} of images with the same bytes {_have(other)} different masks "
             f"{_named_pairs(other)}.",
         )
+
+
+def _marked(pair: DuplicatePair[ImageFacts]) -> bool:
+    return bool(pair.first.mask_sha256 and pair.second.mask_sha256)
 
 
 def _unusable(audit: Audit) -> Iterator[Finding]:

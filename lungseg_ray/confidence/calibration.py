@@ -21,6 +21,8 @@ _LEAST_ERROR = 0.005
 """Added to 1 - Dice before its logarithm is taken, so that masks that are almost right do not decide the weights."""
 _LEAST_SIGNAL = 1e-3
 """The same for signals."""
+_LEAST_SPREAD = 1e-6
+"""A signal whose logarithm has a smaller standard deviation is taken for constant."""
 _RIDGE = 1.0
 _FOLDS = 10
 FEWEST = 10
@@ -162,10 +164,13 @@ def calibrate(measured: Measured) -> Calibration | None:
 
 def _fitted(x: Numbers, y: Numbers) -> tuple[Numbers, float]:
     """Returns the weights of a ridge regression, none of them negative, and its offset."""
-    centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
+    centre, scale = x.mean(axis=0), x.std(axis=0)
+    # A signal that never changes says nothing; what rounding leaves of its weight would be multiplied without bound.
+    constant = scale < _LEAST_SPREAD
+    scale = np.where(constant, 1, scale)
     rows = np.vstack([(x - centre) / scale, math.sqrt(_RIDGE) * np.eye(x.shape[1])])
     found = lsq_linear(rows, np.concatenate([y - y.mean(), np.zeros(x.shape[1])]), bounds=(0, np.inf))
-    weights: Numbers = found.x / scale
+    weights: Numbers = np.where(constant, 0, found.x / scale)
     return weights, float(y.mean() - centre @ weights)
 
 

@@ -28,6 +28,10 @@ SIGNALS = {
 _LARGEST = 5.0
 """The standard deviations at which a term of a distance is cut off, so that one term alone does not decide."""
 _TERMS = 11
+_USUAL = 0.9
+"""Nearly all training masks are more than this share of them."""
+_LIKELY = 0.1
+"""A label is likely at a pixel from this probability on."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,24 @@ class Reference(BaseModel):
     Attributes:
         features: The features of the encoder.
         masks: The description of the masks, all labels after one another.
+        present: The share of the masks that have each label, 0 to 1; none in files of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
     features: Spread
     masks: Spread
+    present: list[float] = []
+
+    @classmethod
+    def of(cls, features: npt.NDArray[np.floating], masks: npt.NDArray[np.floating]) -> Reference:
+        """Returns that of some training images.
+
+        Args:
+            features: (n, F), the features of the encoder.
+            masks: (n, terms), the descriptions of the masks.
+        """
+        present = (masks[:, ::_TERMS] > 0).mean(axis=0).tolist()
+        return cls(features=Spread.of(features), masks=Spread.of(masks), present=present)
 
     def signals(self, examined: Examined, number: int, processing: Processing) -> dict[str, float]:
         """Returns the signals of an image, by the names in `SIGNALS`.
@@ -111,11 +128,10 @@ class Reference(BaseModel):
         map_ = examined.maps[number]
         count = max(map_.shape[2] - 1, 1)
         maps, decided = map_[:, :, -count:], _channels(map_, processing.sidecar.threshold)
-        areas = zip(self.masks.mean[::_TERMS], self.masks.scale[::_TERMS], strict=True)
         # A label that is not found counts 0 where nearly all training masks have it: a network may be sure of nothing,
-        # and wrong.
-        usual = np.array([mean > 2 * scale for mean, scale in areas])
-        counted = usual | ((maps + decided).sum(axis=(0, 1)) >= 1)
+        # and wrong. Elsewhere it counts if it was likely somewhere, and not for the low probability of all background.
+        usual = np.array([share > _USUAL for share in self.present or [1.0] * count])
+        counted = usual | decided.any(axis=(0, 1)) | ((maps * (maps > _LIKELY)).sum(axis=(0, 1)) >= 1)
         return {
             "undecided": 1 - float(expected_dice(maps, decided)[counted].mean()) if counted.any() else 0.0,
             "shape": self.masks.distance(describe_labels(processing.labels(map_), count)),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lungseg_ray.confidence.calibration import Calibration, Estimate
@@ -12,7 +10,6 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.inference.predictor import Model, Processing
 from lungseg_ray.run.exported import CONFIDENCE
 from lungseg_ray.run.folder import BEST, Run
-from lungseg_ray.storage import Location
 
 
 class Confidence(BaseModel):
@@ -49,11 +46,10 @@ def write_confidence(run: Run, confidence: Confidence) -> None:
         OSError: If the file cannot be written.
     """
     (run.place / BEST / CONFIDENCE).write_text(confidence.model_dump_json() + "\n")
-    _read.cache_clear()
 
 
 def confidence_of(model: Model) -> Confidence | None:
-    """Reads the confidence of a model. The last result is cached in the process.
+    """Reads the confidence of a model.
 
     Args:
         model: The model.
@@ -68,11 +64,7 @@ def confidence_of(model: Model) -> Confidence | None:
     """
     if len(model.runs) > 1 or model.used_flips != model.processing().sidecar.flips:
         return None
-    return _read(model.runs[0].place / BEST / CONFIDENCE)
-
-
-@lru_cache(maxsize=1)
-def _read(place: Location) -> Confidence | None:
+    place = model.runs[0].place / BEST / CONFIDENCE
     try:
         return Confidence.model_validate_json(place.read_text())
     except FileNotFoundError:

@@ -216,7 +216,9 @@ class OptimSettings(Section):
         description="Learning rate schedule. plateau: follows the validation loss. one_cycle, cosine: follow the step "
         "over the whole run.",
     )
-    factor: Share = Field(0.25, description="plateau: factor by which the learning rate is multiplied, 0 to 1.")
+    factor: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.25, description="plateau: factor by which the learning rate is multiplied, from 0 on and less than 1."
+    )
     patience: NonNegativeInt = Field(
         10,
         description="plateau: number of epochs without a better validation loss before the learning rate is reduced.",
@@ -399,7 +401,7 @@ class Settings(Section):
 
     corpus: Annotated[CorpusSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = CorpusSettings()
     shards: Annotated[ShardSettings, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = ShardSettings()
-    corpora: list[CorporaSettings] = Field(
+    corpora: Annotated[list[CorporaSettings], Mark.NOT_SEARCHED] = Field(
         [],
         description="Shards of other corpora whose training images are mixed in, such as phantoms at first: "
         '[{"root": "data/phantom", "share": 0.5, "until": 0.2}]. Validation and test images are those of shards.root.',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from itertools import islice, product
 from typing import Annotated, Any, Literal
 
@@ -39,6 +41,9 @@ class Dimension(Section):
         bounds = self.uniform or self.log_uniform
         if bounds and bounds[0] >= bounds[1]:
             raise ValueError(f"expected a lowest and a higher value, found {list(bounds)}")
+        written = [json.dumps(value, sort_keys=True, default=str) for value in self.values or []]
+        if twice := [value for value, count in Counter(written).items() if count > 1]:
+            raise ValueError(f"expected each value once, found {twice[0]} more than once")
         return self
 
     @property

@@ -10,7 +10,7 @@ from scipy import stats
 
 from lungseg_ray.cluster.chunks import map_chunks
 from lungseg_ray.confidence.calibration import FEWEST, Measured, calibrate
-from lungseg_ray.confidence.signals import SIGNALS, Examined, Reference, Spread, describe_labels, examine
+from lungseg_ray.confidence.signals import SIGNALS, Examined, Reference, describe_labels, examine
 from lungseg_ray.confidence.stored import Confidence
 from lungseg_ray.config import Device, EvaluateSettings
 from lungseg_ray.errors import BadFileError
@@ -173,10 +173,7 @@ def calibrate_confidence(
     described = list(map_chunks(describe, chunks, DescribedImage, workers=settings.workers, device=device))
     if not described:
         return None
-    reference = Reference(
-        features=Spread.of(np.array([one.features for one in described])),
-        masks=Spread.of(np.array([one.mask for one in described])),
-    )
+    reference = Reference.of(np.array([one.features for one in described]), np.array([one.mask for one in described]))
     numbers = _spread(len(validation), _VALIDATION)
     work = SignalChunk(model, validation, numbers, reference, settings.batch)
     done = map_chunks(work, len(numbers), SignalledImage, workers=settings.workers, device=device)

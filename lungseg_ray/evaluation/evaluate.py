@@ -66,7 +66,9 @@ def evaluate(
     if not len(images):
         raise UserError(f"{out}: there are no images to evaluate. Choose another --split or another --corpus.root.")
     size = chunk_size(len(images), settings.batch)
-    confidence = confidence_of(model) if settings.confidence else None
+    # What is expected of a mask is that of the model's own threshold.
+    own_threshold = settings.threshold in (None, model.processing().sidecar.threshold)
+    confidence = confidence_of(model) if settings.confidence and own_threshold else None
     work = MeasureChunk(model, images, settings, size, confidence)
     done = map_chunks(work, -(-len(images) // size), MeasuredImage, workers=settings.workers, device=device)
     bad = list(listing.set_aside) if listing else []

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import STUDY_KEY
-from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.regions import REGIONS
 from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.numerics import metrics
 from lungseg_ray.run.summary import Detection, Distances, Evaluation, Figures, IntervalFigures, describe_detection
+from lungseg_ray.text import named
 
 FIGURES = ("dice", "iou", "hd95", "assd")
 """The figures that every image has."""
@@ -31,10 +31,8 @@ def summarise_images(rows: FigureTable, class_names: Sequence[str], settings: Ev
         settings: The settings of the evaluation.
 
     Returns:
-        The figures of all images, `clean_up` if it is asked for, `regions` and `groups`.
-
-    Raises:
-        UserError: If a subgroup is asked for that the corpus does not have.
+        The figures of all images, `clean_up` if it is asked for, `regions`, `groups`, and `missing_subgroups` if there
+        are such.
     """
     result = cast(Evaluation, _figures(rows, class_names, settings, ""))
     if settings.clean_up:
@@ -48,6 +46,8 @@ def summarise_images(rows: FigureTable, class_names: Sequence[str], settings: Ev
         column: {value: _figures(rows.of_group(column, value), class_names, settings, "") for value in values}
         for column, values in _subgroups(rows, settings).items()
     }
+    if missing := [column for column in settings.subgroups or [] if column not in result["groups"]]:
+        result["missing_subgroups"] = missing
     return result
 
 
@@ -117,10 +117,7 @@ def _subgroups(rows: FigureTable, settings: EvaluateSettings) -> dict[str, list[
     values = {key: found for key, found in rows.groups().items() if key != STUDY_KEY}
     if settings.subgroups is None:
         return {key: found for key, found in values.items() if 2 <= len(found) <= 12}
-    missing = [key for key in settings.subgroups if key not in values]
-    if missing:
-        raise UserError(f"evaluate.subgroups: the corpus has no column {missing}; it has {sorted(values)}.")
-    return {key: values[key] for key in settings.subgroups}
+    return {key: values[key] for key in settings.subgroups if key in values}
 
 
 def figures_table(result: Evaluation, *, narrow: bool = False) -> Table:
@@ -154,6 +151,8 @@ def figures_table(result: Evaluation, *, narrow: bool = False) -> Table:
         notes.append(f"{result['unlabelled']} images unlabelled")
     if result["set_aside"]:
         notes.append(f"{len(result['set_aside'])} files set aside, listed in {RESULT}")
+    if missing := result.get("missing_subgroups"):
+        notes.append(f"The corpus has no column {named(missing)} (evaluate.subgroups)")
     notes += describe_detection(result)
     table.caption = "; ".join(notes) or None
     if "clean_up" in result:

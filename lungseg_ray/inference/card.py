@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lungseg_ray.config import Settings
 from lungseg_ray.corpus.record import SPLITS, Split
@@ -39,7 +39,7 @@ Output: logits; {reading}.
 ## Data
 
 {origin}. {about}
-Licence of the data: {licence}.
+Licence of the data: {licence}.{mixed}
 
 | split | images | patients |
 |---|---|---|
@@ -104,8 +104,9 @@ def model_card(
         else markdown(str(corpus.root)),
         about=corpus.about or "The owner of the data has not described it (corpus.about).",
         licence=corpus.licence or "not stated (corpus.licence)",
+        mixed="".join(_mixed_in(settings)),
         split_rows="\n".join(_split_rows(index.splits)),
-        patients=_describe_patients(index.splits),
+        patients=_describe_patients(index.splits, alone=not settings.corpora),
         start=f" Training started from the weights of {markdown(str(settings.model.start))}."
         if settings.model.start
         else "",
@@ -143,9 +144,21 @@ def _split_rows(splits: Mapping[Split, SplitFigures]) -> list[str]:
     return [f"| {split} | {splits[split].images} | {splits[split].patients} |" for split in SPLITS]
 
 
-def _describe_patients(splits: Mapping[Split, SplitFigures]) -> str:
+def _mixed_in(settings: Settings) -> Iterator[str]:
+    """Yields a paragraph on each corpus whose training images were mixed in."""
+    for one in settings.corpora:
+        yield (
+            f"\n\nMixed in: {one.share:.0%} of the training images from {one.first:.0%} to {one.until:.0%} of the run "
+            f"are from {markdown(str(one.root))} (shards {one.fingerprint:.16}), with its own origin and licence, and "
+            "not in the table."
+        )
+
+
+def _describe_patients(splits: Mapping[Split, SplitFigures], *, alone: bool) -> str:
     if all(one.patients == one.images for one in splits.values()):
         return "Each image counts as a patient of its own; where that is wrong, a patient may be in two splits."
+    if not alone:
+        return "No patient of the table is in two splits; those of corpora that were mixed in were not compared."
     return "No patient is in two splits."
 
 

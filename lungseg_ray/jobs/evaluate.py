@@ -171,7 +171,10 @@ def _refuse_other_corpus(out: Location, corpus: str) -> None:
     """Raises a `UserError` if the folder has the figures of another corpus, whose name is the same."""
     before = read_stored(out / RESULT, TypeAdapter(dict[str, Any]))
     if before and before.get("corpus", corpus) != corpus:
-        raise UserError(f"{out}: the figures of {before['corpus']} are there. Choose another folder with --out.")
+        raise UserError(
+            f"{out}: the figures of {before['corpus']} are there, of the same name. Measure this corpus alone, "
+            "with another folder for its figures (--out)."
+        )
 
 
 def corpus_images(trained: Settings, asked: CorpusSettings, split: str | None) -> tuple[CorpusImages, Listing]:

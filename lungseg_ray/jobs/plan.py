@@ -32,6 +32,7 @@ from lungseg_ray.shards.reuse import with_shard_settings
 from lungseg_ray.text import counted, duration
 from lungseg_ray.training.model import check_model, model_cost, with_start
 from lungseg_ray.training.step_cost import StepCost, measure_step
+from lungseg_ray.workers.worker import CACHED_VALIDATION_BYTES
 
 Tree = dict[str, Any]
 
@@ -304,11 +305,12 @@ def estimate(
     evaluation += (test * MEASURE_SECONDS + changed * SHIFT_SECONDS) / max(plan.data_cpus + workers, 1)
     # Workers are started in two generations of processes: that of Ray Train, and their own.
     start = began + 2 * cost.started + 3
-    fitting = int(min(max((limit - start - evaluation) // epoch, 0), MOST_EPOCHS))
+    fitting = int(max((limit - start - evaluation) // epoch, 0))
     # Epochs that are asked for fit, or nothing does.
-    epochs = fitting if epochs is None else epochs if epochs <= fitting else 0
-    ready = settings.feed.ahead + index.count("val") // workers
-    images = ready * settings.feed.size**2 * (index.corpus.channels + 1)
+    epochs = min(fitting, MOST_EPOCHS) if epochs is None else epochs if epochs <= fitting else 0
+    each = settings.feed.size**2 * (index.corpus.channels + 1)
+    kept_validation = index.count("val") * each // workers
+    images = settings.feed.ahead * each + (kept_validation if kept_validation <= CACHED_VALIDATION_BYTES else 0)
     copies = 3 + (settings.train.average > 0) + (settings.optim.lookahead_k > 0)
     kept = settings.checkpoint.keep + 2
     return Estimate(
@@ -333,7 +335,7 @@ def choose(tried: Sequence[tuple[Rung, Estimate]], minutes: float, limit: float)
     """
     fitting = [number for number, (_, found) in enumerate(tried) if found.epochs and found.memory <= limit]
     if not fitting:
-        least = min(tried, key=lambda one: sum(one[1].seconds.values()))[1]
+        least = tried[0][1]
         raise UserError(
             f"Nothing fits into {minutes:g} minutes and {limit / 2**30:.1f} GiB for each worker: start and evaluation "
             f"alone take {(least.seconds['start'] + least.seconds['evaluation']) / 60:.1f} minutes, and a worker needs "

@@ -176,6 +176,8 @@ def _tell(job: SweepJob, found: SweepSummary, page: Location, console: Console) 
             if behind and behind["n"]:
                 interval = f" (95 % {behind['low']:.4f} to {behind['high']:.4f})" if behind["n"] > 1 else ""
                 text = f"  ahead of {row['label']} by {behind['mean']:.4f}{interval}"
+                if len(row["seeds"]) < seeds:
+                    text += f", which came to its end with {len(row['seeds'])} seed(s) alone"
                 console.print(text, highlight=False, markup=False)
     else:
         console.print(f"Winner: {label}, by one seed alone", highlight=False, markup=False)

@@ -157,6 +157,7 @@ class Evaluation(Figures, total=False):
     Attributes:
         clean_up: The figures after `metrics.clean_up_labels`.
         groups: The figures of each subgroup, by column and value.
+        missing_subgroups: The columns of `evaluate.subgroups` that the corpus does not have.
         regions: How much more is predicted than marked in each region, as `region_excess` defines it; means over the
             images in which something is marked.
         class_names: The names of the labels from 1 on.
@@ -172,6 +173,7 @@ class Evaluation(Figures, total=False):
 
     clean_up: Figures
     groups: dict[str, dict[str, Figures]]
+    missing_subgroups: list[str]
     regions: dict[str, IntervalFigures]
     class_names: list[str]
     robustness: Robustness

@@ -137,7 +137,8 @@ class SweepDisplay:
         running = [trial for trial in self._trials if trial.state == "running"]
         others = [trial for trial in best if trial.state != "running"]
         for trial in [*running, *others][:SHOWN]:
-            rung = next((rung for rung in self._job.rungs if rung > trial.epochs), self._job.epochs)
+            rungs = self._job.rungs if self._stage == 1 else []
+            rung = next((rung for rung in rungs if rung > trial.epochs), self._job.epochs)
             pace = trial.seconds / trial.epochs if trial.epochs else 0.0
             left = str(timedelta(seconds=round((rung - trial.epochs) * pace))) if pace else "..."
             table.add_row(

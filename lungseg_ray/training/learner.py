@@ -23,7 +23,7 @@ from lungseg_ray.numerics.undo import Undo
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
 from lungseg_ray.text import shown
-from lungseg_ray.training.model import build_model
+from lungseg_ray.training.model import build_model, probe_size
 from lungseg_ray.training.precision import Precision, autocast
 
 UNUSED_PROBE_SIZE = 64
@@ -122,7 +122,9 @@ class Learner:
             self.memory_format = models.memory_format(self.model, device=self.device)
         self.model = self.model.to(memory_format=self.memory_format)
         self.frozen = models.freeze_unused_parameters(
-            self.model, in_channels=settings.corpus.channels, size=UNUSED_PROBE_SIZE
+            self.model,
+            in_channels=settings.corpus.channels,
+            size=probe_size(self.model, settings, UNUSED_PROBE_SIZE),
         )
         self.loss = SegmentationLoss(
             classes=settings.corpus.classes,

@@ -11,6 +11,7 @@ from torch import nn
 from lungseg_ray import models
 from lungseg_ray.config import Settings
 from lungseg_ray.errors import UserError
+from lungseg_ray.names import WITH_DECODER_CHANNELS
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run.exported import Sidecar, find_export, open_model
 from lungseg_ray.run.started_with import ConfigFile
@@ -67,6 +68,27 @@ def model_cost(settings: Settings) -> models.Cost:
         settings: The settings of the run.
     """
     return models.cost(**_training_pass(settings))
+
+
+def probe_size(model: nn.Module, settings: Settings, size: int) -> int:
+    """Returns the size of images for a trial pass: a small one, or `feed.size` where the network accepts no other.
+
+    Args:
+        model: The network of the run.
+        settings: The settings of the run.
+        size: The small size, pixels.
+    """
+    size = min(size, settings.feed.size)
+    small = torch.zeros(1, settings.corpus.channels, size, size, device=next(model.parameters()).device)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(small)
+    except (AssertionError, RuntimeError, ValueError):
+        return settings.feed.size
+    finally:
+        model.train(training)
+    return size
 
 
 def build_model(settings: Settings, *, pretrained: bool = True) -> nn.Module:
@@ -138,6 +160,8 @@ def with_start(settings: AnySettings, begun: ConfigFile[Any]) -> tuple[AnySettin
     asked = {key: getattr(found.model, key) for key in _OF_MODEL} | {
         "encoder": models.resolve_encoder(found.model.encoder)
     }
+    if type(model).__name__ in WITH_DECODER_CHANNELS and asked["decoder_channels"] == _usual_channels(model):
+        asked["decoder_channels"] = None
     wrong = [
         f"{key} is {there}, and {wanted} is asked for"
         for key, there, wanted in (
@@ -161,11 +185,14 @@ def with_start(settings: AnySettings, begun: ConfigFile[Any]) -> tuple[AnySettin
 
 def _decoder_channels(model: Any) -> list[int] | None:
     """Returns the widths of a model's decoder, or None where they are those that its architecture has by itself."""
-    widths = signature(type(model)).parameters.get("decoder_channels")
-    if widths is None:
+    if type(model).__name__ not in WITH_DECODER_CHANNELS:
         return None
-    found = list(model.config.get("decoder_channels", widths.default))
-    return None if found == list(widths.default) else found
+    found = list(model.config.get("decoder_channels", _usual_channels(model)))
+    return None if found == _usual_channels(model) else found
+
+
+def _usual_channels(model: Any) -> list[int]:
+    return list(signature(type(model)).parameters["decoder_channels"].default)
 
 
 def _same_classes(settings: Settings, sidecar: Sidecar) -> bool:

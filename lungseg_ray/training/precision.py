@@ -9,11 +9,11 @@ import torch
 
 from lungseg_ray import models
 from lungseg_ray.config import Settings
-from lungseg_ray.training.model import build_model
+from lungseg_ray.training.model import build_model, probe_size
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PROBE_SIZE = 128
-"""Height and width of the probe's images in pixels, unless `feed.size` is smaller."""
+"""Height and width of the probe's images in pixels, unless `feed.size` is smaller or the network accepts no other."""
 PROBE_BATCH = 2
 """Images of a probe step."""
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,8 +40,8 @@ def fastest_precision(settings: Settings, device: torch.device) -> Precision:
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    size = min(settings.feed.size, PROBE_SIZE)
     model = build_model(settings, pretrained=False)
+    size = probe_size(model, settings, PROBE_SIZE)
     memory_format = models.memory_format(model, device=device)
     model = model.to(memory_format=memory_format)
     images = torch.rand(PROBE_BATCH, settings.corpus.channels, size, size).to(memory_format=memory_format)

@@ -17,7 +17,7 @@ class TestMarked:
         mask = np.zeros((40, 60), np.uint8)
         mask[10:30, 5:25] = 1  # 400 pixels, all left of column 30
         mask[10:30, 35:45] = 1  # 200
-        mask[35, 50] = 1  # 1 of 601, less than 1 %
+        mask[35, 50] = 1  # 1 pixel, less than 1 % of 400
         found = measure_label(mask, 1)
         assert found.share == pytest.approx(601 / 2400)
         assert (found.parts, found.specks, found.ratio, found.touches) == (2, 1, 0.5, ())
@@ -91,3 +91,9 @@ class TestFacts:
         found = image_facts(record, self.sample(), ["lung"])
         assert (found.place, found.format, found.groups) == ("a1", "dicom", {"sex": "F"})
         assert "Doe" not in table_of(make_audit([found]), tmp_path)
+
+
+def test_many_small_parts_are_not_specks() -> None:
+    mask = np.zeros((80, 80), np.uint8)
+    mask[::4, ::4] = 1
+    assert (measure_label(mask, 1).parts, measure_label(mask, 1).specks) == (400, 0)

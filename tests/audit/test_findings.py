@@ -16,6 +16,15 @@ class TestFindings:
     def test_nothing_stands_out(self) -> None:
         assert list_findings(make_audit(three_splits())) == []
 
+    def test_images_without_masks_that_are_equal(self) -> None:
+        images = three_splits()
+        more = [
+            make_facts(name, image_sha256="a" * 64, mask_sha256="", labels={}, split="")
+            for name in ("new", "new again")
+        ]
+        (found,) = [one for one in texts(list_findings(make_audit([*images, *more]))) if "same" in one]
+        assert found == "look: 1 pair of images has the same pixels, and one or both of them no mask (new = new again)."
+
     def test_duplicates_by_weight(self) -> None:
         images = three_splits()
         copy = make_facts("copy", image_sha256=images[0].image_sha256, phash=images[0].phash, split="val")

@@ -84,3 +84,11 @@ def test_other_signals_are_refused() -> None:
     assert found
     with pytest.raises(ValueError, match="expected the signals"):
         Calibration.model_validate(found.model_dump() | {"weights": {"undecided": 1.0}})
+
+
+def test_a_signal_that_never_changes_has_no_weight() -> None:
+    images = measured(60)
+    images.signals[:, 2] = 0.25
+    found = calibrate(images)
+    assert found
+    assert list(found.weights.values()) == pytest.approx([0.5, 0.5, 0], abs=0.1)

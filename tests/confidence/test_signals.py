@@ -44,7 +44,7 @@ def discs() -> np.ndarray:
 
 def reference(use: Predictor, images: np.ndarray) -> Reference:
     masks = [describe_labels((image[:, :, 0] > 127).astype(np.uint8), 1) for image in images]
-    return Reference(features=Spread.of(use.features(images)), masks=Spread.of(np.array(masks)))
+    return Reference.of(use.features(images), np.array(masks))
 
 
 def test_a_usual_image_has_small_signals_and_others_large_ones() -> None:
@@ -107,3 +107,14 @@ def test_a_spread_takes_other_lengths_for_a_mistake() -> None:
         Spread(mean=[0.0, 1.0], scale=[1.0])
     with pytest.raises(ValueError, match="as many positive"):
         Spread(mean=[0.0], scale=[0.0])
+
+
+def test_an_empty_mask_is_no_doubt_where_many_are_empty() -> None:
+    use, images = predictor(), discs()
+    compared = reference(use, np.concatenate([images, np.zeros_like(images)]))
+    assert compared.present == [0.5]
+    # A low probability everywhere adds up to many pixels; one that is likely somewhere counts.
+    faint = examine(predictor(8), np.concatenate([np.zeros_like(images[:1]), images[:1] // 2]))
+    assert faint.maps[0].sum() > 1
+    assert not (faint.maps > 0.5).any()
+    assert [compared.signals(faint, number, use)["undecided"] for number in range(2)] == [0, 1]

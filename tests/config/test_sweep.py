@@ -23,6 +23,8 @@ def make(space: dict[str, Any], **sweep: Any) -> SweepJob:
         ({"optim.lr": {}}, "expected one of grid"),
         ({"optim.lr": {"uniform": [0.2, 0.1]}}, "expected a lowest and a higher value"),
         ({"optim.lr": {"grid": [-1.0]}}, "greater than 0"),
+        ({"model.encoder": {"choice": ["vgg11", "vgg13", "vgg11"]}}, 'expected each value once, found "vgg11" more'),
+        ({"corpora": {"grid": [[]]}}, "corpora must be the same for all trials"),
         ({"feed.batch": {"grid": ["many"]}}, "valid integer"),
         ({"optim.lr": {"grid": [1e-3], "also": ["optim.encoder_rate"]}}, "there is no setting 'optim.encoder_rate'"),
         (

@@ -17,7 +17,7 @@ from ray import serve
 
 import deploy.serve as service
 from lungseg_ray.confidence.calibration import Calibration
-from lungseg_ray.confidence.signals import SIGNALS, Reference, Spread, describe_labels
+from lungseg_ray.confidence.signals import SIGNALS, Reference, describe_labels
 from lungseg_ray.confidence.stored import Confidence, write_confidence
 from lungseg_ray.corpus.phantom import draw
 from lungseg_ray.inference.predictor import Predictor, load_predictor
@@ -50,7 +50,7 @@ def confidence(predictor: Predictor) -> Confidence:
     """A confidence that rests on four phantoms."""
     (inputs,) = predictor.inputs([image(number)[:, :, None] for number in range(4)])
     masks = np.array([describe_labels(draw(number, seed=0, size=96)[1], 1) for number in range(4)])
-    reference = Reference(features=Spread.of(predictor.features(inputs)), masks=Spread.of(masks))
+    reference = Reference.of(predictor.features(inputs), masks)
     each = dict.fromkeys(SIGNALS, 1.0)
     calibration = Calibration(weights=each, offset=-1.0, half_range=0.5, usual=each, unlike=1e-6, images=10)
     return Confidence(reference=reference, calibration=calibration)
@@ -135,4 +135,12 @@ def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         service.build()
     monkeypatch.setenv(service.MODEL, str(tmp_path / "nowhere"))
     with pytest.raises(SystemExit, match=r"LUNGSEG_MODEL: .*nowhere/best: no trained model here"):
+        service.build()
+
+
+@pytest.mark.parametrize("gpus", ["many", "-1", "nan", "1.5", "inf"])
+def test_a_number_of_gpus_that_none_can_have(monkeypatch: pytest.MonkeyPatch, gpus: str) -> None:
+    monkeypatch.setenv(service.MODEL, "runs/mine")
+    monkeypatch.setenv(service.GPUS, gpus)
+    with pytest.raises(SystemExit, match="LUNGSEG_GPUS: expected a number of GPUs"):
         service.build()

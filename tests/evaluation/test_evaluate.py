@@ -13,7 +13,6 @@ from rich.console import Console
 
 from lungseg_ray.config import EvaluateSettings
 from lungseg_ray.corpus.record import Sample
-from lungseg_ray.errors import UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.evaluation.measure import ImageFigures, measure_image
 from lungseg_ray.evaluation.summary import figures_table, summarise_images
@@ -280,10 +279,12 @@ class TestGroups:
         assert sum(one["n"] for one in found["groups"]["sex"].values()) == 3
         assert found["n"] == 4
 
-    def test_unknown_is_refused(self) -> None:
+    def test_unknown_ones_are_named(self) -> None:
         settings = EvaluateSettings(clean_up=False, resamples=10, subgroups=["sex", "weight"])
-        with pytest.raises(UserError, match=r"no column \['weight'\]; it has \['age', 'sex', 'site'\]"):
-            summarise(self.rows, ["lung"], settings)
+        found = summarise(self.rows, ["lung"], settings)
+        assert [*found["groups"]] == ["sex"]
+        assert found["missing_subgroups"] == ["weight"]
+        assert "no column weight (evaluate.subgroups)" in str(figures_table({**found, "set_aside": []}).caption)
 
 
 def test_table_for_the_terminal() -> None:

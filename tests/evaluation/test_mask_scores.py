@@ -12,7 +12,8 @@ from lungseg_ray.inference.predictor import Model
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.shards.index import read_index
 from lungseg_ray.storage import locate
-from tests.helpers import write_shards
+from lungseg_ray.training.model import build_model
+from tests.helpers import make_settings, write_shards
 from tests.inference.helpers import save_small_model
 
 
@@ -44,20 +45,29 @@ def test_models_that_have_not_seen_an_image_count(cluster: None, tmp_path: Path)
     write_shards(shards, rows={"train": [5, 4], "val": [3], "test": [2]}, skip={})
     index = read_index(shards)
     models = []
-    for name in ("one", "two"):
-        save_small_model(locate(str(tmp_path / name)) / BEST)
+    for seed, name in enumerate(("one", "two")):
+        save_small_model(locate(str(tmp_path / name)) / BEST, build_model(make_settings(train={"seed": seed})))
         models.append(Model((Run(locate(str(tmp_path / name))),)))
     first, second = ([(shard, row) for row in shard.usable] for shard in index.of("train"))
     others = [(shard, row) for shard in index.of("val") for row in shard.usable]
-    found = compare_masks([Judge(models[0], [*first, *others], second), Judge(models[1], others)], shards)
+    # One of four images that the first model was trained on is new to the second.
+    judges = [Judge(models[0], [*first, *others], second), Judge(models[1], [*others, second[0]])]
+    found = compare_masks(judges, shards)
     assert len(found) == 12
-    assert [one.seen for one in found].count(True) == 4
+    assert [one.seen for one in found].count(True) == 3
     assert {one.split for one in found} == {"train", "val"}
     assert found == sorted(found, key=lambda one: -one.suspicion)
     assert all(0 <= one.dice <= 1 for one in found)
-    again = {one.image_id: one for one in compare_masks([Judge(models[1], [*others, *first])], shards)}
-    # The mean of two models for what both are compared with.
-    for one in found:
-        if one.split == "val":
-            alone = compare_masks([Judge(models[0], [row]) for row in others if row[1] == one.row], shards)
-            assert one.dice == pytest.approx((again[one.image_id].dice + alone[0].dice) / 2)
+    alone = [
+        {one.image_id: one.dice for one in compare_masks([Judge(model, [*others, *second])], shards)}
+        for model in models
+    ]
+    by_place = {(one.file, one.row): one for one in found}
+    # The mean of two models for what is new to both, and one of them alone for what is new to it alone.
+    for shard, row in others:
+        one = by_place[shard.file, row]
+        assert alone[0][one.image_id] != alone[1][one.image_id]
+        assert one.dice == pytest.approx((alone[0][one.image_id] + alone[1][one.image_id]) / 2)
+    shard, row = second[0]
+    one = by_place[shard.file, row]
+    assert one.dice == alone[1][one.image_id] != alone[0][one.image_id]

@@ -121,3 +121,12 @@ def test_says_what_the_model_does_by_itself(index: ShardIndex) -> None:
         "sigmoid, threshold 0.45, averaged over mirror images (horizontal); of each label the two largest",
     ):
         assert text in card
+
+
+def test_corpora_that_were_mixed_in_are_named(index: ShardIndex) -> None:
+    corpora = [{"root": "/data/others", "share": 0.25, "until": 0.5, "fingerprint": "f" * 64}]
+    card = model_card(make_settings(corpus=CORPUS, corpora=corpora), index, SIDE, VALIDATION, test=None)
+    assert (
+        "25% of the training images from 0% to 50% of the run are from /data/others (shards ffffffffffffffff)" in card
+    )
+    assert "those of corpora that were mixed in were not compared" in card

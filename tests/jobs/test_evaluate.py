@@ -66,5 +66,7 @@ def test_the_figures_of_another_corpus_are_not_overwritten(tmp_path: Path) -> No
     _refuse_other_corpus(out, "/a/lungs")
     (out / "evaluation.json").write_text('{"corpus": "/a/lungs", "n": 3}')
     _refuse_other_corpus(out, "/a/lungs")
-    with pytest.raises(UserError, match=r"the figures of /a/lungs are there\. Choose another folder with --out"):
+    with pytest.raises(
+        UserError, match=r"the figures of /a/lungs are there, of the same name\. Measure this corpus alone"
+    ):
         _refuse_other_corpus(out, "/b/lungs")

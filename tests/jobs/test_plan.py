@@ -12,7 +12,9 @@ from lungseg_ray.jobs.plan import LADDER, MOST_EPOCHS, RECIPE, Estimate, Measure
 from lungseg_ray.models import check
 from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.storage import locate
+from lungseg_ray.training.model import model_cost
 from lungseg_ray.training.step_cost import StepCost
+from lungseg_ray.workers.worker import CACHED_VALIDATION_BYTES
 from tests.helpers import make_settings, write_shards
 
 PLAN = TrainingPlan(workers=1, device="cpu", cpus_per_worker=1, data_cpus=1, data_tasks=1)
@@ -42,10 +44,20 @@ class TestEstimate:
         assert found.memory == 2**30 + (64 + 40) * 64 * 64 * 2
         assert found.storage == 4 * 4_000_000 * (3 * 4 + 1)
 
+    def test_training_keeps_validation_images_up_to_a_size(self, index: ShardIndex) -> None:
+        many = CACHED_VALIDATION_BYTES // (64 * 64 * 2)
+        memory = []
+        for images in (many, many + 1):
+            val = index.splits["val"].model_copy(update={"images": images})
+            larger = index.model_copy(update={"splits": {**index.splits, "val": val}})
+            memory.append(estimate(self.settings, larger, PLAN, COST, 6.0, 1e9).memory)
+        assert memory == [2**30 + 64 * 64 * 64 * 2 + CACHED_VALIDATION_BYTES, 2**30 + 64 * 64 * 64 * 2]
+
     def test_bounds(self, index: ShardIndex) -> None:
         assert estimate(self.settings, index, PLAN, COST, 6.0, 10.0).epochs == 0
         asked = [estimate(self.settings, index, PLAN, COST, 6.0, 120.0, epochs=epochs).epochs for epochs in (2, 100)]
         assert asked == [2, 0]
+        assert estimate(self.settings, index, PLAN, COST, 6.0, 1e9, epochs=MOST_EPOCHS + 1).epochs == MOST_EPOCHS + 1
         assert estimate(self.settings, index, PLAN, COST, 6.0, 1e9).epochs == MOST_EPOCHS
 
     def test_a_gpu_waits_for_its_images(self, index: ShardIndex) -> None:
@@ -107,8 +119,9 @@ def test_the_rungs_exist_and_become_heavier() -> None:
             decoder_channels=settings.model.decoder_channels,
             size=settings.feed.size,
         )
-        costs.append(rung.least_images)
+        costs.append((rung.least_images, model_cost(settings).gflops))
     assert costs == sorted(costs)
+    assert [gflops for _, gflops in costs] == sorted(gflops for _, gflops in costs)
     assert len(_rungs({})) == len(LADDER)
     # What the user sets makes some of them alike.
     asked = {"model": {"architecture": "FPN"}, "feed": {"size": 128}}

@@ -11,7 +11,7 @@ from lungseg_ray.errors import UserError
 from lungseg_ray.run.folder import BEST, Run
 from lungseg_ray.storage import Location, locate
 from lungseg_ray.training.loop import train_loop
-from lungseg_ray.training.model import build_model, with_start
+from lungseg_ray.training.model import build_model, probe_size, with_start
 from tests.helpers import make_settings
 from tests.inference.helpers import save_small_model
 from tests.training.test_loop import STEPS, Memory
@@ -123,3 +123,26 @@ def test_a_sweep_cannot_search_what_the_model_has() -> None:
     space = {"model.encoder": {"grid": ["resnet18", "resnet34"]}}
     with pytest.raises(ValueError, match=r"model\.encoder cannot be searched"):
         SweepJob.model_validate({"model": {"from": "runs/a"}, "sweep": {"space": space}})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "asked"), [("DeepLabV3", None), ("Unet", [256, 128, 64, 32, 16]), ("Unet", None)]
+)
+def test_widths_that_an_architecture_has_by_itself(tmp_path: Path, architecture: str, asked: list[int] | None) -> None:
+    place = locate(str(tmp_path / "before"))
+    made = make_settings(model={"architecture": architecture, "encoder": "resnet18"})
+    save_small_model(place / BEST, build_model(made), size=64)
+    settings, _ = with_start(
+        settings_from(place, model={"from": str(place), "decoder_channels": asked}), new_run(tmp_path / "new").config
+    )
+    assert settings.model.architecture == architecture
+
+
+def test_a_small_trial_pass_where_the_network_accepts_it() -> None:
+    free = make_settings(feed={"size": 96})
+    assert [probe_size(build_model(free), free, size) for size in (64, 128)] == [64, 96]
+    model = {"architecture": "Unet", "encoder": "tu-swin_tiny_patch4_window7_224"}
+    bound = make_settings(model=model, feed={"size": 224})
+    network = build_model(bound).train()
+    assert probe_size(network, bound, 64) == 224
+    assert network.training
