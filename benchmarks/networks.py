@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from rich.console import Console
 
 from benchmarks.page import DOCS, table
@@ -44,29 +45,29 @@ from lungseg_ray.training.model import model_cost
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 4
 """The steps of which the speed is measured; the first of them does not count."""
-LIGHT = ("--model.decoder_channels", "[128, 64, 32, 16, 16]")
-USUAL = ("--model.decoder_channels", "null")
 REGNET = "timm-regnety_004"
-NETWORKS: dict[str, tuple[str, ...]] = {
-    "Unet, light decoder": ("Unet", REGNET, *LIGHT),
-    "Unet": ("Unet", REGNET, *USUAL),
-    "Unet++": ("UnetPlusPlus", REGNET, *USUAL),
-    "MAnet": ("MAnet", REGNET, *USUAL),
-    "Linknet": ("Linknet", REGNET, *USUAL),
-    "FPN": ("FPN", REGNET, *USUAL),
-    "DeepLabV3": ("DeepLabV3", REGNET, *USUAL),
-    "PraNet": ("PraNet", REGNET, *USUAL),
-    "U2Net, small": ("U2Net", "rsu_small", *USUAL),
+NETWORKS: dict[str, dict[str, Any]] = {
+    "Unet, light decoder": {"architecture": "Unet", "encoder": REGNET, "decoder_channels": [128, 64, 32, 16, 16]},
+    "Unet": {"architecture": "Unet", "encoder": REGNET},
+    "Unet++": {"architecture": "UnetPlusPlus", "encoder": REGNET},
+    "MAnet": {"architecture": "MAnet", "encoder": REGNET},
+    "Linknet": {"architecture": "Linknet", "encoder": REGNET},
+    "FPN": {"architecture": "FPN", "encoder": REGNET},
+    "DeepLabV3": {"architecture": "DeepLabV3", "encoder": REGNET},
+    "PraNet": {"architecture": "PraNet", "encoder": REGNET},
+    "U2Net, small": {"architecture": "U2Net", "encoder": "rsu_small"},
 }
-"""The networks by the names in the table: architecture, encoder, and more settings."""
+"""The networks by the names in the table: what they change in the section `model` of the recipe."""
 _HEADING = "## Architectures in equal minutes"
 
 
-def arguments_of(name: str, shards: str, more: Sequence[str]) -> list[str]:
-    """Returns the settings of a network, as arguments."""
-    architecture, encoder, *others = NETWORKS[name]
-    model = ("--model.architecture", architecture, "--model.encoder", encoder, *others)
-    return ["--config", str(ROOT / "configs/best.yaml"), "--shards.root", shards, *model, *more]
+def arguments_of(name: str, shards: str, more: Sequence[str], out: str) -> list[str]:
+    """Writes the recipe with a network to a file, and returns the settings as arguments."""
+    recipe = yaml.safe_load((ROOT / "configs/best.yaml").read_text())
+    model = {key: value for key, value in recipe["model"].items() if key != "decoder_channels"}
+    file = Path(out) / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**recipe, "model": {**model, **NETWORKS[name]}}))
+    return ["--config", str(file), "--shards.root", shards, *more]
 
 
 def probe(arguments: Sequence[str]) -> dict[str, float]:
@@ -98,7 +99,7 @@ def probe(arguments: Sequence[str]) -> dict[str, float]:
 
 def trained(name: str, shards: str, minutes: float, more: Sequence[str], out: str) -> dict[str, Any]:
     """Trains a network for some minutes, and returns its figures."""
-    arguments = arguments_of(name, shards, more)
+    arguments = arguments_of(name, shards, more, out)
     measured = _run("benchmarks.networks", "--probe", *arguments)
     found: dict[str, Any] = json.loads(measured.splitlines()[-1])
     epochs = max(round(60 * minutes / found["epoch_seconds"]), 1)
@@ -154,9 +155,9 @@ def main() -> None:
     given, more = parser.parse_known_args()
     console = Console()
     shards = str(locate(given.shards).uri)
-    size = load_settings(Settings, arguments_of(given.networks[0], shards, more)).feed.size
     networks: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="lungseg-networks-") as out, ThreadPoolExecutor(cores()) as pool:
+        size = load_settings(Settings, arguments_of(given.networks[0], shards, more, out)).feed.size
         waiting = {name: pool.submit(trained, name, shards, given.minutes, more, out) for name in given.networks}
         for name, one in waiting.items():
             networks[name] = one.result()
