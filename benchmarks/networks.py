@@ -14,37 +14,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from rich.console import Console
 
 from benchmarks.page import DOCS, table
 from benchmarks.results import write_result
-from lungseg_ray.cluster.memory import reuse_memory
 from lungseg_ray.cluster.planning import cores
 from lungseg_ray.config import Settings, load_settings
-from lungseg_ray.feed.batch import Batch
 from lungseg_ray.shards.index import read_index
 from lungseg_ray.shards.reuse import with_shard_settings
 from lungseg_ray.storage import locate
-from lungseg_ray.training.learner import Learner
 from lungseg_ray.training.model import model_cost
+from lungseg_ray.training.step_cost import measure_step
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 4
-"""The steps of which the speed is measured; the first of them does not count."""
 REGNET = "timm-regnety_004"
 NETWORKS: dict[str, dict[str, Any]] = {
     "Unet, light decoder": {"architecture": "Unet", "encoder": REGNET, "decoder_channels": [128, 64, 32, 16, 16]},
@@ -72,38 +65,23 @@ def arguments_of(name: str, shards: str, more: Sequence[str], out: str) -> list[
 
 def probe(arguments: Sequence[str]) -> dict[str, float]:
     """Returns the cost of a network, and how long it takes for an epoch with one thread, seconds."""
-    torch.set_num_threads(1)
-    reuse_memory()
     settings = load_settings(Settings, list(arguments))
     index = read_index(settings.shards.root)
     settings = with_shard_settings(settings, index)
-    feed, corpus = settings.feed, settings.corpus
-    learner = Learner(settings, device=torch.device("cpu"), precision="fp32", total_steps=100)
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (feed.batch, corpus.channels, feed.size, feed.size), np.uint8)
-    masks = generator.integers(0, 2, (feed.batch, feed.size, feed.size), np.uint8)
-    names = ["probe"] * feed.batch
-    seconds = []
-    for number in range(STEPS):
-        start = time.perf_counter()
-        learner.step(Batch(number, torch.from_numpy(images), torch.from_numpy(masks), names)).result()
-        seconds.append(time.perf_counter() - start)
-    steps = index.count("train") // feed.batch
-    cost = model_cost(settings)
-    return {
-        "epoch_seconds": statistics.median(seconds[1:]) * steps,
-        "parameters": cost.parameters,
-        "gflops": cost.gflops,
-    }
+    step = measure_step(settings, device=torch.device("cpu"), threads=1)
+    images = index.count("train") // settings.feed.batch * settings.feed.batch
+    gflops = model_cost(settings).gflops
+    return {"epoch_seconds": images / step.images_per_s, "parameters": step.parameters, "gflops": gflops}
 
 
 def trained(name: str, shards: str, minutes: float, more: Sequence[str], out: str) -> dict[str, Any]:
     """Trains a network for some minutes, and returns its figures."""
     arguments = arguments_of(name, shards, more, out)
+    arguments += ["--train.precision", "fp32"]
     measured = _run("benchmarks.networks", "--probe", *arguments)
     found: dict[str, Any] = json.loads(measured.splitlines()[-1])
     epochs = max(round(60 * minutes / found["epoch_seconds"]), 1)
-    _run("benchmarks.recipes", name, out, *arguments, "--train.precision", "fp32", "--train.epochs", str(epochs))
+    _run("benchmarks.recipes", name, out, *arguments, "--train.epochs", str(epochs))
     recipe = json.loads((Path(out) / f"{name}.json").read_text())
     figures = {key: recipe[key] for key in ("train_seconds", "val", "val_shifted")}
     return {**found, **figures, "epochs": epochs}

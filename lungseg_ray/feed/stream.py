@@ -390,15 +390,14 @@ class Feed:
 
     def _from_tasks(self, plan: Plan, first: int, cpus: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yields the chunks from a certain one on, which data tasks prepare, as long as there are CPUs for them."""
-        count = len(plan.chunks) - first
+        numbers = list(range(first, len(plan.chunks)))
         tasks, share = tasks_for(cpus, nodes_with_cpus())
         # Items instead of a range, whose numbers would be made by tasks of their own.
-        numbers = list(range(first, len(plan.chunks)))
-        data = ray.data.from_items(numbers, override_num_blocks=count).map_batches(
+        data = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             ChunkTask(ray.put(plan), self.patience),
             batch_size=None,
             batch_format="numpy",
-            compute=ray.data.TaskPoolStrategy(size=min(tasks, count)),
+            compute=ray.data.TaskPoolStrategy(size=min(tasks, len(numbers))),
             num_cpus=share,
             # Images that are prepared on the node of the worker need not travel. Ray Data would spread its tasks over
             # all nodes; Ray's own rule begins with the node of the worker, and goes on to others when that is busy.
