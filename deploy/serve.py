@@ -1,7 +1,7 @@
 """Serves a trained model over HTTP: the file of an image in, its mask out. Nothing starts it but these commands.
 
     pip install -c constraints.txt -e '.[serve]'
-    LUNGSEG_MODEL=runs/mine serve run deploy.serve:app
+    LUNGSEG_SERVE_MODEL=runs/mine serve run deploy.serve:app
     curl --data-binary @image.dcm http://127.0.0.1:8000/masks --output mask.png --dump-header -
 
 The answer to a PNG, JPEG, TIFF or DICOM file is the mask as a PNG file of the size of the image: 0 and 255 for one
@@ -32,9 +32,9 @@ from lungseg_ray.inference.predictor import Model
 from lungseg_ray.run.folder import Run
 from lungseg_ray.storage import locate
 
-MODEL = "LUNGSEG_MODEL"
+MODEL = "LUNGSEG_SERVE_MODEL"
 """The environment variable that names the folder or s3:// prefix of a finished run."""
-GPUS = "LUNGSEG_GPUS"
+GPUS = "LUNGSEG_SERVE_GPUS"
 """The environment variable that says how many GPUs, or what share of one, a replica has; none by default."""
 MOST_BYTES = 64 << 20
 """The largest file that is accepted."""

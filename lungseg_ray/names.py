@@ -22,3 +22,6 @@ Format = Literal["onnx", "torch-export", "torchscript"]
 
 PRESETS = ("valid", "light", "medium", "heavy", "chest", "chest_robust")
 """Augmentation presets that `lungseg_ray.feed.augment.build_augmentation` builds."""
+
+BACKGROUND_NAMES = ("background", "bg", "none", "void", "unlabelled", "unlabeled")
+"""Names that stand for label 0, in lower case."""

@@ -150,3 +150,9 @@ def duration(seconds: float) -> str:
 def counted(number: int, word: str) -> str:
     """Formats a number of things, with the plural in s: `1 seed`, `3 seeds`."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the kind and the first line of an error; of an error of Ray, those of its cause where it has one."""
+    inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None) or error
+    return f"{type(inner).__name__}: {next(iter(str(inner).strip().splitlines()), '')}"[:200]

@@ -39,7 +39,7 @@ class TestResizeLabels:
                 assert resized.shape == shape
                 assert set(np.unique(resized)) <= {0, 2, 9, 255}
 
-    @pytest.mark.parametrize("shape", [(2000, 2000), (1000, 777), (421, 640), (257, 255), (512, 512), (120, 120)])
+    @pytest.mark.parametrize("shape", [(1000, 777), (421, 640), (257, 255), (512, 512), (120, 120)])
     @pytest.mark.parametrize("labels", [(0, 1), (0, 2)])
     @pytest.mark.parametrize("mode", ["area", "bilinear"])
     def test_centroid_stays(self, shape: tuple[int, int], labels: tuple[int, int], mode: ResizeMode) -> None:

@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lungseg_ray.errors import UserError
 from lungseg_ray.storage import Location
+from lungseg_ray.text import first_line
 
 _JOB_COPY = "runtime_resources/working_dir_files"
 
@@ -46,22 +47,28 @@ def check_shared(place: Location) -> None:
             credentials.
         OSError: If the driver cannot write the probe file.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = {
+        node["NodeID"]: f"{node['NodeManagerHostname']} (node {node['NodeID'][:8]})"
+        for node in ray.nodes()
+        if node["Alive"]
+    }
     if len(nodes) < 2:
         return
     probe = place / f".probe-{uuid.uuid4().hex[:8]}"
     probe.write_text("seen")
     try:
         asked = {
-            f"{node['NodeManagerHostname']} (node {node['NodeID'][:8]})": _sees.options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            node: _sees.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
             ).remote(probe)
             for node in nodes
         }
-        found = {host: _answer(of) for host, of in asked.items()}
+        found = {node: _answer(of) for node, of in asked.items()}
     finally:
         probe.delete()
-    blind = {host: why for host, why in found.items() if why}
+    # A machine that has gone in the meantime need not see it.
+    up = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    blind = {nodes[node]: why for node, why in found.items() if why and node in up}
     if blind:
         listed = "\n".join(f"  {host}: {why}" for host, why in blind.items())
         raise UserError(
@@ -76,6 +83,9 @@ def _answer(sees: ray.ObjectRef[str]) -> str:
         return ray.get(sees, timeout=60)
     except ray.exceptions.GetTimeoutError:
         return "it did not answer within 60 s"
+    except ray.exceptions.RayError as error:
+        # Such as a node without this package.
+        return f"it cannot run this job ({first_line(error)})"
 
 
 @ray.remote

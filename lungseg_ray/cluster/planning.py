@@ -92,22 +92,22 @@ def plan_training(
     Raises:
         UserError: If the workers do not fit, or if no CPU would remain for the data.
     """
-    least = min_workers or workers
+    least, setting = (min_workers, "train.min_workers") if min_workers else (workers, "train.workers")
     on_gpu = device == "cuda" or (device == "auto" and gpus >= least)
     if on_gpu and gpus < least:
         raise UserError(
             f"train.device = cuda needs a GPU for each of {least} worker(s); the cluster has {gpus}. "
-            f"Lower train.workers to {gpus} or add GPUs."
+            f"Lower {setting} to {gpus} or add GPUs."
             if gpus
             else f"train.device = cuda needs {least} GPU(s); the cluster has none. Use train.device = cpu."
         )
     cpus_per_worker = 0 if on_gpu else 1
     if cpus - least * cpus_per_worker < 1:
-        most = max((cpus - 1) if not on_gpu else least, 0)
+        most = 0 if on_gpu else max(cpus - 1, 0)
         raise UserError(
-            f"train.workers = {least} needs {least * cpus_per_worker} of the cluster's {cpus} CPU(s) and leaves "
+            f"{setting} = {least} needs {least * cpus_per_worker} of the cluster's {cpus} CPU(s) and leaves "
             "none for reading data, which needs at least 1; the run would wait for ever. "
-            + (f"Lower train.workers to {most} or add CPUs." if most else "Add CPUs.")
+            + (f"Lower {setting} to {most} or add CPUs." if most else "Add CPUs.")
         )
     fit = data_tasks(cpus, least, cpus_per_worker)
     return TrainingPlan(

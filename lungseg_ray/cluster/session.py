@@ -9,9 +9,10 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 import ray.data
 from ray._private import auto_init_hook, ray_constants
@@ -26,6 +27,8 @@ _TEMPORARY = "/tmp"
 _READER = "iter_threaded"
 """The name of the threads in which Ray Data prepares what is read."""
 _READER_SECONDS = 2.0
+_LEFT_SECONDS = 5.0
+"""Seconds after the end of a local cluster for which its processes may still end by themselves."""
 _STOPPING = "Ray is stopping; the job ends after that."
 LONGEST_FOLDER = 36
 """The longest path of the folder for temporary files, bytes: a socket's has at most 107, of which Ray takes 71."""
@@ -143,6 +146,7 @@ def _end_reading(error: BaseException) -> None:
 def _stop() -> None:
     """Calls `ray.shutdown`, which a signal must not leave half-done."""
     node = ray._private.worker._global_node
+    workers = _workers_of(node) if node else []
     if node:
         kill = node.kill_all_processes
 
@@ -156,8 +160,24 @@ def _stop() -> None:
     auto_init_hook.enable_auto_connect = False
     with undisturbed(_STOPPING):
         ray.shutdown()
+        _, left = psutil.wait_procs(workers, timeout=_LEFT_SECONDS)
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
     # The next cluster of this process may have another token.
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _workers_of(node: Any) -> list[psutil.Process]:
+    """Returns the processes in which a local cluster runs tasks and actors, which end by themselves when it does.
+
+    Seldom, the C++ part of Ray waits for itself in the end of such a process, which would then be left for ever.
+    """
+    found: list[psutil.Process] = []
+    for raylet in node.all_processes.get(ray_constants.PROCESS_TYPE_RAYLET, []):
+        with suppress(psutil.Error):
+            found += psutil.Process(raylet.process.pid).children(recursive=True)
+    return found
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lungseg_ray.config.tree import Mark, Section
 from lungseg_ray.config.values import PHANTOM, Channels, CorpusRoot, MaskValue, OneOrSeveral, Seed, Share
+from lungseg_ray.names import BACKGROUND_NAMES
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 
 _UNIT = "mm"
@@ -159,6 +160,11 @@ class CorpusSettings(Section):
             raise ValueError(
                 f"class_names must differ by more than capitals, and none may be empty or {_UNIT!r}, which columns of "
                 f"figures have in their names, found {self.class_names}"
+            )
+        if background := [name for name in plain if name.strip("_- ") in BACKGROUND_NAMES]:
+            raise ValueError(
+                f"class_names are those of the labels from 1 on, without the background, which is label 0, found "
+                f"{background[0]!r}"
             )
         wrong = {
             value: label for value, label in self.mask_values.items() if label not in ("ignore", *range(labels + 1))

@@ -162,8 +162,8 @@ class ExportJob(Section):
     out: Place = Field(description="Folder or s3:// prefix for the file, preprocessing.json and reference.py.")
     format: Format = Field(
         "onnx",
-        description="onnx: for ONNX Runtime and others, needs pip install 'lungseg-ray[export]'. torch-export: a "
-        "program of torch.export. torchscript: for PyTorch in C++.",
+        description="onnx: for ONNX Runtime and others, needs pip install -c constraints.txt -e '.[export]'. "
+        "torch-export: a program of torch.export. torchscript: for PyTorch in C++.",
     )
     flips: Flips | None = Field(
         None,

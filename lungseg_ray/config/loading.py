@@ -24,7 +24,7 @@ from pydantic_settings import (
 )
 
 from lungseg_ray.config.tree import Section, leaves, merge
-from lungseg_ray.config.values import ENVIRONMENT_PREFIX, PHANTOM, SALT
+from lungseg_ray.config.values import ENVIRONMENT_PREFIX, PHANTOM, SALT, SERVICE_PREFIX
 from lungseg_ray.config.yaml_file import parse_yaml
 from lungseg_ray.errors import UserError
 
@@ -171,7 +171,7 @@ def _refuse_unknown(tree: type[Section], from_file: dict[str, Any]) -> None:
         raise UserError("config: a file of settings cannot name another.")
     for name in os.environ:
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-        if name == SALT or not name.startswith(ENVIRONMENT_PREFIX):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == SALT or name.startswith(SERVICE_PREFIX):
             continue
         if key.split(".")[0] not in (*tree.model_fields, "config"):
             raise UserError(f"{name}: there is no such setting.{suggest(key, tree)}")

@@ -270,8 +270,8 @@ class TrainSettings(Section):
     best_by: Annotated[BestBy, Mark.NOT_SEARCHED] = Field(
         "loss",
         description="Validation figure by which epochs are ranked: that of the best is exported, and those of sweeps "
-        "compare by it (loss: by IoU). dice_positives: mean Dice of the images that have the structure, for sets in "
-        "which most masks are empty.",
+        "compare by it (loss: by IoU). dice_positives: mean Dice of the images that have the structure, of "
+        "several the mean over them, for sets in which most masks are empty.",
     )
     early_stop: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.NOT_SEARCHED] = Field(
         0, description="Number of epochs without a better one, by train.best_by, after which training stops. 0: never."
@@ -317,7 +317,7 @@ class StorageSettings(Section):
 
 
 class TrackSettings(Section):
-    """Services that show runs beside one another. Their libraries are an extra: pip install 'lungseg-ray[track]'."""
+    """Services that show runs beside one another. Their libraries are an extra: `track`."""
 
     mlflow: str | None = Field(
         None,
@@ -433,6 +433,15 @@ class Settings(Section):
     def outputs(self) -> tuple[Location, Location]:
         """The folders that jobs write, which may be in that of the corpus."""
         return self.shards.root, self.runs.root
+
+    @model_validator(mode="after")
+    def _epochs_fit_sizes(self) -> Settings:
+        if len(self.feed.sizes) > self.train.epochs:
+            raise ValueError(
+                f"feed.sizes has {len(self.feed.sizes)} sizes for train.epochs = {self.train.epochs}; the last ones "
+                "would not be trained with"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Settings:

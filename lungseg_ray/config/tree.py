@@ -112,7 +112,7 @@ def select(tree: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[st
 
 
 def dump(settings: Section) -> str:
-    """Returns the whole tree as YAML, in the form that `--config` reads."""
+    """Returns the whole tree as YAML."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

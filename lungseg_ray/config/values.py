@@ -17,6 +17,8 @@ from lungseg_ray.storage import Location, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
 SALT = f"{ENVIRONMENT_PREFIX}SALT"
+SERVICE_PREFIX = f"{ENVIRONMENT_PREFIX}SERVE_"
+"""The variables of `deploy/serve.py`, which are no settings."""
 """The environment variable with the salt of the keys that replace the paths and patients of DICOM files. It is a secret
 and therefore not a setting, because settings are written to files."""
 Share = Annotated[float, Field(ge=0, le=1)]

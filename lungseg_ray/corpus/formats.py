@@ -129,7 +129,7 @@ def _opened(data: bytes, use: Purpose) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"))
         # In a PNG file, Pillow decodes the whole file to find EXIF data. This is avoided if the file has none.
         plain = image.format == "PNG" and not _has_exif(data)
-        orientation = 1 if plain else image.getexif().get(_ORIENTATION, 1)
+        orientation = 1 if plain else _orientation(image)
     except UnidentifiedImageError:
         raise BadFileError("unreadable", "damaged: its header cannot be read") from None
     except Image.DecompressionBombError:
@@ -143,11 +143,10 @@ def _opened(data: bytes, use: Purpose) -> Image.Image:
     return image
 
 
-def _upright(picture: Picture, image: Image.Image) -> Picture:
-    """Turns the pixels of an image as its EXIF orientation asks."""
+def _upright(picture: Picture, orientation: int) -> Picture:
+    """Turns the pixels of an image as the EXIF orientation of its file asks."""
     rows_first = {5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
     plain = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False)}
-    orientation = image.getexif().get(_ORIENTATION, 1)
     transposed, upside_down, mirrored = {**rows_first, **plain}.get(orientation, (False, False, False))
     pixels = picture.pixels.swapaxes(0, 1) if transposed else picture.pixels
     pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
@@ -155,11 +154,15 @@ def _upright(picture: Picture, image: Image.Image) -> Picture:
     return replace(picture, pixels=np.ascontiguousarray(pixels), spacing=spacing)
 
 
+def _orientation(image: Image.Image) -> Any:
+    return image.getexif().get(_ORIENTATION, 1)
+
+
 def _check_orientation(orientation: Any) -> None:
     if orientation not in (0, 1):
         raise BadFileError(
             "rotated",
-            f"it asks viewers to turn it (EXIF orientation {int(orientation)}), and its mask may be drawn on either "
+            f"it asks viewers to turn it (EXIF orientation {int(orientation)}), and a mask may be drawn on either "
             "way up; save both the same way up, without that tag",
         )
 
@@ -173,7 +176,7 @@ def _decode_png(data: bytes, use: Purpose) -> Picture:
     if use == "mask" and image.mode == "P":
         return _guarded(lambda data: _of_pillow(_opened(data, use), use), data)
     picture = _guarded(lambda data: _decode_whole_png(data, use), data)
-    return _upright(picture, image) if use == "alone" and _has_exif(data) else picture
+    return _upright(picture, _orientation(image)) if use == "alone" and _has_exif(data) else picture
 
 
 def _has_exif(data: bytes) -> bool:
@@ -213,13 +216,13 @@ def _decode_jpeg(data: bytes, use: Purpose) -> Picture:
             "unreadable", f"damaged or truncated: it cannot be decoded in full after {len(data)} bytes"
         ) from error
     picture = _picture(pixels[:, :, 0] if image.mode == "L" else pixels, bits=8)
-    return _upright(picture, image) if use == "alone" else picture
+    return _upright(picture, _orientation(image)) if use == "alone" else picture
 
 
 def _decode_by_pillow(data: bytes, use: Purpose) -> Picture:
     image = _opened(data, use)
     picture = _of_pillow(image, use)
-    return _upright(picture, image) if use == "alone" else picture
+    return _upright(picture, _orientation(image)) if use == "alone" else picture
 
 
 def _of_pillow(image: Image.Image, use: Purpose) -> Picture:
@@ -374,12 +377,22 @@ def _decode_tiff(data: bytes, use: Purpose) -> Picture:
             raise BadFileError("multi_frame", "expected one image, found several pages in one file")
         page = full[0]
         _check_tiff(page, len(data))
+        tag = page.tags.get(_ORIENTATION)
+        orientation = tag.value if tag else 1
+        if use != "alone":
+            _check_orientation(orientation)
         pixels = page.asarray(maxworkers=1)
         bits, kind = int(page.bitspersample), int(page.photometric)
         if page.samplesperpixel > 1 and page.planarconfig == 2:
             pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels.reshape(page.imagelength, page.imagewidth, -1)
         colours = page.colormap
+    picture = _of_tiff(pixels, bits, kind, colours, use)
+    return _upright(picture, orientation) if use == "alone" else picture
+
+
+def _of_tiff(pixels: NDArray[Any], bits: int, kind: int, colours: NDArray[np.uint16] | None, use: Purpose) -> Picture:
+    """Interprets the values of a TIFF file: (H, W, samples), with their bits and their photometric interpretation."""
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8)
     if kind == _TIFF_PALETTE and colours is not None:
@@ -439,8 +452,6 @@ def _check_tiff(page: tifffile.TiffPage, size: int) -> None:
         raise BadFileError("unsupported", f"expected grey, RGB or a palette, found {int(page.photometric)}")
     if page.photometric == _TIFF_RGB and samples < 3:
         raise BadFileError("unreadable", f"expected at least 3 samples of RGB, found {samples}")
-    orientation = page.tags.get(_ORIENTATION)
-    _check_orientation(orientation.value if orientation else 1)
     ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     # tifffile would fill in zeros for missing strips or tiles, one after the other.
     if len(ends) < math.prod(page.chunked) or max(ends) > size:

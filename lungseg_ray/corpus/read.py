@@ -30,7 +30,6 @@ from lungseg_ray.imaging import Pixels, count_labels, limited, resize_area, resi
 from lungseg_ray.numerics.labels import IGNORE_LABEL
 from lungseg_ray.storage import Location, StorageError, translate_errors
 
-# Without the "s" of a plural.
 LEAST_SIDE = 32
 """The minimum number of rows and of columns of an image, pixels. The networks here need at least 32 x 32 pixels."""
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG}

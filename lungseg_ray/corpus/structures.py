@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.errors import BadFileError
+from lungseg_ray.names import BACKGROUND_NAMES
 
-_BACKGROUND = {"background", "bg", "none", "void", "unlabelled", "unlabeled"}
 _IGNORED = {"ignore", "ignored"}
 # Words of names that do not say which structure it is.
 _GENERAL = {"mask", "label", "object", "structure", "region", "roi", "segment", "class", "foreground", "area", "shape"}
@@ -30,7 +30,7 @@ def words_of(name: str) -> tuple[str, ...]:
 
 def is_background(name: str) -> bool:
     """Returns whether the name of a structure stands for none."""
-    return name.lower().strip("_- ") in _BACKGROUND
+    return name.lower().strip("_- ") in BACKGROUND_NAMES
 
 
 def is_ignored(name: str) -> bool:

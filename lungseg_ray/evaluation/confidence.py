@@ -20,6 +20,7 @@ from lungseg_ray.evaluation.table import FigureTable
 from lungseg_ray.feed.shifts import SHIFTS
 from lungseg_ray.imaging import Pixels, pad_to_square, resize_labels
 from lungseg_ray.inference.predictor import Model
+from lungseg_ray.numerics.sampling import evenly_spaced
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.summary import ConfidenceFigures
 
@@ -167,14 +168,14 @@ def calibrate_confidence(
     """
     if len(validation) < FEWEST:
         return None
-    numbers = _spread(len(training), _TRAINING)
+    numbers = evenly_spaced(len(training), _TRAINING)
     describe = DescribeChunk(model, training, numbers, settings.batch)
     chunks = -(-len(numbers) // _CHUNK)
     described = list(map_chunks(describe, chunks, DescribedImage, workers=settings.workers, device=device))
     if not described:
         return None
     reference = Reference.of(np.array([one.features for one in described]), np.array([one.mask for one in described]))
-    numbers = _spread(len(validation), _VALIDATION)
+    numbers = evenly_spaced(len(validation), _VALIDATION)
     work = SignalChunk(model, validation, numbers, reference, settings.batch)
     done = map_chunks(work, len(numbers), SignalledImage, workers=settings.workers, device=device)
     rows = list(ticks(done, total=len(numbers) * (1 + _COPIES), description="Calibrating confidence"))
@@ -199,11 +200,6 @@ def passes_to_calibrate(training: int, validation: int) -> float:
     if validation < FEWEST:
         return 0
     return min(training, _TRAINING) / 2 + min(validation, _VALIDATION) * (1 + _COPIES) * 1.5
-
-
-def _spread(count: int, most: int) -> list[int]:
-    numbers: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return numbers
 
 
 def judge_confidence(rows: FigureTable) -> ConfidenceFigures | None:

@@ -134,12 +134,14 @@ def believed(map_: Probability, labels: Pixels) -> float:
         labels: (H, W) uint8; label 0 is the background.
 
     Returns:
-        0 to 1; 0 if no pixel has a label.
+        0 to 1; where no pixel has a label, the probability that the likeliest one has none.
     """
     count = max(map_.shape[2] - 1, 1)
+    if not labels.any():
+        return 1 - float(map_[:, :, -count:].max())
     decided = (labels[:, :, None] == np.arange(1, count + 1)).astype(np.float32)
     dice = expected_dice(map_[:, :, -count:], decided)
-    return fmean(dice[dice > 0].tolist() or [0.0])
+    return fmean(dice[dice > 0].tolist())
 
 
 def compare_masks(judges: Sequence[Judge], root: Location, *, device: Device = "auto") -> list[ComparedMask]:

@@ -98,7 +98,7 @@ class MeasureChunk:
         inputs = self.model.processing().inputs([row.sample.image for row in good.values()])
         # The pixels of the image are not needed any more.
         rows = {
-            number: replace(row, sample=replace(row.sample, image=row.sample.image[:, :, :0]))
+            number: replace(row, sample=replace(row.sample, image=np.empty((*row.sample.image.shape[:2], 0), np.uint8)))
             for number, row in good.items()
         }
         return _Prepared(rows, bad), inputs

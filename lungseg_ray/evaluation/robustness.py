@@ -16,6 +16,7 @@ from lungseg_ray.feed.shifts import SHIFTS
 from lungseg_ray.imaging import Pixels
 from lungseg_ray.inference.predictor import Model, Probability
 from lungseg_ray.numerics import metrics
+from lungseg_ray.numerics.sampling import evenly_spaced
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.summary import Robustness
 
@@ -90,11 +91,10 @@ def measure_robustness(
     Returns:
         The card; None if no image can be used.
     """
-    count = min(settings.robustness, len(images))
-    numbers = np.linspace(0, len(images) - 1, count).round().astype(int).tolist()
+    numbers = evenly_spaced(len(images), settings.robustness)
     work = ShiftChunk(model, images, numbers, settings)
-    done = map_chunks(work, count, ShiftedImage, workers=settings.workers, device=device)
-    return _card(one.dice for one in ticks(done, total=count, description="Changing images"))
+    done = map_chunks(work, len(numbers), ShiftedImage, workers=settings.workers, device=device)
+    return _card(one.dice for one in ticks(done, total=len(numbers), description="Changing images"))
 
 
 def _card(rows: Iterable[list[float]]) -> Robustness | None:

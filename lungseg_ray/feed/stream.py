@@ -11,6 +11,7 @@ no CPU is left for data tasks, such as after the loss of a node, each rank prepa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from ray.util.annotations import RayDeprecationWarning
 
 from lungseg_ray.cluster.planning import tasks_for
 from lungseg_ray.cluster.session import nodes_with_cpus, tasks_left
@@ -80,6 +82,7 @@ class Source:
         size: Height and width of the input of the network, pixels.
         fit: How an image that is not square becomes so.
         sizes: The size of the training images of each epoch, pixels; empty for `size` in all of them.
+        left_out: The part of the patients whose training images are left out of the index; empty for none.
         additions: Other corpora whose training images are mixed in.
         batch: Number of images in a global batch.
         window: Number of shards whose rows are shuffled together.
@@ -101,6 +104,7 @@ class Source:
     seed: int
     fit: Fit = "stretch"
     sizes: Sequence[int] = ()
+    left_out: str = ""
     additions: tuple[Addition, ...] = ()
     shared: Mapping[str, Any] = field(default_factory=dict)
     cache: ShardCache | None = None
@@ -115,10 +119,12 @@ class Source:
             shared: References to whole shards in Ray's object store, by the name of the file.
 
         Raises:
-            UserError: If the training images do not fill one batch, if there are no images for validation, or if
-                another corpus that is mixed in does not fit.
+            UserError: If the training images do not fill one batch, if there are no images for validation, or none with
+                the structure by which epochs are ranked, or if another corpus that is mixed in does not fit.
             OSError: If the index of such a corpus cannot be read.
         """
+        if settings.train.best_by == "dice_positives":
+            _check_positives(index, settings.shards.root)
         if settings.feed.leave_out:
             index, _ = split_off(settings.shards.root, index, settings.feed.leave_out)
         return cls(
@@ -131,6 +137,7 @@ class Source:
             seed=settings.train.seed,
             fit=settings.feed.fit,
             sizes=settings.size_of_epochs,
+            left_out=settings.feed.leave_out,
             additions=tuple(_addition(one, settings, index) for one in settings.corpora),
             shared=shared or {},
             cache=_cache_of(settings),
@@ -194,6 +201,16 @@ class Source:
         return [(root, shard) for root, index in sources for shard in index.of(split)]
 
 
+def _check_positives(index: ShardIndex, root: Location) -> None:
+    """Raises a `UserError` if the validation images do not have the structures by which epochs are to be ranked."""
+    shares = index.splits["val"].label_shares
+    if index.count("val") and not any(share for label, share in shares.items() if label):
+        raise UserError(
+            f"{root}: no image of the validation split has a structure, and train.best_by = dice_positives ranks "
+            "epochs by the images that have one. Use another train.best_by, or other splits (corpus.split)."
+        )
+
+
 def _addition(asked: CorporaSettings, settings: Settings, index: ShardIndex) -> Addition:
     """Reads the index of another corpus, and checks that its images can be mixed with those of the run."""
     found = read_index(asked.root)
@@ -233,7 +250,7 @@ _ORDERS: dict[tuple[Hashable, ...], Places] = {}
 def _train_order(source: Source, epoch: int) -> Places:
     """Returns the row at each place of an epoch, computed once per process and epoch."""
     additions = tuple((one.index.fingerprint, one.share, epoch in one.epochs) for one in source.additions)
-    key = (source.index.fingerprint, source.seed, epoch, source.window, additions)
+    key = (source.index.fingerprint, source.left_out, source.seed, epoch, source.window, additions)
     if key not in _ORDERS:
         _ORDERS.clear()
         _ORDERS[key] = _mixed_order(source, epoch)
@@ -249,7 +266,8 @@ def _mixed_order(source: Source, epoch: int) -> Places:
     for one in source.additions:
         shards = one.index.of("train")
         if epoch in one.epochs:
-            rows = epoch_order(shards, **kinds)[: round(one.share * len(order))]
+            # Of shares that are 1 in sum, rounding may ask for one row too many.
+            rows = epoch_order(shards, **kinds)[: min(round(one.share * len(order)), len(free))]
             slots, free = np.split(free, [len(rows)])
             # In their own order, so that those of a shard stay together.
             order[np.sort(slots)] = rows + np.array([first, 0], rows.dtype)
@@ -392,6 +410,8 @@ class Feed:
         """Yields the chunks from a certain one on, which data tasks prepare, as long as there are CPUs for them."""
         numbers = list(range(first, len(plan.chunks)))
         tasks, share = tasks_for(cpus, nodes_with_cpus())
+        # Ray 2.64 takes this argument away, and places tasks by a rule of its own.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
         # Items instead of a range, whose numbers would be made by tasks of their own.
         data = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             ChunkTask(ray.put(plan), self.patience),

@@ -53,7 +53,8 @@ Licence of the data: {licence}.{mixed}
 |---|---|---|---|---|
 {figure_rows}
 
-Means over images; intervals are 95 % bootstrap over patients.
+Means over images; intervals are 95 % bootstrap over patients. Masks of validation images are compared at the size of
+the network, without mirror images and clean-up; those of test images as they are predicted, on the decoded image.
 
 ## Intended use
 

@@ -52,7 +52,7 @@ def needs(format: Format) -> None:
             importlib.import_module(package)
         except ImportError:
             raise UserError(
-                f"--format onnx: the package {package} is not installed. pip install 'lungseg-ray[export]'."
+                f"--format onnx: the package {package} is not installed. pip install -c constraints.txt -e '.[export]'."
             ) from None
 
 

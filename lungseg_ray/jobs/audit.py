@@ -28,6 +28,7 @@ from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.evaluation.images import ShardImages
 from lungseg_ray.imaging import fit_to, overlay
 from lungseg_ray.jobs import mask_audit
+from lungseg_ray.numerics.sampling import evenly_spaced
 from lungseg_ray.page.render import write_audit_page
 from lungseg_ray.progress import ticks
 from lungseg_ray.shards.index import ShardIndex, read_index
@@ -177,13 +178,12 @@ def _drift(shards: Location, images: Sequence[ImageFacts]) -> Drift:
     rows = ShardImages.of(shards, index.of("train"))
     if not len(rows):
         raise UserError(f"{shards}: there are no training images to compare with (--against).")
-    numbers = np.linspace(0, len(rows) - 1, min(_COMPARED, len(rows))).round().astype(int)
-    chosen = ShardImages(shards, [rows.rows[number] for number in numbers])
+    chosen = ShardImages(shards, [rows.rows[number] for number in evenly_spaced(len(rows), _COMPARED)])
     work = _ReadFigures(chosen, index.corpus.class_names)
     done = map_chunks(work, -(-len(chosen) // _CHUNK), TrainingFigures, device="cpu")
     before = [one.figures for one in ticks(done, total=len(chosen), description="Reading training images")]
     examples = []
-    for number in np.linspace(0, len(chosen) - 1, _EXAMPLES).round().astype(int):
+    for number in evenly_spaced(len(chosen), _EXAMPLES):
         sample = chosen.read(number).sample
         nothing = np.zeros_like(sample.mask)
         examples.append(fit_to(overlay(sample.image, nothing, sample.mask), _EXAMPLE_SIDE))

@@ -30,6 +30,7 @@ from lungseg_ray.inference.portable import (
 )
 from lungseg_ray.inference.predictor import Processing
 from lungseg_ray.inference.whole import WholeNetwork
+from lungseg_ray.numerics.sampling import evenly_spaced
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.exported import SIDECAR, Sidecar, find_export, open_model, weights_sha256
 from lungseg_ray.run.folder import Run
@@ -181,8 +182,7 @@ def _some(index: tuple[Location, ShardIndex], split: str) -> ShardImages:
     """Returns some images of a split, at equal distances."""
     root, shards = index
     images = ShardImages.of(root, shards.of(split))  # type: ignore[arg-type]
-    numbers = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).round().astype(int)
-    return ShardImages(root, [images.rows[number] for number in numbers])
+    return ShardImages(root, [images.rows[number] for number in evenly_spaced(len(images), _IMAGES)])
 
 
 def _batches(images: ShardImages, what: str) -> Iterator[list[tuple[Pixels, Pixels]]]:

@@ -65,6 +65,7 @@ LADDER = (
 )
 RECIPE: Tree = {
     "feed": {"preset": "chest_robust"},
+    "model": {"normalise": True},
     "optim": {"name": "radam", "schedule": "one_cycle", "lookahead_k": 0, "warmup": 0.25, "clip": 1.0},
     "train": {"average": 0.99},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -90,10 +91,13 @@ def tune(job: SweepJob, console: Console) -> SweepSummary:
         if planned.grows:
             # There may be machines now that were not there before.
             check_shared(sweep.place)
-        if planned.types and job.train.workers == 1:
+        if planned.grows and job.train.workers == 1:
             # Trials that wait for a machine make the autoscaler start it. Trials of several workers do not wait as a
             # whole, and could keep each other waiting for ever.
-            plan = planned.plan
+            if planned.types:
+                plan = planned.plan
+            elif job.sweep.concurrent:
+                plan = replace(plan, concurrent=job.sweep.concurrent)
         if job.train.precision == "auto":
             # All trials use one precision. If each trial measured its own, they might choose different ones.
             probe = _probe.options(num_cpus=plan.cpus, num_gpus=plan.gpus or int(plan.training.device == "cuda"))

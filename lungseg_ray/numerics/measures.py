@@ -27,7 +27,7 @@ def measure(labels: Labels, class_names: Sequence[str], spacing: tuple[float, fl
     - `right_lung_area`, `left_lung_area`: of the labels `right lung` and `left lung`; without such labels, of the two
       largest components of the label `lung`.
     - `right_lung_height`, `left_lung_height`: the rows from the top to the bottom of a lung.
-    - `lung_symmetry`: the area of the smaller lung through that of the larger one, 0 to 1.
+    - `lung_symmetry`: the area of the smaller lung through that of the larger one, 0 to 1; None where one is not found.
     - `thoracic_width`: the largest distance in a row between the outer borders of both lungs; a row needs both.
     - `cardiac_width`: the columns from the left to the right border of the label `heart`.
     - `cardiothoracic_ratio`: the cardiac width through the thoracic width.
@@ -60,7 +60,7 @@ def measure(labels: Labels, class_names: Sequence[str], spacing: tuple[float, fl
         for side, mask, pixels in zip(_SIDES, lungs, areas, strict=True):
             add(f"{side}_lung_area", pixels or None, area, "2")
             add(f"{side}_lung_height", _extent(mask, axis=1), down)
-        found["lung_symmetry"] = min(areas) / max(areas) if max(areas) else None
+        found["lung_symmetry"] = min(areas) / max(areas) if min(areas) else None
         thorax = _thoracic_width(*lungs)
         add("thoracic_width", thorax, across)
         if _HEART in masks:

@@ -145,8 +145,9 @@ class ValidationSums:
     """
 
     _MEANS = ("loss", "loss_dice", "loss_bce", "iou", "dice")
-    # After them come the number of images, the sum of Dice over those with foreground, and the number of these.
-    _BEFORE_PIXELS = len(_MEANS) + 3
+    # After them comes the number of images; then, for each foreground class, the sum of Dice over the images that have
+    # it, the number of these, and the pixels that are true positive, false positive and false negative.
+    _BEFORE_CLASSES = len(_MEANS) + 1
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class ValidationSums:
         self._label_weights = torch.tensor(label_weights, dtype=torch.float64, device=device)
         self.threshold = threshold
         self.candidates = candidates
-        self._before_candidates = self._BEFORE_PIXELS + 3 * max(classes - 1, 1)
+        self._before_candidates = self._BEFORE_CLASSES + 5 * max(classes - 1, 1)
         length = self._before_candidates + len(candidates)
         self._sums = torch.zeros(length, dtype=torch.float64, device=device)
 
@@ -187,13 +188,13 @@ class ValidationSums:
         )
         probability = probabilities(logits)
         counts = self._counts(probability, target, self.threshold)
-        dices = dice(counts).mean(dim=1)
-        positive = ((counts.tp + counts.fn).sum(dim=1) > 0).double()
+        dices = dice(counts)
+        positive = (counts.tp + counts.fn > 0).double()
         ones = torch.ones_like(losses.total)
-        per_image = torch.stack([*losses, iou(counts).mean(dim=1), dices, ones, dices * positive, positive])
-        pooled = torch.cat([count.sum(dim=0) for count in counts])
+        per_image = torch.stack([*losses, iou(counts).mean(dim=1), dices.mean(dim=1), ones])
+        per_class = torch.stack([dices * positive, positive, *counts])
         others = [dice(self._counts(probability, target, one)).sum(dim=0) for one in self.candidates]
-        self._sums += torch.cat([per_image.sum(dim=1), pooled.double(), *others])
+        self._sums += torch.cat([per_image.sum(dim=1), per_class.sum(dim=1).flatten(), *others])
 
     def _counts(self, probability: Tensor, target: Tensor, threshold: float) -> Counts:
         return confusion_counts(predict_labels(probability, threshold=threshold), target, classes=self.classes)
@@ -213,8 +214,8 @@ class ValidationSums:
             `loss`, `loss_dice`, `loss_bce`, `iou` and `dice` (means over images; IoU and Dice are first averaged over
             the foreground classes of an image), `iou_pooled` (from the pixels of all images together, averaged over the
             foreground classes), `n` (number of images), and, if there are any, `dice_positives` (mean Dice of the
-            images with foreground) and `threshold` (the candidate with the largest mean Dice, of several the one next
-            to 0.5).
+            images that have a class, averaged over the classes that some image has) and `threshold` (the candidate with
+            the largest mean Dice, of several the one next to 0.5).
 
         Raises:
             UserError: If no image was added.
@@ -226,14 +227,14 @@ class ValidationSums:
                 "The validation set holds no image, expected at least one: check that the validation split is not "
                 "empty."
             )
-        tp, fp, fn = sums[self._BEFORE_PIXELS : self._before_candidates].reshape(3, -1)
-        dice_sum, positives = sums[self._BEFORE_PIXELS - 2 : self._BEFORE_PIXELS].tolist()
-        if_any = {"dice_positives": dice_sum / positives} if positives else {}
+        dice_sum, positives, *pixels = sums[self._BEFORE_CLASSES : self._before_candidates].reshape(5, -1)
+        found = positives > 0
+        if_any = {"dice_positives": float((dice_sum[found] / positives[found]).mean())} if found.any() else {}
         if self.candidates:
             of_candidates = zip(sums[self._before_candidates :].tolist(), self.candidates, strict=True)
             if_any["threshold"] = max(of_candidates, key=lambda one: (one[0], -abs(one[1] - 0.5)))[1]
         means = {name: float(total) / n for name, total in zip(self._MEANS, sums, strict=False)}
-        return {**means, "iou_pooled": float(iou(Counts(tp, fp, fn)).mean()), "n": n, **if_any}
+        return {**means, "iou_pooled": float(iou(Counts(*pixels)).mean()), "n": n, **if_any}
 
 
 def surface_distances(

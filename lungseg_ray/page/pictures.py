@@ -14,6 +14,7 @@ from lungseg_ray.errors import JobFailedError, UserError
 from lungseg_ray.imaging import PREDICTED, TRUTH, fit_labels_to, fit_to, hex_colour, overlay
 from lungseg_ray.inference import predictor
 from lungseg_ray.numerics import metrics
+from lungseg_ray.numerics.sampling import evenly_spaced
 from lungseg_ray.page.elements import Image, ImageGrid, Key, Note
 from lungseg_ray.shards.format import ShardRow, read_rows
 from lungseg_ray.shards.index import read_index
@@ -46,8 +47,8 @@ def overlays(models: Mapping[str, Location], shards: Location, *, fingerprint: s
         if index.fingerprint != fingerprint:
             return _missing(f"{shards} holds other shards than those that the trials were trained on.")
         places = [(shard, row) for shard in index.of("val") for row in shard.usable]
-        chosen = np.linspace(0, len(places) - 1, min(IMAGES, len(places))).round().astype(int)
-        rows = [read_rows(shards, places[number][0], [places[number][1]])[0] for number in chosen]
+        chosen = [places[number] for number in evenly_spaced(len(places), IMAGES)]
+        rows = [read_rows(shards, shard, [row])[0] for shard, row in chosen]
         columns = [[_plain(row) for row in rows], *(_seen(place, rows) for place in models.values())]
     except (UserError, JobFailedError, OSError) as error:
         return _missing(str(error))

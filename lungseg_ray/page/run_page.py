@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lungseg_ray.config import non_default
+from lungseg_ray.config import TrainSettings, non_default
 from lungseg_ray.page import charts
 from lungseg_ray.page.elements import (
     Chapter,
@@ -28,7 +28,7 @@ from lungseg_ray.page.elements import (
 from lungseg_ray.page.pictures import embedded
 from lungseg_ray.run.event_log import LoggedEvent
 from lungseg_ray.run.folder import ENVIRONMENT, EVALUATION, SHEET, Run
-from lungseg_ray.run.progress import rank_epochs
+from lungseg_ray.run.progress import describe_best, rank_epochs
 from lungseg_ray.run.summary import Robustness, RunSummary, ShiftFigures, describe_confidence, describe_detection
 from lungseg_ray.storage import Location
 from lungseg_ray.text import counted, duration
@@ -63,7 +63,7 @@ def run_page(run: Run) -> Page:
     """
     settings = run.started_with().settings
     summary, history = run.summary(), run.read_history()
-    chapters = [_headline(history, summary, settings.train.epochs)]
+    chapters = [_headline(history, summary, settings.train)]
     if history:
         chapters += [_curves(history), _epochs(history)]
     sheet = run.place / EVALUATION / "test" / SHEET
@@ -90,15 +90,15 @@ def run_page(run: Run) -> Page:
     return Page(f"Run {run.place.name}", warning, chapters)
 
 
-def _headline(history: History, summary: RunSummary | None, epochs: int) -> Chapter:
+def _headline(history: History, summary: RunSummary | None, train: TrainSettings) -> Chapter:
     parts: list[Part] = []
     if history:
         best = rank_epochs(history)[0]
-        of = f"of {len(history)}" if summary else f"of {len(history)} so far, {epochs} asked for"
+        of = f"of {len(history)}" if summary else f"of {len(history)} so far, {train.epochs} asked for"
         facts = [
             KeyFigure("Best epoch", f"{best['epoch']:.0f}", of),
-            KeyFigure("Validation IoU", f"{best['val_iou']:.4f}", "mean over images, at the best epoch"),
-            KeyFigure("Validation Dice", f"{best['val_dice']:.4f}", "mean over images, at the best epoch"),
+            KeyFigure("Validation IoU", f"{best['val_iou']:.4f}", "mean over images at the size of the network"),
+            KeyFigure("Validation Dice", f"{best['val_dice']:.4f}", "mean over images at the size of the network"),
         ]
         if summary and (test := summary["test"]):
             measured = f"{test['n']} images of {test['patients']} patients"
@@ -116,8 +116,8 @@ def _headline(history: History, summary: RunSummary | None, epochs: int) -> Chap
         parts.append(Note("The run has finished no epoch yet."))
     return Chapter(
         "Result",
-        "The best epoch is the one with the lowest validation loss; test figures are means over images with 95 % "
-        "bootstrap intervals over patients.",
+        f"The best epoch is the one with {describe_best(train.best_by)}; test figures are means over images at the "
+        "size of the file, with 95 % bootstrap intervals over patients.",
         parts,
     )
 

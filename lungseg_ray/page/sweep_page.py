@@ -29,6 +29,7 @@ from lungseg_ray.page.elements import (
 from lungseg_ray.page.run_page import environment
 from lungseg_ray.page.sweep_charts import curves, overlays, quality, rates
 from lungseg_ray.page.sweep_view import SweepView
+from lungseg_ray.run.progress import describe_best
 from lungseg_ray.run.summary import IntervalFigures
 from lungseg_ray.storage import Location
 from lungseg_ray.sweep import compare
@@ -116,8 +117,8 @@ def _headline(view: SweepView) -> Chapter:
     notes: list[Part] = [] if winner else [Note("No trial has a score yet.")]
     return Chapter(
         "Result",
-        f"The score is the {view.score} (0 to 1, higher is better) at the best epoch, which is the one with the "
-        f"{'lowest validation loss' if view.job.train.best_by == 'loss' else 'highest score'}.",
+        f"The score is the {view.score} (0 to 1, higher is better) at the best epoch, which is the one with "
+        f"{describe_best(view.job.train.best_by)}.",
         [*notes, KeyFigures(facts)],
     )
 

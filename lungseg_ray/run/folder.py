@@ -219,7 +219,7 @@ class Run:
         return progress is not None and progress.is_complete(epochs=train.epochs, early_stop=train.early_stop)
 
     def read_best(self) -> tuple[Checkpoint, Progress]:
-        """Reads the checkpoint with the lowest validation loss.
+        """Reads the checkpoint of the best epoch, as `train.best_by` has it.
 
         Returns:
             The checkpoint, and how far the run has come since.

@@ -72,6 +72,15 @@ def badness(row: dict[str, float]) -> float:
     return -row["score"] if "score" in row else row["val_loss"]
 
 
+def describe_best(best_by: str) -> str:
+    """Returns which epoch is the best one, in words.
+
+    Args:
+        best_by: The setting `train.best_by`.
+    """
+    return "the lowest validation loss" if best_by == "loss" else f"the highest validation {SCORES[best_by]}"
+
+
 def score_of(row: dict[str, float]) -> float:
     """Returns the figure by which trials are compared: the `score`, or else the validation IoU."""
     return row.get("score", row["val_iou"])

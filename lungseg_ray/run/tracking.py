@@ -190,7 +190,9 @@ def check_services(settings: TrackSettings) -> None:
     """
     for name, value in settings.model_dump().items():
         if value and importlib.util.find_spec(name) is None:
-            raise UserError(f"track.{name}: the package {name} is not installed. pip install 'lungseg-ray[track]'.")
+            raise UserError(
+                f"track.{name}: the package {name} is not installed. pip install -c constraints.txt -e '.[track]'."
+            )
 
 
 @contextmanager

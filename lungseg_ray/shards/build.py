@@ -30,7 +30,7 @@ from lungseg_ray.errors import BadFileError, UserError
 from lungseg_ray.progress import ticks
 from lungseg_ray.run.lease import acquire
 from lungseg_ray.shards.checks import check
-from lungseg_ray.shards.describe import SET_ASIDE, Outcome, set_aside_table, what_was_found
+from lungseg_ray.shards.describe import REFUSED, SET_ASIDE, Outcome, set_aside_table, what_was_found
 from lungseg_ray.shards.format import Contents, DamagedShardError, read_contents, write_file
 from lungseg_ray.shards.index import INDEX, SCHEMA_VERSION, ShardIndex, read_index, write_index
 from lungseg_ray.shards.index_builder import IndexBuilder, JsonDigest
@@ -174,9 +174,10 @@ def _shard(settings: Settings) -> Outcome:
     if not index.count("train"):
         bare = f" {len(listing.unlabelled)} images have no mask." if listing.unlabelled else ""
         raise UserError(
-            f"{settings.corpus.root}: no usable image is left for training.{bare}\n{set_aside_table(set_aside)}"
+            f"{settings.corpus.root}: no usable image is left for training.{bare}\n{_listed(set_aside, root)}"
         )
-    (root / SET_ASIDE).write_csv(map(asdict, set_aside), [field.name for field in fields(SetAside)])
+    _write_table(root / SET_ASIDE, set_aside)
+    (root / REFUSED).delete()
     write_index(root, index)
     if picture := draw_pairs(listing.records, settings.corpus, most=_DRAWN):
         (root / PAIRS_PICTURE).write_bytes(picture)
@@ -315,5 +316,16 @@ def _refuse_too_many(set_aside: list[SetAside], total: int, settings: Settings) 
         raise UserError(
             f"{settings.corpus.root}: {len(set_aside)} of {total} files ({share:.1%}) cannot be used; at most "
             f"{settings.shards.max_set_aside:.1%} may be (shards.max_set_aside). Mend them or raise the limit.\n"
-            f"{set_aside_table(set_aside)}"
+            f"{_listed(set_aside, settings.shards.root)}"
         )
+
+
+def _listed(set_aside: list[SetAside], root: Location) -> str:
+    """Returns the first files that cannot be used, for the user, and writes all of them into a table."""
+    # Shards of an earlier corpus, which may still be there, keep their own table.
+    _write_table(root / REFUSED, set_aside)
+    return f"{set_aside_table(set_aside)}\nAll of them are listed in {root / REFUSED}"
+
+
+def _write_table(place: Location, set_aside: list[SetAside]) -> None:
+    place.write_csv(map(asdict, set_aside), [field.name for field in fields(SetAside)])

@@ -17,6 +17,8 @@ from lungseg_ray.storage import Location
 from lungseg_ray.text import counted
 
 SET_ASIDE = "set_aside.csv"
+REFUSED = "refused.csv"
+"""The files that cannot be used, where they are too many for shards to be made."""
 
 
 @dataclass(frozen=True)

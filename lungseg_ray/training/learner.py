@@ -32,6 +32,8 @@ _LONGEST_REASON = 300
 """Characters that are shown of the message of a compiler."""
 STEP_SUMS = ("loss", "loss_dice", "loss_bce", "images")
 """The sums of a step over the images of all workers: of the losses, and the number of images."""
+MOST_OVERFLOWS = 20
+"""Steps in a row whose gradient may overflow in fp16. The factor of the losses, 65536 at first, is halved by each."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Step:
         batch: This worker's slice of the global batch.
         values: The sums over all workers, then the norm of the gradient, whether the losses of this worker are finite,
             and whether all are; float64, on the device.
-        fp16: Whether a gradient that is not finite is an overflow of fp16, which is expected now and then.
+        overflows: With fp16, counts the steps in a row whose gradient is not finite, which is expected now and then.
     """
 
-    def __init__(self, batch: Batch, values: torch.Tensor, *, fp16: bool) -> None:
-        self._batch, self._fp16 = batch, fp16
+    def __init__(self, batch: Batch, values: torch.Tensor, *, overflows: Overflows | None) -> None:
+        self._batch, self._overflows = batch, overflows
         self._values = values
         self._copied: torch.cuda.Event | None = None
         if values.is_cuda:
@@ -83,9 +85,27 @@ class Step:
         wrong = None
         if not finite:
             wrong = f"loss is {sums['loss']}"
-        elif not math.isfinite(norm) and not self._fp16:
+        elif not math.isfinite(norm) and not (self._overflows and self._overflows.expected()):
             wrong = f"norm of the gradient is {norm}"
+        elif self._overflows and math.isfinite(norm):
+            self._overflows.in_a_row = 0
         return StepResult(self._batch, sums, shared[len(STEP_SUMS) :], wrong, bool(own))
+
+
+@dataclass
+class Overflows:
+    """Steps in a row whose gradient is not finite in fp16.
+
+    Attributes:
+        in_a_row: Their number.
+    """
+
+    in_a_row: int = 0
+
+    def expected(self) -> bool:
+        """Counts one more step, and returns whether a smaller factor of the losses may still be all that is needed."""
+        self.in_a_row += 1
+        return self.in_a_row <= MOST_OVERFLOWS
 
 
 @dataclass
@@ -158,6 +178,7 @@ class Learner:
         self.training_model = self.wrap(self.model)
         if settings.train.compile:
             self._compile()
+        self._overflows = Overflows() if self.precision == "fp16" else None
         self._undo = self._make_undo()
 
     def _compile(self) -> None:
@@ -194,7 +215,7 @@ class Learner:
         """
         tensors = list(self.model.buffers())
         if not self.late:
-            return Undo(tensors if self.settings.train.max_skipped else [])
+            return Undo(tensors if self.settings.train.max_skipped or self.precision == "fp16" else [])
         tensors += [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         tensors += optim.create_state(self.optimizer)
         if self.average:
@@ -283,7 +304,7 @@ class Learner:
         self.scaler.update()
         self.schedule.after_step()
         flags = torch.stack([norm.double(), torch.isfinite(own).all().double(), finite.double()])
-        return Step(batch, torch.cat([shared, flags]), fp16=self.precision == "fp16")
+        return Step(batch, torch.cat([shared, flags]), overflows=self._overflows)
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch], sums: ValidationSums) -> None:

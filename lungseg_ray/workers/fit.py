@@ -25,6 +25,7 @@ from lungseg_ray.errors import JobFailedError, StoppedError, UserError
 from lungseg_ray.feed.stream import Source
 from lungseg_ray.run.folder import Run
 from lungseg_ray.run.lease import Lease, LeaseToken
+from lungseg_ray.storage import retry
 from lungseg_ray.training.events import Event, Failed, FailureKind, Note, Stopped
 from lungseg_ray.training.loop import TrainingDivergedError, train_loop
 from lungseg_ray.workers.entry import TASK, Losses, start
@@ -39,6 +40,8 @@ LAST_WORD_SECONDS = 20.0
 """Seconds for which the driver waits for the other workers after one has failed or stopped."""
 PREEMPTION_LOOK_SECONDS = 5.0
 """Seconds between two looks for a notice of preemption."""
+START_SECONDS = 120.0
+"""Seconds for which workers that start ask the mailbox for an answer."""
 
 
 class _Trainer(TorchTrainer):
@@ -80,7 +83,12 @@ class _TrainDriver:
             self.mailbox.put(self.group.rank, event, wait=isinstance(event, Failed | Stopped))
 
     def on_start(self, step: int) -> None:
-        before = self.mailbox.workers_start(step, self.group.world_size)
+        # A mailbox that does not answer in time is asked again: the machine of the driver may be busy.
+        before = retry(
+            lambda: self.mailbox.workers_start(step, self.group.world_size),
+            seconds=START_SECONDS,
+            trouble=ray.exceptions.GetTimeoutError,
+        )
         if before > self.max_failures:
             raise WorkersLostError(_lost_too_often(before, self.max_failures))
 
@@ -284,7 +292,8 @@ class _Follower:
                 self._last_word = min(self._last_word, time.monotonic())
             else:
                 self._hand_on(event)
-        if self.received and not messages.pulses and self._end is None and alive:
+        up = any(not pulse.silent for pulse in messages.pulses.values())
+        if self.received and not up and self._end is None and alive:
             raise StoppedError("Stopped while no worker was up; the same command resumes.", self.received[0])
         if messages.losses > self.settings.train.max_failures + 1:
             raise WorkersLostError(_lost_too_often(messages.losses, self.settings.train.max_failures))
@@ -302,10 +311,15 @@ def _end_controller() -> None:
     actors = ray._private.state.state.actor_table(None, ray.JobID.from_hex(job), "ALIVE")
     for actor_id, actor in actors.items():
         if actor["ActorClassName"].endswith("TrainController"):
-            ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+            # Ray refuses to end that of another trial, of which this process has no handle.
+            with suppress(Exception):
+                ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 
 def _waiting_for(pulses: Mapping[int, Pulse]) -> str:
     if not pulses:
         return f"workers to start; {free_resources()}"
-    return "; ".join(f"rank {rank}: {pulse.activity}" for rank, pulse in sorted(pulses.items()))
+    return "; ".join(
+        f"rank {rank}: {pulse.activity}" + (f", without a sign of life for {pulse.age:.0f} s" if pulse.silent else "")
+        for rank, pulse in sorted(pulses.items())
+    )

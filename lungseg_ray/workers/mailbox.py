@@ -6,9 +6,10 @@ The module imports little, since the process of the mailbox's actor imports it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -20,6 +21,8 @@ BEAT_SECONDS = 0.5
 """Seconds between two heartbeats of a worker."""
 WAIT_SECONDS = 10.0
 """Seconds to wait for an answer of the mailbox."""
+SILENT_SECONDS = 30.0
+"""Seconds without a heartbeat after which a worker counts as gone, such as one that ended with its machine."""
 
 
 @dataclass
@@ -29,10 +32,17 @@ class Pulse:
     Attributes:
         activity: What the worker does, in words.
         ticks: A number that grows with everything that the worker completes.
+        age: The seconds since the mailbox received it; 0 when it is sent.
     """
 
     activity: str
     ticks: int
+    age: float = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether its worker counts as gone."""
+        return self.age > SILENT_SECONDS
 
 
 @dataclass
@@ -55,6 +65,7 @@ class _Mailbox:
         self._events: list[tuple[int, Event]] = []
         self._taken = 0
         self._pulses: dict[int, Pulse] = {}
+        self._received: dict[int, float] = {}
         self._stop = False
         self._step = -1
         self._losses = 0
@@ -64,10 +75,12 @@ class _Mailbox:
 
     def take(self, seen: int) -> Messages:
         self._events, self._taken = self._events[seen - self._taken :], seen
-        return Messages(self._events, self._pulses, self._losses)
+        now = time.monotonic()
+        pulses = {rank: replace(pulse, age=now - self._received[rank]) for rank, pulse in self._pulses.items()}
+        return Messages(self._events, pulses, self._losses)
 
     def beat(self, rank: int, pulse: Pulse) -> bool:
-        self._pulses[rank] = pulse
+        self._pulses[rank], self._received[rank] = pulse, time.monotonic()
         return self._stop
 
     def workers_lost(self, text: str) -> None:

@@ -13,6 +13,7 @@ import ray
 from lungseg_ray.cluster.watchdog import Watchdog
 from lungseg_ray.errors import JobFailedError
 from lungseg_ray.run.lease import Lease
+from lungseg_ray.text import first_line
 from lungseg_ray.workers.mailbox import Mailbox, Messages, Pulse
 
 LOOK_SECONDS = 0.25
@@ -102,12 +103,6 @@ class Supervisor:
             pulses = self.pulses(messages.pulses)
             ticks = {rank: pulse.ticks for rank, pulse in pulses.items()}
             self.watchdog.look(ticks, now=time.monotonic(), waiting_for=partial(self.waiting_for, pulses))
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the kind and the first line of an error; of an error of Ray, those of its cause where it has one."""
-    inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None) or error
-    return f"{type(inner).__name__}: {next(iter(str(inner).strip().splitlines()), '')}"[:200]
 
 
 def _caught(work: Callable[[], object], errors: list[BaseException]) -> None:

@@ -189,8 +189,12 @@ class Worker:
         )
 
     def _retry(self, work: Callable[[], T]) -> T:
+        def attempt() -> T:
+            self.heartbeat.report()
+            return work()
+
         patience = self.settings.storage.patience_seconds
-        return retry(work, seconds=patience, note=lambda text: self.note(text, "storage"))
+        return retry(attempt, seconds=patience, note=lambda text: self.note(text, "storage"))
 
     def save(self, content: Checkpoint, *, skip_if_busy: bool) -> None:
         """Writes a checkpoint in the background, as `Runtime.save`."""

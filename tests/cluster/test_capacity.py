@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from ray.util import placement_group_table
 
 from lungseg_ray.cluster import capacity
 from lungseg_ray.cluster.capacity import (
@@ -53,6 +54,9 @@ class TestWithoutAutoscaler:
         with pytest.raises(JobFailedError, match=r"Nothing has moved for \d s. Waited for: room for 2 x 100 CPU; free"):
             capacity.wait_for([{"CPU": 100}, {"CPU": 100}])
         assert "Waiting for machines since" in capsys.readouterr().err
+        # The request ends with the wait, although this process goes on.
+        groups = [group for group in placement_group_table().values() if {"CPU": 100.0} in group["bundles"].values()]
+        assert [group["state"] for group in groups] == ["REMOVED"]
 
 
 @pytest.mark.usefixtures("cluster")

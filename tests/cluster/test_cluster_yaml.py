@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from lungseg_ray.config import Settings
+from lungseg_ray.config import SearchSettings, Settings
 from tests.helpers import ROOT
 
 TEXT = (ROOT / "cluster.yaml").read_text()
@@ -250,7 +250,7 @@ def test_the_guide_explains_every_field(written: dict[str, Any]) -> None:
 
 
 def test_the_settings_in_the_guide_exist() -> None:
-    tree = Settings().model_dump()
+    tree = {**Settings().model_dump(), "sweep": SearchSettings.model_fields}
     named = re.findall(r"--([a-z]+)\.([a-z_]+)", GUIDE)
 
     assert ("train", "min_workers") in named

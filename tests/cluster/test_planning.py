@@ -108,6 +108,10 @@ def test_refusals_say_what_would_fit() -> None:
         plan_training(cpus=16, gpus=2, workers=4, device="cuda")
     with pytest.raises(UserError, match=r"needs 1 GPU\(s\); the cluster has none\. Use train\.device = cpu"):
         plan_training(cpus=16, gpus=0, workers=1, device="cuda")
+    with pytest.raises(UserError, match=r"for each of 4 worker\(s\).*Lower train\.min_workers to 2 or add GPUs"):
+        plan_training(cpus=16, gpus=2, workers=8, min_workers=4, device="cuda")
+    with pytest.raises(UserError, match=r"needs 0 of the cluster's 0 CPU\(s\) .* wait for ever\. Add CPUs\.$"):
+        plan_training(cpus=0, gpus=2, workers=2)
 
 
 class TestPlanTrials:

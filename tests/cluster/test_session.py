@@ -79,6 +79,31 @@ def test_one_after_the_other() -> None:
     assert found.stdout == "RaySystemError False\nRaySystemError False\n2\n", found.stderr
 
 
+_STOPPED = """
+import os, psutil, ray, signal
+from lungseg_ray.cluster.session import cluster
+
+@ray.remote
+class Worker:
+    def pid(self):
+        return os.getpid()
+
+with cluster(processes=1):
+    worker = Worker.remote()
+    pid = ray.get(worker.pid.remote())
+    os.kill(pid, signal.SIGSTOP)
+print(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+"""
+
+
+@pytest.mark.own_cluster
+def test_no_process_is_left() -> None:
+    """A process that hangs in its end, which a signal stands for here, is ended with its cluster."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    found = subprocess.run([sys.executable, "-c", _STOPPED], env=inherited, capture_output=True, text=True, timeout=120)
+    assert found.stdout == "False\n", found.stderr
+
+
 _LEFT_OPEN = """
 import threading, ray
 from lungseg_ray.cluster.session import cluster

@@ -72,11 +72,14 @@ def test_too_few_images(images: int) -> None:
     assert calibrate(measured(images)) is None
 
 
-def test_the_range_is_everything_where_there_are_few_images_more() -> None:
-    """Nine images have no quantile that nine of ten new ones stay below; ten do."""
+def test_without_a_range_any_dice_is_possible() -> None:
     calibration = calibrate(measured(10))
     assert calibration
     assert calibration.half_range is not None
+    signals = dict.fromkeys(SIGNALS, 0.1)
+    found = calibration.model_copy(update={"half_range": None}).estimate(signals)
+    assert (found.low, found.high) == (0, 1)
+    assert found.dice == calibration.estimate(signals).dice
 
 
 def test_other_signals_are_refused() -> None:

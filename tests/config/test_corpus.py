@@ -44,6 +44,11 @@ def test_values_and_colours_of_masks() -> None:
         CorpusSettings.model_validate({"mask_values": {"red": 1}})
 
 
+def test_the_background_has_no_name() -> None:
+    with pytest.raises(ValidationError, match="without the background, which is label 0, found 'background'"):
+        CorpusSettings.model_validate({"classes": 3, "class_names": ["Background", "lung"]})
+
+
 @pytest.mark.parametrize("names", [["a", "a"], ["Left Lung", "left lung "], ["a", ""], ["lung", "mm"]])
 def test_names_of_classes_that_collide(names: list[str]) -> None:
     with pytest.raises(ValidationError, match="class_names must differ by more than capitals"):

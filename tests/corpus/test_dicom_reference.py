@@ -6,15 +6,15 @@ The decoder computes a table with one entry for each stored value, where `pydico
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
+import data_store
 import numpy as np
 import pydicom
+import pydicom.data
 import pytest
 from numpy.typing import NDArray
-from pydicom.data import get_testdata_files
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 
@@ -22,16 +22,16 @@ from lungseg_ray.corpus.dicom import decode_dicom
 from lungseg_ray.errors import BadFileError
 
 
-def usable() -> list[str]:
-    """Grey files of one frame that the decoder accepts, each content once."""
-    found: dict[str, str] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for path in sorted(get_testdata_files("*.dcm")):
+@pytest.fixture(scope="module")
+def paths() -> list[Path]:
+    """Grey files of one frame that the decoder accepts, each name once."""
+    found: dict[str, Path] = {}
+    for package in (pydicom.data, data_store):
+        for path in sorted(Path(package.__path__[0]).rglob("*.dcm")):
             try:
-                if decode_dicom(Path(path).read_bytes()).pixels.ndim == 2:
-                    found[Path(path).name] = path
-            except (BadFileError, OSError):
+                if decode_dicom(path.read_bytes()).pixels.ndim == 2:
+                    found[path.name] = path
+            except BadFileError:
                 continue
     return list(found.values())
 
@@ -51,12 +51,9 @@ def expected(dataset: Any) -> NDArray[np.float64]:
     return 1 - scaled if dataset.PhotometricInterpretation == "MONOCHROME1" else scaled
 
 
-PATHS = usable()
-
-
-def test_there_are_files_of_each_kind() -> None:
+def test_there_are_files_of_each_kind(paths: list[Path]) -> None:
     kinds = set()
-    for path in PATHS:
+    for path in paths:
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
         kinds |= {
             name
@@ -65,15 +62,13 @@ def test_there_are_files_of_each_kind() -> None:
         }
         kinds.add(dataset.PhotometricInterpretation)
     assert kinds >= {"WindowCenter", "RescaleSlope", "MONOCHROME1", "MONOCHROME2"}
-    assert len(PATHS) >= 15
+    assert len(paths) >= 15
 
 
-@pytest.mark.parametrize("path", PATHS, ids=[Path(path).name for path in PATHS])
-def test_the_same_grey_values(path: str) -> None:
-    found = decode_dicom(Path(path).read_bytes())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(path)
-        shown = expected(dataset)
-    # 16 bits of one part in 65535, rounded once.
-    assert np.abs(found.pixels / found.white - shown).max() <= 0.5 / 65535 + 1e-9
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_grey_values(paths: list[Path]) -> None:
+    for path in paths:
+        found = decode_dicom(path.read_bytes())
+        shown = expected(pydicom.dcmread(path))
+        # 16 bits of one part in 65535, rounded once.
+        assert np.abs(found.pixels / found.white - shown).max() <= 0.5 / 65535 + 1e-9, path.name

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lungseg_ray.config import CorpusSettings
 from lungseg_ray.corpus import picture
@@ -130,6 +130,14 @@ class TestTiff:
 
     def test_turned(self) -> None:
         assert reason(tiff(RAMP, extratags=[(274, "H", 1, 6, True)])) == "rotated"
+        # Without a mask, there is only one way up.
+        for orientation in range(1, 9):
+            data = tiff(RAMP, extratags=[(274, "H", 1, orientation, True)])
+            with Image.open(io.BytesIO(data)) as image:
+                expected = np.asarray(ImageOps.exif_transpose(image))
+            found = decode_image(data, channels=1, alone=True)
+            np.testing.assert_array_equal(found.pixels[:, :, 0], expected)
+            assert (found.height, found.width) == expected.shape
 
     @pytest.mark.parametrize(
         ("pixels", "options"),

@@ -254,7 +254,7 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
             grey = sample.image[:, :, 0]
             assert grey[sample.mask == 1].mean() < grey[sample.mask == 0].mean()
             digests.add(sample.image_sha256)
-        assert len(digests) == len(found.records)
+        assert len(digests) == len(found.records) > 0
 
 
 class TestSeveralRoots:

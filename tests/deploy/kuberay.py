@@ -2,7 +2,7 @@
 
 They are those of the Go types of ray.io/v1 (ray-operator/apis/ray/v1/raycluster_types.go and rayjob_types.go of
 ray-project/kuberay, commits 3275ee0 and f6ef3f7), from which KubeRay generates its custom resource definitions, and
-`authOptions` of KubeRay 1.5.1 as its API reference describes it. Pods are not described here: they are Kubernetes' own.
+`authOptions` of KubeRay 1.6.2 as its API reference describes it. Pods are not described here: they are Kubernetes' own.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ray._private import ray_constants
 
 from lungseg_ray.config import Settings, load_settings
 from lungseg_ray.jobs.command import SETTINGS
@@ -77,6 +78,14 @@ def test_the_object_store_fits_in_shared_memory() -> None:
         (shared,) = [one for one in group["template"]["spec"]["volumes"] if one["name"] == "shm"]
         size = int(shared["emptyDir"]["sizeLimit"].removesuffix("M")) * 10**6
         assert size == int(group["rayStartParams"]["object-store-memory"]) * 11 // 10
+
+
+def test_a_pod_has_the_time_to_save_a_checkpoint() -> None:
+    """Ray kills its processes after the time of the variable, and Kubernetes the pod after the other."""
+    gpu = load("cluster.yaml")["spec"]["workerGroupSpecs"][0]["template"]["spec"]
+    (time,) = [one for one in gpu["containers"][0]["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+    assert 60 < float(time["value"]) < gpu["terminationGracePeriodSeconds"] - 10
+    assert hasattr(ray_constants, time["name"])
 
 
 def test_the_version_of_ray_is_the_pinned_one() -> None:

@@ -131,10 +131,10 @@ def test_other_addresses(served: tuple[str, Predictor]) -> None:
 
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(service.MODEL, raising=False)
-    with pytest.raises(SystemExit, match="LUNGSEG_MODEL is not set"):
+    with pytest.raises(SystemExit, match="LUNGSEG_SERVE_MODEL is not set"):
         service.build()
     monkeypatch.setenv(service.MODEL, str(tmp_path / "nowhere"))
-    with pytest.raises(SystemExit, match=r"LUNGSEG_MODEL: .*nowhere/best: no trained model here"):
+    with pytest.raises(SystemExit, match=r"LUNGSEG_SERVE_MODEL: .*nowhere/best: no trained model here"):
         service.build()
 
 
@@ -142,5 +142,5 @@ def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_a_number_of_gpus_that_none_can_have(monkeypatch: pytest.MonkeyPatch, gpus: str) -> None:
     monkeypatch.setenv(service.MODEL, "runs/mine")
     monkeypatch.setenv(service.GPUS, gpus)
-    with pytest.raises(SystemExit, match="LUNGSEG_GPUS: expected a number of GPUs"):
+    with pytest.raises(SystemExit, match="LUNGSEG_SERVE_GPUS: expected a number of GPUs"):
         service.build()

@@ -45,4 +45,8 @@ class TestContactSheet:
 
     def test_rows_of_different_lengths_and_sizes(self) -> None:
         rows = {"a": [panel(), panel(2000, 1500, 3), panel(33, 47)], "b": [panel(channels=3)]}
-        assert decoded(contact_sheet(rows, ["left", "right"])).size
+        sheet = decoded(contact_sheet(rows, ["left", "right"]))
+        alone = decoded(contact_sheet({"b": rows["b"]}, ["left", "right"]))
+        # Three columns of the same width, and two rows.
+        assert sheet.shape[1] > 2 * alone.shape[1]
+        assert sheet.shape[0] > 1.5 * alone.shape[0]

@@ -34,7 +34,9 @@ def test_what_a_model_believes() -> None:
     labels = sure[:, :, 0].astype(np.uint8)
     assert believed(sure, labels) == 1
     assert believed(sure * 0.6, labels) == pytest.approx(2 * 0.6 / 1.6)
-    assert believed(sure, labels * 0) == 0
+    # A model that is sure of nothing, and one that nearly found something.
+    assert believed(sure * 0, labels * 0) == 1
+    assert believed(sure * 0.4, labels * 0) == pytest.approx(0.6)
     # Of several labels, the mean of those that are found.
     three = np.concatenate([1 - sure, sure, np.zeros_like(sure)], axis=2)
     assert believed(three, labels) == 1

@@ -90,6 +90,8 @@ def test_sizes_grow_with_the_epochs(source: Source) -> None:
     found = make_settings(feed={"sizes": [64, 96, 128]}, train={"epochs": 7}).size_of_epochs
     assert found == [64, 64, 64, 96, 96, 128, 128]
     assert make_settings().size_of_epochs == []
+    with pytest.raises(ValueError, match=r"feed\.sizes has 3 sizes for train\.epochs = 2; the last ones"):
+        make_settings(feed={"sizes": [64, 96, 128]}, train={"epochs": 2})
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,15 @@ class TestMixing:
         theirs = [name for name in found if name.startswith("other")]
         assert len(theirs) == len(set(theirs)) == min(other.index.count("train"), source.index.count("train"))
         assert len(found) == len(set(found))
+
+    def test_shares_that_are_all_of_it(self, other: Source, tmp_path: Path) -> None:
+        # Half of seven is rounded to four, twice.
+        index = write_shards(locate(str(tmp_path)), rows={"train": [4, 3], "val": [1]}, skip={})
+        half = Addition(other.root, other.index, 0.5, range(9))
+        odd = dataclasses.replace(other, root=locate(str(tmp_path)), index=index, additions=(half, half))
+        found = self.ids(odd, 0)
+        assert len(found) == 7
+        assert all(name.startswith("other") for name in found)
 
     def test_validation_is_that_of_the_run(self, source: Source, other: Source) -> None:
         mixed = self.mixed(source, other, share=1.0, epochs=range(9))

@@ -14,7 +14,7 @@ from tests.fuzz.mutate import mutate, with_checksums
 from tests.fuzz.targets import TARGETS
 
 QUICK = settings(
-    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 FILES = seeds.images()
 COLUMNS = st.sampled_from(["image_uri", "mask_uri", "stem", "patient_id", "split", "width", "sex", ""])

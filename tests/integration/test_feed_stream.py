@@ -68,7 +68,7 @@ def test_an_epoch_shows_each_image_once_and_another_order_and_other_pixels_in_th
     assert changed == sum(len(hashes) == 2 for hashes in both.values())
 
 
-@pytest.mark.parametrize(("world_size", "tasks"), [(1, 4), (2, 1), (2, 4), (4, 2), (2, 0)])
+@pytest.mark.parametrize(("world_size", "tasks"), [(1, 4), (4, 2), (2, 0)])
 def test_any_number_of_workers_and_tasks_sees_the_same(
     source: Source, reference: Seen, world_size: int, tasks: int
 ) -> None:
@@ -109,7 +109,7 @@ def test_a_run_that_was_cut_goes_on_with_the_rest(source: Source, reference: See
     assert stream(source, world_size=2, tasks=1, step=cut) == rest
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_every_validation_image_comes_exactly_once(source: Source, world_size: int) -> None:
     names = Counter(
         name

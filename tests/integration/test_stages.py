@@ -56,8 +56,7 @@ def test_evaluation(model: Model, sharded: Outcome) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("overlay", [False, True])
-def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
+def test_prediction(model: Model, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(7):
@@ -68,7 +67,7 @@ def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
     made: dict[str, list[object]] = {}
     for out, options in (("one", {"device": "cpu"}), ("other", {"resource": STAND_IN})):
         given = {"run": str(tmp_path), "images": str(images), "out": str(tmp_path / out), "batch": 3}
-        job = PredictJob.model_validate({**given, "overlay": overlay})
+        job = PredictJob.model_validate({**given, "overlay": True})
         work = _Predict(job, model, names, size=3)
         made[out] = sorted(map_chunks(work, 3, Prediction, **options), key=repr)  # type: ignore[arg-type]
     assert made["one"] == made["other"]
@@ -78,7 +77,7 @@ def test_prediction(model: Model, tmp_path: Path, overlay: bool) -> None:
         for out in made
     }
     assert files["one"] == files["other"]
-    assert len(files["one"]) == (14 if overlay else 7)
+    assert len(files["one"]) == 14
 
 
 @dataclass(frozen=True)

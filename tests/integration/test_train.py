@@ -122,9 +122,9 @@ class TestRun:
         shutil.copytree(finished.folder, tmp_path / "two")
         tree = finished.settings.model_dump()
         longer = {**tree["train"], "epochs": 4, "workers": 1}
-        summary, output = go(
-            Settings.model_validate({**tree, "train": longer, "runs": {**tree["runs"], "root": str(tmp_path)}})
-        )
+        shorter = {**tree["evaluate"], "robustness": 0, "confidence": False, "resamples": 20}
+        change = {"train": longer, "evaluate": shorter, "runs": {**tree["runs"], "root": str(tmp_path)}}
+        summary, output = go(Settings.model_validate({**tree, **change}))
         assert "Training for 4 epochs in place of 3." in output
         assert summary["epochs"] == 4
         before, after = rows(finished.folder / "history.csv"), rows(tmp_path / "two/history.csv")
@@ -149,7 +149,6 @@ class TestEvaluate:
     def test_workers_and_the_way_in_change_no_figure(self, finished: Finished, tmp_path: Path) -> None:
         jobs: list[dict[str, Any]] = [
             {"evaluate": {"workers": 1, "resamples": 50, "robustness": 2}},
-            {"evaluate": {"workers": 2, "resamples": 50, "robustness": 2}},
             {"evaluate": {"workers": 3, "resamples": 50, "robustness": 2}},
             {
                 "evaluate": {"resamples": 50, "robustness": 2},
@@ -161,10 +160,10 @@ class TestEvaluate:
         for number, job in enumerate(jobs):
             whole = {"run": str(finished.folder), "out": str(tmp_path / str(number)), **job}
             results.append(evaluate_run(EvaluateJob.model_validate(whole))[0])
-        assert results[3].pop("corpus").endswith("/pairs")
-        assert (results[3].pop("layout"), results[3].pop("unlabelled")) == ("pairs (found images/ and masks/)", 0)
-        assert results[0] == results[1] == results[2] == results[3] == finished.summary["test"]
-        assert rows(tmp_path / "0/per_image.csv") == rows(tmp_path / "2/per_image.csv")
+        assert results[2].pop("corpus").endswith("/pairs")
+        assert (results[2].pop("layout"), results[2].pop("unlabelled")) == ("pairs (found images/ and masks/)", 0)
+        assert results[0] == results[1] == results[2] == finished.summary["test"]
+        assert rows(tmp_path / "0/per_image.csv") == rows(tmp_path / "1/per_image.csv")
 
     def test_another_corpus_is_read_as_it_is_and_its_bad_files_are_named(
         self, finished: Finished, tmp_path: Path
@@ -296,11 +295,6 @@ class TestPredict:
     def test_no_images(self, finished: Finished, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no images there"):
             predict(PredictJob(run=str(finished.folder), images=str(tmp_path), out=str(tmp_path / "out")))
-
-
-def test_a_batch_that_does_not_deal_is_refused_before_ray_starts() -> None:
-    with pytest.raises(ValueError, match=r"feed\.batch must divide"):
-        Settings.model_validate({"feed": {"batch": 4}, "train": {"workers": 3}})
 
 
 def test_a_cluster_too_small_is_refused_with_a_sentence(

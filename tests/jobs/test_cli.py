@@ -96,7 +96,6 @@ sys.exit(code)
 """
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("signals", "code", "word"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lungseg_ray.cluster.planning import TrainingPlan
-from lungseg_ray.config import Settings
+from lungseg_ray.config import Settings, merge
 from lungseg_ray.errors import UserError
 from lungseg_ray.jobs.plan import LADDER, MOST_EPOCHS, RECIPE, Estimate, Measured, _rungs, choose, estimate
 from lungseg_ray.models import check
@@ -110,9 +110,7 @@ class TestChoice:
 def test_the_rungs_exist_and_become_heavier() -> None:
     costs = []
     for rung in LADDER:
-        settings = Settings.model_validate(
-            {**RECIPE, **rung.settings, "feed": {**RECIPE["feed"], **rung.settings["feed"]}}
-        )
+        settings = Settings.model_validate(merge(RECIPE, rung.settings))
         check(
             architecture=settings.model.architecture,
             encoder=settings.model.encoder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,6 @@ def test_an_interrupted_wait_asks_for_nothing_more(cluster: Cluster, tmp_path: P
         job.signal(signal.SIGINT)
         assert job.wait() == 130, job.output
     assert gone(cluster)
+    # A machine that was asked for would come within seconds.
+    time.sleep(20)
+    assert len(cluster.nodes()) == 1

@@ -90,6 +90,24 @@ def test_validation_sums_are_means_over_images() -> None:
     assert result["loss"] == pytest.approx(result["loss_dice"] + 0.8 * result["loss_bce"], abs=1e-12)
 
 
+def test_dice_of_positives_is_the_mean_over_classes_of_the_images_that_have_them() -> None:
+    # Labels 1 and 2. All three images have label 1, which is found; the last has label 2, too, which is not.
+    target = torch.tensor([[[1, 0]], [[1, 0]], [[1, 2]]], dtype=torch.uint8)
+    prediction = torch.tensor([[[1, 0]], [[1, 0]], [[1, 0]]])
+    logits = 20 * torch.nn.functional.one_hot(prediction, 3).permute(0, 3, 1, 2).float()
+    sums = ValidationSums(classes=3)
+    sums.update(logits, target)
+    assert sums.result()["dice"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert sums.result()["dice_positives"] == pytest.approx((1 + 0) / 2)
+    # A class that no image has is left out.
+    rest = ValidationSums(classes=3)
+    rest.update(logits[:2], target[:2])
+    assert rest.result()["dice_positives"] == 1
+    none = ValidationSums(classes=3)
+    none.update(logits[:2], torch.zeros_like(target[:2]))
+    assert "dice_positives" not in none.result()
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 def test_uneven_workers_add_up_to_one(classes: int) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lungseg_ray.config import Settings
@@ -49,6 +50,21 @@ def test_a_run_is_fed_without_its_part(tmp_path: Path) -> None:
     _, taken = split_off(root, index, "1/3")
     assert source.index.count("train") == 24 - len(taken)
     assert Source.of(make_settings(shards={"root": str(tmp_path)}), index).index is index
+
+
+def test_folds_in_one_process_have_orders_of_their_own(tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    write_shards(root, rows={"train": [9, 7, 8], "val": [4], "test": [3]}, skip={})
+    index = read_index(root)
+    for part in ("0/3", "1/3", "2/3"):
+        settings = make_settings(shards={"root": str(tmp_path)}, feed={"leave_out": part, "batch": 2})
+        source = Source.of(settings, index)
+        _, taken = split_off(root, index, part)
+        files = [shard.file for shard in source.index.of("train")]
+        slots = np.arange(source.index.count("train"))
+        drawn = {(files[shard], row) for shard, row in source.rows("train", 0, slots).places.tolist()}
+        assert len(drawn) == len(slots)
+        assert not drawn & {(shard.file, row) for shard, row in taken}
 
 
 @pytest.mark.parametrize("wrong", ["4/4", "1", "a/b", "0/1", "-1/4", "0/4 "])

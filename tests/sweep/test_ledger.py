@@ -122,9 +122,13 @@ class TestWinner:
         (sweep.place / "winner.yaml").write_text("feed: {batch: 4}")
         with pytest.raises(UserError, match=r"feed\.batch must divide"):
             winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place), "train": {"workers": 8}}))
-        for text in ("[1]", "a: [", "train: {epochs: many}"):
+        for text, said in (
+            ("[1]", "expected settings"),
+            ("a: [", "cannot be read"),
+            ("train: {epochs: many}", r"train\.epochs"),
+        ):
             (sweep.place / "winner.yaml").write_text(text)
-            with pytest.raises(UserError):
+            with pytest.raises(UserError, match=said):
                 winner_of(TrainJob.model_validate({"from_sweep": str(sweep.place)}))
 
     def test_its_settings_are_below_those_of_the_command(self, sweep: Sweep) -> None:

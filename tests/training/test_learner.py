@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lungseg_ray.numerics import lookahead
 from lungseg_ray.numerics import optim as optim_module
 from lungseg_ray.numerics.losses import SegmentationLoss
 from lungseg_ray.run import checkpoint
 from lungseg_ray.run.progress import Progress
-from lungseg_ray.training.learner import Learner, StepResult
+from lungseg_ray.training.learner import MOST_OVERFLOWS, Learner, Overflows, Step, StepResult
 from lungseg_ray.training.model import build_model
 from tests.helpers import make_settings
 from tests.training.test_loop import assert_equal, learner, make_batch, weights
@@ -56,6 +57,25 @@ def test_sums_of_a_step_are_over_images() -> None:
     result = learner(make_settings()).step(batch, [0.0, 3.0]).result()
     assert [*result.sums.values()] == pytest.approx([4 * float(part) for part in expected] + [4.0], rel=1e-6)
     assert (result.agreed, result.not_finite) == ([0.0, 3.0], None)
+
+
+class TestOverflows:
+    """Gradients of fp16 that are not finite, on a CPU with the same code."""
+
+    def test_a_few_in_a_row_are_expected(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = learner(make_settings(train={"max_skipped": 0}), precision="fp16")
+        before = {name: value.clone() for name, value in one.model.state_dict().items()}
+        monkeypatch.setattr(nn.utils, "get_total_norm", lambda *_: torch.tensor(math.inf))
+        found = [one.step(make_batch(step)).result().not_finite for step in range(MOST_OVERFLOWS + 2)]
+        assert found == [None] * MOST_OVERFLOWS + ["norm of the gradient is inf"] * 2
+        # The statistics of BatchNorm are as they were, too.
+        assert_equal(one.model.state_dict(), before)
+
+    def test_a_step_that_is_made_starts_the_count_anew(self) -> None:
+        overflows = Overflows(in_a_row=MOST_OVERFLOWS)
+        values = torch.tensor([1.0, 0.5, 0.5, 4.0, 0.1, 1.0, 1.0], dtype=torch.float64)
+        assert Step(make_batch(0), values, overflows=overflows).result().not_finite is None
+        assert overflows.in_a_row == 0
 
 
 def test_clipping_bounds_the_step() -> None:
@@ -118,15 +138,15 @@ class TestOnTheDevice:
             monkeypatch.setattr(module, "is_known", lambda _: False)
 
     @pytest.mark.parametrize(
-        ("optim", "train"),
+        ("optim", "train", "broken"),
         [
-            ({"lookahead_k": 3}, {"average": 0.9}),
-            ({"name": "adamw", "lookahead_k": 0, "clip": 0.1}, {"accumulate": 2}),
-            ({"lookahead_k": 2, "schedule": "one_cycle"}, {"channels_last": False}),
+            ({"lookahead_k": 3}, {"average": 0.9}, set()),
+            ({"lookahead_k": 3}, {"average": 0.9}, {0}),
+            ({"lookahead_k": 3}, {"average": 0.9}, {3, 4}),
+            ({"name": "adamw", "lookahead_k": 0, "clip": 0.1}, {"accumulate": 2}, {3, 4}),
+            ({"lookahead_k": 2, "schedule": "one_cycle"}, {"channels_last": False}, {3, 4}),
         ],
-        ids=["radam", "adamw", "one_cycle"],
     )
-    @pytest.mark.parametrize("broken", [{0}, {3, 4}, set()])
     def test_the_same_as_python_decides(
         self, optim: dict[str, Any], train: dict[str, Any], broken: set[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,21 +1,35 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from lungseg_ray.training import loop
+from lungseg_ray.training import loop, precision
 from lungseg_ray.training.events import Started
 from lungseg_ray.training.loop import train_loop
-from lungseg_ray.training.precision import fastest_precision
+from lungseg_ray.training.precision import Precision, fastest_precision
 from tests.helpers import make_settings
 from tests.training.test_loop import STEPS, Memory, learner, make_batch, run
 
 
 class TestPrecision:
-    def test_fastest_on_a_cpu(self) -> None:
-        assert fastest_precision(make_settings(), torch.device("cpu")) in ("fp32", "bf16")
+    @pytest.mark.parametrize("slow", ["fp32", "bf16"])
+    def test_fastest_on_a_cpu(self, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        seconds = [0.0]
+        autocast = precision.autocast
+
+        @contextmanager
+        def timed(device: torch.device, kind: Precision) -> Iterator[None]:
+            with autocast(device, kind):
+                yield
+            seconds[0] += 2 if kind == slow else 1
+
+        monkeypatch.setattr(precision, "autocast", timed)
+        monkeypatch.setattr(precision.time, "perf_counter", lambda: seconds[0])
+        assert {slow, fastest_precision(make_settings(), torch.device("cpu"))} == {"fp32", "bf16"}
 
     def test_auto_asks_the_probe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loop, "fastest_precision", lambda *_: "fp32")

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import pytest
+import ray
+
 from lungseg_ray.training.events import Event, Note
-from lungseg_ray.workers.mailbox import Pulse, _Mailbox
+from lungseg_ray.workers import mailbox
+from lungseg_ray.workers.entry import Losses
+from lungseg_ray.workers.mailbox import SILENT_SECONDS, Pulse, _Mailbox
 
 
 def texts(events: list[tuple[int, Event]]) -> list[str]:
@@ -40,3 +45,60 @@ def test_a_loss_is_an_event_at_the_step_where_the_workers_had_started() -> None:
     box.workers_start(12, 2)
     box.workers_lost("Lost worker 1.")
     assert box.take(0).events == [(0, Note("Lost worker 1.", "workers_lost", step=12))]
+
+
+def test_a_worker_without_heartbeats_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(mailbox.time, "monotonic", lambda: now[0])
+    box = _Mailbox()
+    box.beat(0, Pulse("step 1", 5))
+    box.beat(1, Pulse("step 1", 5))
+    now[0] += SILENT_SECONDS + 1
+    box.beat(0, Pulse("step 1", 5))
+    found = box.take(0).pulses
+    assert (found[0].silent, found[1].silent) == (False, True)
+    assert found[1].age == SILENT_SECONDS + 1
+
+
+class Died(ray.exceptions.RayActorError):
+    def __init__(self, actor: str | None) -> None:
+        super().__init__(actor, "The actor died.")
+
+
+class HealthError(Exception):
+    """As Ray Train's, which wraps the error of a worker."""
+
+    def __init__(self, failure: Exception) -> None:
+        self.health_check_failure = failure
+
+
+class Box:
+    def __init__(self) -> None:
+        self.losses: list[str] = []
+
+    def workers_lost(self, text: str) -> None:
+        self.losses.append(text)
+
+
+class TestLosses:
+    def test_a_loss_that_is_told_again_counts_once(self) -> None:
+        """After a notice of preemption, Ray Train tells it at every look."""
+        box = Box()
+        losses = Losses(box)  # type: ignore[arg-type]
+        for _ in range(3):
+            losses.after_exception(None, {1: HealthError(Died("a"))})
+        assert box.losses == ["Lost worker 1 (Died: The actor died.). Resuming from the last checkpoint."]
+        losses.after_exception(None, {1: HealthError(Died("b"))})
+        assert len(box.losses) == 2
+
+    def test_those_that_cannot_reach_it_are_not_named(self) -> None:
+        box = Box()
+        Losses(box).after_exception(None, {0: ValueError("connection"), 1: Died("a")})  # type: ignore[arg-type]
+        assert box.losses == ["Lost worker 1 (Died: The actor died.). Resuming from the last checkpoint."]
+
+    def test_errors_of_no_actor_count_each(self) -> None:
+        box = Box()
+        losses = Losses(box)  # type: ignore[arg-type]
+        for _ in range(2):
+            losses.after_exception(None, {0: ValueError("step")})
+        assert len(box.losses) == 2

@@ -17,7 +17,8 @@ class Kept:
     def __init__(self, name: str, text: str, keys: tuple[str, ...]) -> None:
         self.values.setdefault(name, [])
         self._name = name
-        assert (text, keys) != ("", ())
+        assert text
+        assert keys == ("run", "rank")
 
     def set_default_tags(self, tags: dict[str, str]) -> Kept:
         assert tags == {"run": "mine", "rank": "1"}
