@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ class TestPrecision:
             seconds[0] += 2 if kind == slow else 1
 
         monkeypatch.setattr(precision, "autocast", timed)
-        monkeypatch.setattr(precision.time, "perf_counter", lambda: seconds[0])
+        monkeypatch.setattr(time, "perf_counter", lambda: seconds[0])
         assert {slow, fastest_precision(make_settings(), torch.device("cpu"))} == {"fp32", "bf16"}
 
     def test_auto_asks_the_probe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

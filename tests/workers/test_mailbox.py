@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import ray
 
 from lungseg_ray.training.events import Event, Note
-from lungseg_ray.workers import mailbox
 from lungseg_ray.workers.entry import Losses
 from lungseg_ray.workers.mailbox import SILENT_SECONDS, Pulse, _Mailbox
 
@@ -49,7 +50,7 @@ def test_a_loss_is_an_event_at_the_step_where_the_workers_had_started() -> None:
 
 def test_a_worker_without_heartbeats_counts_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(mailbox.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     box = _Mailbox()
     box.beat(0, Pulse("step 1", 5))
     box.beat(1, Pulse("step 1", 5))
