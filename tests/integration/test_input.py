@@ -77,7 +77,7 @@ def test_shard_evaluate_and_predict_set_the_same_files_aside(cluster: None, tmp_
     ("layout", "options", "labelled", "unlabelled"),
     [
         ("montgomery", {"size": 64, "count": 30}, 30, 0),
-        ("shenzhen", {"size": 64, "count": 48}, 41, 7),
+        ("shenzhen", {"size": 64, "count": 48}, 42, 6),
         ("jsrt", {"count": 4, "whole": 4}, 4, 0),
     ],
 )
