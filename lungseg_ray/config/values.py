@@ -17,10 +17,10 @@ from lungseg_ray.storage import Location, locate
 
 ENVIRONMENT_PREFIX = "LUNGSEG_"
 SALT = f"{ENVIRONMENT_PREFIX}SALT"
-SERVICE_PREFIX = f"{ENVIRONMENT_PREFIX}SERVE_"
-"""The variables of `deploy/serve.py`, which are no settings."""
 """The environment variable with the salt of the keys that replace the paths and patients of DICOM files. It is a secret
 and therefore not a setting, because settings are written to files."""
+SERVICE_PREFIX = f"{ENVIRONMENT_PREFIX}SERVE_"
+"""What the variables of `deploy/serve.py` begin with, which are no settings."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
 

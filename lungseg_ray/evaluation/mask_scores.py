@@ -141,7 +141,7 @@ def believed(map_: Probability, labels: Pixels) -> float:
         return 1 - float(map_[:, :, -count:].max())
     decided = (labels[:, :, None] == np.arange(1, count + 1)).astype(np.float32)
     dice = expected_dice(map_[:, :, -count:], decided)
-    return fmean(dice[dice > 0].tolist())
+    return fmean(dice[dice > 0].tolist() or [0.0])
 
 
 def compare_masks(judges: Sequence[Judge], root: Location, *, device: Device = "auto") -> list[ComparedMask]:

@@ -50,8 +50,8 @@ class Augment:
 
         Returns:
             The image (size, size, C) and the mask (size, size), uint8 and contiguous; they may share memory with the
-            input. The mask holds values of the given mask, those of sides exchanged in a
-            mirror image, and, where a constant border was added, 0.
+            input. The mask holds values of the given mask, of which those of sides change places in a mirror image,
+            and 0 where a constant border was added.
         """
         words = [part % 2**64 for part in ([seed] if isinstance(seed, int) else seed)]
         generator = np.random.default_rng(words)

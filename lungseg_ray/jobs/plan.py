@@ -86,7 +86,7 @@ CPU_PRICE, GPU_PRICE = 0.048, 1.006
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunCost:
     """What a run would cost.
 
     Attributes:
@@ -156,8 +156,8 @@ class Tried:
     rung: Rung
     tree: Tree
     settings: Settings
-    cost: Measured
-    estimate: Estimate
+    cost: RungCost
+    estimate: RunCost
 
     @property
     def name(self) -> str:
@@ -199,7 +199,7 @@ def _tried(job: PlanJob, asked: Tree, index: ShardIndex, plan: TrainingPlan, beg
 
 
 @dataclass(frozen=True)
-class Measured:
+class RungCost:
     """What was measured for one rung.
 
     Attributes:
@@ -230,19 +230,19 @@ def _rungs(asked: Tree) -> list[Rung]:
     return list(found.values())
 
 
-def _measured(settings: Settings, index: ShardIndex, plan: TrainingPlan) -> Measured:
+def _measured(settings: Settings, index: ShardIndex, plan: TrainingPlan) -> RungCost:
     """Measures a rung in a process of its own on a node of the cluster."""
     options: dict[str, Any] = {"num_gpus": 1} if plan.device == "cuda" else {"num_cpus": 1}
     # A process for each call, since a process that uses memory again never needs less than before.
     task = ray.remote(max_calls=1, max_retries=0, **options)(_measure)
     try:
-        found: Measured = ray.get(task.remote(settings, index, plan, time.time()))
+        found: RungCost = ray.get(task.remote(settings, index, plan, time.time()))
     except RayTaskError as error:
         raise error.cause from None
     return found
 
 
-def _measure(settings: Settings, index: ShardIndex, plan: TrainingPlan, asked: float) -> Measured:
+def _measure(settings: Settings, index: ShardIndex, plan: TrainingPlan, asked: float) -> RungCost:
     started = time.time() - asked
     threads = settings.train.threads or max(cores() // settings.train.workers, 1)
     device = torch.device(plan.device)
@@ -260,19 +260,19 @@ def _measure(settings: Settings, index: ShardIndex, plan: TrainingPlan, asked: f
         here = ray.get_runtime_context().get_node_id()
         node = next(one for one in ray.nodes() if one["NodeID"] == here)
         available = int(node["Resources"]["memory"]) // settings.train.workers
-    return Measured(step, prepare, started, available)
+    return RungCost(step, prepare, started, available)
 
 
 def estimate(
     settings: Settings,
     index: ShardIndex,
     plan: TrainingPlan,
-    cost: Measured,
+    cost: RungCost,
     began: float,
     limit: float,
     *,
     epochs: int | None = None,
-) -> Estimate:
+) -> RunCost:
     """Computes how many epochs fit into a time, and what the run costs.
 
     Args:
@@ -314,7 +314,7 @@ def estimate(
     images = settings.feed.ahead * each + (kept_validation if kept_validation <= CACHED_VALIDATION_BYTES else 0)
     copies = 3 + (settings.train.average > 0) + (settings.optim.lookahead_k > 0)
     kept = settings.checkpoint.keep + 2
-    return Estimate(
+    return RunCost(
         epochs=epochs,
         images=epochs * index.count("train"),
         seconds={"start": start, "training": epochs * epoch, "evaluation": evaluation},
@@ -323,7 +323,7 @@ def estimate(
     )
 
 
-def choose(tried: Sequence[tuple[Rung, Estimate]], minutes: float, limit: float) -> int:
+def choose(tried: Sequence[tuple[Rung, RunCost]], minutes: float, limit: float) -> int:
     """Returns the number of the heaviest rung that fits and sees enough images, or else of the lightest that fits.
 
     Args:

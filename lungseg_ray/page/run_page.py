@@ -116,8 +116,8 @@ def _headline(history: History, summary: RunSummary | None, train: TrainSettings
         parts.append(Note("The run has finished no epoch yet."))
     return Chapter(
         "Result",
-        f"The best epoch is the one with {describe_best(train.best_by)}; test figures are means over images at the "
-        "size of the file, with 95 % bootstrap intervals over patients.",
+        f"The best epoch is the one with {describe_best(train.best_by)}; test figures are means over images as "
+        "they are decoded, with 95 % bootstrap intervals over patients.",
         parts,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from lungseg_ray.cluster.planning import TrainingPlan
 from lungseg_ray.config import Settings, merge
 from lungseg_ray.errors import UserError
-from lungseg_ray.jobs.plan import LADDER, MOST_EPOCHS, RECIPE, Estimate, Measured, _rungs, choose, estimate
+from lungseg_ray.jobs.plan import LADDER, MOST_EPOCHS, RECIPE, RunCost, RungCost, _rungs, choose, estimate
 from lungseg_ray.models import check
 from lungseg_ray.shards.index import ShardIndex, SplitFigures
 from lungseg_ray.storage import locate
@@ -18,7 +18,7 @@ from lungseg_ray.workers.worker import CACHED_VALIDATION_BYTES
 from tests.helpers import make_settings, write_shards
 
 PLAN = TrainingPlan(workers=1, device="cpu", cpus_per_worker=1, data_cpus=1, data_tasks=1)
-COST = Measured(StepCost("fp32", 9.0, 40.0, 2**30, 4_000_000), prepare_seconds=0.01, started=4.0, available=8 * 2**30)
+COST = RungCost(StepCost("fp32", 9.0, 40.0, 2**30, 4_000_000), prepare_seconds=0.01, started=4.0, available=8 * 2**30)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ class TestEstimate:
         # The images that wait are in the memory of the machine, not in that of the GPU.
         assert found.memory == 2**30
 
-    def of(self, index: ShardIndex, feed: dict[str, Any], model: dict[str, Any]) -> Estimate:
+    def of(self, index: ShardIndex, feed: dict[str, Any], model: dict[str, Any]) -> RunCost:
         return estimate(make_settings(feed=feed, model=model, evaluate={}), index, PLAN, COST, 6.0, 1e9)
 
     def test_mirror_images_and_smaller_sizes(self, index: ShardIndex) -> None:

@@ -283,9 +283,22 @@ class TestBestBy:
 class TestBetweenSteps:
     """Runs of 2 epochs of 5 steps, cut at any step."""
 
-    @pytest.fixture(autouse=True)
-    def _longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tests.training.test_loop.STEPS", 5)
+    @pytest.fixture(autouse=True, scope="class")
+    def _longer(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tests.training.test_loop.STEPS", 5)
+            yield
+
+    @pytest.fixture(scope="class")
+    def through(self, tmp_path_factory: pytest.TempPathFactory) -> Memory:
+        """A run that nothing cuts."""
+        return run(self.settings(0), tmp_path_factory.mktemp("through"))[0]
+
+    @pytest.fixture(scope="class")
+    def through_on_a_gpu(self, tmp_path_factory: pytest.TempPathFactory) -> Memory:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "late", 1)
+            return run(self.settings(0), tmp_path_factory.mktemp("through"))[0]
 
     SETTINGS = make_settings(
         optim={"schedule": "one_cycle", "warmup": 0.4, "lookahead_k": 3}, train={"epochs": 2, "average": 0.9}
@@ -309,8 +322,7 @@ class TestBetweenSteps:
         assert runtime.flushed == 1
 
     @pytest.mark.parametrize("cut", [1, 4, 7])
-    def test_a_process_that_dies_at_a_step(self, cut: int, tmp_path: Path) -> None:
-        through, _ = run(self.settings(0), tmp_path / "through")
+    def test_a_process_that_dies_at_a_step(self, cut: int, through: Memory, tmp_path: Path) -> None:
         dying = Memory(tmp_path / "cut", stop_after=cut)
         with pytest.raises(KeyboardInterrupt):
             train_loop(self.settings(1), steps_per_epoch=STEPS, runtime=dying)
@@ -319,8 +331,7 @@ class TestBetweenSteps:
         self.assert_same_end(through, again)
 
     @pytest.mark.parametrize("after", [1, 5, 8])
-    def test_a_request_to_stop(self, after: int, tmp_path: Path) -> None:
-        through, _ = run(self.settings(0), tmp_path / "through")
+    def test_a_request_to_stop(self, after: int, through: Memory, tmp_path: Path) -> None:
         first = Memory(tmp_path / "cut", requests={after: Request.STOP})
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
         # After the last step of an epoch, the epoch's own checkpoint is the one.
@@ -332,16 +343,17 @@ class TestBetweenSteps:
         self.assert_same_end(through, again)
 
     @pytest.mark.parametrize("after", [1, 4, 5, 8])
-    def test_a_gpu_stops_a_step_later(self, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_gpu_stops_a_step_later(
+        self, after: int, through_on_a_gpu: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(Learner, "late", 1)
-        through, _ = run(self.settings(0), tmp_path / "through")
         first = Memory(tmp_path / "cut", requests=dict.fromkeys(range(after, 11), Request.STOP))
         progress = train_loop(self.settings(0), steps_per_epoch=STEPS, runtime=first)
         # At the end of an epoch, it waits for all steps.
         assert progress.step == (after if after == 5 else after + 1)
         again, _ = run(self.settings(0), tmp_path / "cut")
         assert first.seen + again.seen == list(range(10))
-        self.assert_same_end(through, again)
+        self.assert_same_end(through_on_a_gpu, again)
 
     def test_a_request_to_save_goes_on(self, tmp_path: Path) -> None:
         runtime = Memory(tmp_path, requests={3: Request.SAVE})
