@@ -63,7 +63,11 @@ class SlowWire:
         while not self._ended.is_set():
             until = waiting[0][0] - time.monotonic() if waiting else 0.2
             for end in select.select(self._ends, [], [], min(max(until, 0), 0.2))[0]:
-                frame = os.read(end, _FRAME)
+                try:
+                    frame = os.read(end, _FRAME)
+                except OSError:
+                    # The device is gone with its namespace.
+                    continue
                 if self._random.random() >= self._loss:
                     count += 1
                     other = self._ends[1 - self._ends.index(end)]
