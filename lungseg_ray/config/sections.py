@@ -439,7 +439,7 @@ class Settings(Section):
         if len(self.feed.sizes) > self.train.epochs:
             raise ValueError(
                 f"feed.sizes has {len(self.feed.sizes)} sizes for train.epochs = {self.train.epochs}; the last ones "
-                "would not be trained with"
+                "would not be trained with: raise train.epochs, or leave some out"
             )
         return self
 
